@@ -1,0 +1,19 @@
+//! The harness of the black box tests: finds the programs under test and makes scratch places.
+//!
+//! The tests run whole programs, built by `scripts/build`, against real peers. They need root; what a test makes
+//! (directories, cgroups, network namespaces, bridges) carries a name of its own and goes when the test ends.
+
+use std::path::PathBuf;
+
+/// The path of a program under test: `$CORACLE_BIN_DIR/NAME`, else `target/dist/NAME` of this repository.
+///
+/// # Panics
+/// When the program was not built: the message says how to build it.
+pub fn bin(name: &str) -> PathBuf {
+    let dir = std::env::var_os("CORACLE_BIN_DIR")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/dist"));
+    let path = dir.join(name);
+    assert!(path.exists(), "{} is missing: run scripts/build first", path.display());
+    path
+}
