@@ -1,1 +1,46 @@
-//! Placeholder head, replaced by the owner of this crate.
+//! The wire contracts of coracle and nothing else: messages generated from the `.proto` files in `proto/`, and the
+//! framing around them. Nothing here does I/O, so the supervisor's poll loop and the engine's async client share it.
+//!
+//! - [`task`], [`sandbox`], [`events`], [`types`], [`task_types`], [`runc`]: containerd's shim v2 API;
+//! - [`cgroups_v1`], [`cgroups_v2`]: what `Task.Stats` answers;
+//! - [`coracle`]: our own sandbox options and control service;
+//! - [`ttrpc`]: the transport's frames, status codes, and the names of services and methods;
+//! - [`attach`]: the frames of the attach socket;
+//! - [`any`]: packing and unpacking of `google.protobuf.Any`, and the type urls of JSON payloads.
+
+pub mod any;
+pub mod attach;
+pub mod ttrpc;
+
+mod time;
+
+/// The output of prost, in the module tree of the proto packages.
+#[allow(missing_docs, clippy::all)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/all.rs"));
+}
+
+/// `containerd.runtime.sandbox.v1`: messages of the sandbox service.
+pub use generated::containerd::runtime::sandbox::v1 as sandbox;
+/// `containerd.task.v2`: messages of the task service, used unchanged by `containerd.task.v3`.
+pub use generated::containerd::task::v2 as task;
+/// `containerd.types`: mounts, platforms, metrics, event envelopes.
+pub use generated::containerd::types;
+/// `containerd.v1.types`: task status and process descriptions.
+pub use generated::containerd::v1::types as task_types;
+/// `containerd.events`: what shims tell containerd.
+pub use generated::containerd::{
+    events, runc::v1 as runc, services::events::ttrpc::v1 as event_service,
+};
+/// `coracle.v1`: sandbox options and the control service.
+pub use generated::coracle::v1 as coracle;
+/// `google.protobuf.Any`, `Timestamp`, `Empty`, and `google.rpc.Status`.
+pub use generated::google::{
+    protobuf::{Any, Empty, Timestamp},
+    rpc::Status,
+};
+/// `io.containerd.cgroups.v1` and `.v2`: statistics.
+pub use generated::io::containerd::cgroups::{v1 as cgroups_v1, v2 as cgroups_v2};
+
+/// For callers who encode and decode: the trait, without naming prost in their manifest.
+pub use prost::{DecodeError, Message, Name};
