@@ -1,0 +1,410 @@
+//! A Pod as it is meant: validated as the API server validates, with its defaults filled in.
+//!
+//! Everything after this module works with these types alone. They are also what a running pod's `pod.json` holds, so
+//! that whoever tends the pod later needs neither the file nor its validation.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Fault;
+use super::container::{self, Container, Protocol};
+use super::names;
+use super::raw::{self, At, List, Map, Place, Raw};
+use super::security::PodDefaults;
+use super::volume::{self, Volume};
+use super::yaml::{self, Kind, Node};
+
+/// Seconds between SIGTERM and SIGKILL when the Pod does not say.
+const DEFAULT_GRACE: u64 = 30;
+/// Most bytes of annotations, keys and values together, as in Kubernetes.
+const MAX_ANNOTATIONS: usize = 256 << 10;
+/// Most containers of a pod: far above what one machine can use, far below what hurts.
+const MAX_CONTAINERS: usize = 500;
+
+/// A Pod to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// The host name inside: `spec.hostname`, else the name, cut to what a host name may be.
+    pub hostname: String,
+    /// Whether the pod uses the machine's own network.
+    pub host_network: bool,
+    /// Who shares a process namespace.
+    pub pid: PidMode,
+    /// Lines for /etc/hosts: an address and its names.
+    pub host_aliases: Vec<(String, Vec<String>)>,
+    /// What resolv.conf says beyond, or instead of, the machine's.
+    pub dns: Dns,
+    /// When ended containers start again.
+    pub restart: RestartPolicy,
+    /// Seconds between SIGTERM and SIGKILL.
+    pub grace: u64,
+    /// Kernel settings of the pod's namespaces.
+    pub sysctls: Vec<(String, String)>,
+    /// Containers that run to completion, one after another, before the others start.
+    pub init: Vec<Container>,
+    /// The containers.
+    pub containers: Vec<Container>,
+    /// The volumes that containers mount.
+    pub volumes: Vec<Volume>,
+}
+
+/// `spec.restartPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartPolicy {
+    /// Whatever the exit code.
+    Always,
+    /// Unless it exited with 0.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// Who shares a process namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidMode {
+    /// Each container has its own.
+    Container,
+    /// One for the pod: `shareProcessNamespace`.
+    Pod,
+    /// The machine's: `hostPID`.
+    Node,
+}
+
+/// `spec.dnsPolicy` and `spec.dnsConfig`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// Whether the machine's resolv.conf is left out (`dnsPolicy: None`).
+    pub only_these: bool,
+    /// Name servers.
+    pub nameservers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Resolver options, as resolv.conf writes them.
+    pub options: Vec<String>,
+}
+
+impl Pod {
+    /// All containers, the init containers first.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        self.init.iter().chain(&self.containers)
+    }
+}
+
+/// Reads the pods of a file's text; `file` is its name for messages.
+pub fn read(file: &str, text: &str) -> Result<Vec<Pod>, Fault> {
+    read_documents(text).map_err(|fault| fault.in_file(file))
+}
+
+fn read_documents(text: &str) -> Result<Vec<Pod>, Fault> {
+    let mut pods: Vec<Pod> = Vec::new();
+    for node in yaml::documents(text)? {
+        let place = Place::root(&node);
+        check_kind(&node, &place)?;
+        let pod = convert(raw::Object::read(&node, &place)?, &place)?;
+        if pods.iter().any(|other| (&other.namespace, &other.name) == (&pod.namespace, &pod.name)) {
+            return Err(place.fault(format!("a second pod is named {:?} in this file", pod.name)));
+        }
+        pods.push(pod);
+    }
+    match pods.is_empty() {
+        true => Err(Fault::new(1, 1, "the file holds no document: expected a Pod (apiVersion: v1, kind: Pod)")),
+        false => Ok(pods),
+    }
+}
+
+/// Refuses other kinds before their fields are read: each of those would be called unknown.
+fn check_kind(node: &Node, place: &Place) -> Result<(), Fault> {
+    let Kind::Map(entries) = &node.kind else {
+        return Err(place.fault(format!("expected a Pod, found {}", node.kind.describe())));
+    };
+    let text = |name: &str| {
+        entries.iter().find(|(key, _)| key.name == name).map(|(key, value)| match &value.kind {
+            Kind::Str(text) => (key, text.as_str()),
+            _ => (key, ""),
+        })
+    };
+    match text("kind") {
+        Some((_, "Pod")) => {}
+        Some((key, "")) => return Err(Fault::new(key.line, key.column, "kind: expected `kind: Pod`")),
+        Some((key, kind)) => {
+            let text = format!("kind {kind} is not supported yet: only Pod is; write its pods as `kind: Pod`");
+            return Err(Fault::new(key.line, key.column, text));
+        }
+        None => return Err(place.fault("kind is missing: expected `apiVersion: v1` and `kind: Pod`")),
+    }
+    match text("apiVersion") {
+        Some((_, "v1")) => Ok(()),
+        Some((key, other)) => {
+            let text = format!("apiVersion of a Pod is v1, not {other:?}");
+            Err(Fault::new(key.line, key.column, text))
+        }
+        None => Err(place.fault("apiVersion is missing: a Pod has `apiVersion: v1`")),
+    }
+}
+
+/// A field that must be there.
+pub(super) fn required<T>(field: Option<At<T>>, place: &Place, name: &str) -> Result<At<T>, Fault> {
+    field.ok_or_else(|| place.fault(format!("{name} is missing")))
+}
+
+/// The value of an optional field.
+pub(super) fn value<T>(field: Option<At<T>>) -> Option<T> {
+    field.map(|at| at.value)
+}
+
+/// Applies a rule for names to a value.
+pub(super) fn checked(at: &At<String>, rule: fn(&str) -> names::Check) -> Result<String, Fault> {
+    match rule(&at.value) {
+        Ok(()) => Ok(at.value.clone()),
+        Err(why) => Err(at.fault(why)),
+    }
+}
+
+/// Picks the choice that a word names.
+pub(super) fn choice<T: Copy>(at: &At<String>, choices: &[(&str, T)]) -> Result<T, Fault> {
+    match choices.iter().find(|(word, _)| *word == at.value) {
+        Some((_, choice)) => Ok(*choice),
+        None => {
+            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).filter(|word| !word.is_empty()).collect();
+            Err(at.fault(format!("{:?} is not one of {}", at.value, words.join(", "))))
+        }
+    }
+}
+
+fn convert(object: raw::Object, root: &Place) -> Result<Pod, Fault> {
+    let meta = required(object.metadata, root, "metadata")?;
+    let name = required(meta.value.name, &meta.place, "name")?;
+    let name = checked(&name, names::subdomain)?;
+    let namespace = meta.value.namespace.as_ref().map(|at| checked(at, names::label)).transpose()?;
+    let labels = string_map(meta.value.labels, Some(names::label_value))?;
+    let annotations = annotations(meta.value.annotations)?;
+    let At { value: spec, place } = required(object.spec, root, "spec")?;
+
+    let host_network = value(spec.host_network).unwrap_or(false);
+    let hostname = match &spec.hostname {
+        Some(at) => checked(at, names::label)?,
+        None => host_name(&name),
+    };
+    let pid = pid_mode(spec.host_pid, spec.share_process_namespace)?;
+    if let Some(at) = spec.automount_token.filter(|at| at.value) {
+        return Err(at.fault("there is no API server whose token could be mounted: remove it"));
+    }
+    let dns = dns(spec.dns_policy, spec.dns_config)?;
+    let security = value(spec.security).unwrap_or_default();
+    let (defaults, sysctls) = PodDefaults::convert(security)?;
+    let volumes = volume::convert_all(spec.volumes)?;
+    let context = container::Context { host_network, defaults: &defaults, volumes: &volumes };
+    let mut names = HashSet::new();
+    let init = containers(spec.init_containers, &context, &mut names)?;
+    let list = required(spec.containers, &place, "containers")?;
+    if list.value.is_empty() {
+        return Err(list.fault("a Pod has at least one container"));
+    }
+    if list.value.len() + init.len() > MAX_CONTAINERS {
+        return Err(list.fault(format!("more than {MAX_CONTAINERS} containers")));
+    }
+    let ports_place = list.place.clone();
+    let containers = containers(Some(list), &context, &mut names)?;
+    host_ports(&containers, &ports_place)?;
+    let restart = match &spec.restart_policy {
+        None => RestartPolicy::Always,
+        Some(at) => choice(
+            at,
+            &[
+                ("Always", RestartPolicy::Always),
+                ("OnFailure", RestartPolicy::OnFailure),
+                ("Never", RestartPolicy::Never),
+            ],
+        )?,
+    };
+    Ok(Pod {
+        name,
+        namespace: namespace.unwrap_or_else(|| "default".into()),
+        labels,
+        annotations,
+        hostname,
+        host_network,
+        pid,
+        host_aliases: host_aliases(spec.host_aliases)?,
+        dns,
+        restart,
+        grace: grace(spec.grace_seconds)?,
+        sysctls,
+        init,
+        containers,
+        volumes,
+    })
+}
+
+fn containers(
+    list: Option<At<List<raw::Container>>>,
+    context: &container::Context<'_>,
+    names: &mut HashSet<String>,
+) -> Result<Vec<Container>, Fault> {
+    let mut out = Vec::new();
+    for item in value(list).unwrap_or_default() {
+        let name = item.value.name.clone();
+        let container = container::convert(item, context)?;
+        if !names.insert(container.name.clone())
+            && let Some(at) = name
+        {
+            return Err(at.fault(format!("a second container is named {:?}", container.name)));
+        }
+        out.push(container);
+    }
+    Ok(out)
+}
+
+/// The pod's name as a host name: at most 63 characters, as kubelet cuts it.
+fn host_name(name: &str) -> String {
+    let cut = &name[..name.len().min(names::MAX_LABEL)];
+    cut.trim_end_matches(['-', '.']).to_owned()
+}
+
+fn pid_mode(host: Option<At<bool>>, share: Option<At<bool>>) -> Result<PidMode, Fault> {
+    match (value(host).unwrap_or(false), share.filter(|at| at.value)) {
+        (true, Some(at)) => Err(at.fault("cannot be true together with hostPID")),
+        (true, None) => Ok(PidMode::Node),
+        (false, Some(_)) => Ok(PidMode::Pod),
+        (false, None) => Ok(PidMode::Container),
+    }
+}
+
+fn grace(at: Option<At<i64>>) -> Result<u64, Fault> {
+    match at {
+        None => Ok(DEFAULT_GRACE),
+        Some(at) => u64::try_from(at.value).map_err(|_| at.fault("must not be negative")),
+    }
+}
+
+/// Reads labels or annotations: the keys are qualified names, the values follow `rule`.
+fn string_map(
+    map: Option<At<Map<String>>>,
+    rule: Option<fn(&str) -> names::Check>,
+) -> Result<BTreeMap<String, String>, Fault> {
+    let mut out = BTreeMap::new();
+    for (key, value) in value(map).unwrap_or_default() {
+        checked(&key, names::qualified)?;
+        if let Some(rule) = rule {
+            checked(&value, rule)?;
+        }
+        out.insert(key.value, value.value);
+    }
+    Ok(out)
+}
+
+fn annotations(map: Option<At<Map<String>>>) -> Result<BTreeMap<String, String>, Fault> {
+    let place = map.as_ref().map(|at| at.place.clone());
+    let out = string_map(map, None)?;
+    let size: usize = out.iter().map(|(key, value)| key.len() + value.len()).sum();
+    match place {
+        Some(place) if size > MAX_ANNOTATIONS => {
+            Err(place.fault(format!("larger than {} KiB together", MAX_ANNOTATIONS >> 10)))
+        }
+        _ => Ok(out),
+    }
+}
+
+fn host_aliases(list: Option<At<List<raw::HostAlias>>>) -> Result<Vec<(String, Vec<String>)>, Fault> {
+    let mut out = Vec::new();
+    for item in value(list).unwrap_or_default() {
+        let ip = required(item.value.ip, &item.place, "ip")?;
+        check_ip(&ip)?;
+        let mut hostnames = Vec::new();
+        for name in value(item.value.hostnames).unwrap_or_default() {
+            hostnames.push(checked(&name, names::subdomain)?);
+        }
+        out.push((ip.value, hostnames));
+    }
+    Ok(out)
+}
+
+pub(super) fn check_ip(at: &At<String>) -> Result<IpAddr, Fault> {
+    at.value.parse().map_err(|_| at.fault(format!("{:?} is not an IP address", at.value)))
+}
+
+/// Name servers of one resolv.conf, as in Kubernetes.
+const MAX_NAMESERVERS: usize = 3;
+/// Search domains of one resolv.conf, as in Kubernetes.
+const MAX_SEARCHES: usize = 32;
+
+fn dns(policy: Option<At<String>>, config: Option<At<raw::PodDnsConfig>>) -> Result<Dns, Fault> {
+    // There is no cluster DNS here, so ClusterFirst means what kubelet makes of it then: Default.
+    let choices = [("Default", false), ("ClusterFirst", false), ("ClusterFirstWithHostNet", false), ("None", true)];
+    let only_these = policy.as_ref().map(|at| choice(at, &choices)).transpose()?.unwrap_or(false);
+    let config = value(config).unwrap_or_default();
+    let mut out = Dns { only_these, ..Dns::default() };
+    if let Some(list) = config.nameservers {
+        if list.value.len() > MAX_NAMESERVERS {
+            return Err(list.fault(format!("more than {MAX_NAMESERVERS} name servers")));
+        }
+        for at in list.value {
+            check_ip(&at)?;
+            out.nameservers.push(at.value);
+        }
+    }
+    if let Some(list) = config.searches {
+        if list.value.len() > MAX_SEARCHES {
+            return Err(list.fault(format!("more than {MAX_SEARCHES} search domains")));
+        }
+        for at in list.value {
+            names::subdomain(at.value.trim_end_matches('.')).map_err(|why| at.fault(why))?;
+            out.searches.push(at.value);
+        }
+    }
+    for at in value(config.options).unwrap_or_default() {
+        out.options.push(dns_option(at)?);
+    }
+    match policy {
+        Some(at) if only_these && out.nameservers.is_empty() => {
+            Err(at.fault("with policy None, dnsConfig.nameservers must name at least one server"))
+        }
+        _ => Ok(out),
+    }
+}
+
+fn dns_option(at: At<raw::PodDnsConfigOption>) -> Result<String, Fault> {
+    let name = required(at.value.name, &at.place, "name")?;
+    let word = |at: &At<String>| match at.value.is_empty() || at.value.contains(char::is_whitespace) {
+        true => Err(at.fault("must be one word")),
+        false => Ok(()),
+    };
+    word(&name)?;
+    match at.value.value {
+        None => Ok(name.value),
+        Some(value) => {
+            word(&value)?;
+            Ok(format!("{}:{}", name.value, value.value))
+        }
+    }
+}
+
+/// Two containers cannot take one port of the machine.
+fn host_ports(containers: &[Container], place: &Place) -> Result<(), Fault> {
+    let mut taken: HashMap<(u16, Protocol, String), &str> = HashMap::new();
+    for container in containers {
+        for port in &container.ports {
+            let Some(host_port) = port.host_port else { continue };
+            let host_ip = port.host_ip.clone().unwrap_or_default();
+            if let Some(other) = taken.insert((host_port, port.protocol, host_ip), &container.name) {
+                let (protocol, name) = (port.protocol, &container.name);
+                let text = format!("hostPort {host_port}/{protocol} is asked for by {other:?} and again by {name:?}");
+                return Err(place.fault(text));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

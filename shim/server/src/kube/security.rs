@@ -1,0 +1,210 @@
+//! Identity and privileges: the pod's security context merged into each container's.
+
+use serde::{Deserialize, Serialize};
+
+use super::Fault;
+use super::pod::{choice, required, value};
+use super::raw::{self, At, List};
+
+/// A container's identity and privileges.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Security {
+    /// Instead of the image's user.
+    pub user: Option<u32>,
+    /// Instead of the user's primary group.
+    pub group: Option<u32>,
+    /// Whether a container that would run as root must not start.
+    pub non_root: bool,
+    /// Further groups.
+    pub groups: Vec<u32>,
+    /// All capabilities, all devices, nothing masked.
+    pub privileged: bool,
+    /// Whether the root filesystem can only be read.
+    pub read_only_rootfs: bool,
+    /// Whether setuid programs may give more privileges (`no_new_privs` when not).
+    pub allow_escalation: bool,
+    /// Capabilities beyond the default ones, without `CAP_`; or ALL.
+    pub cap_add: Vec<String>,
+    /// Default capabilities to go without; or ALL.
+    pub cap_drop: Vec<String>,
+    /// The system call filter.
+    pub seccomp: Seccomp,
+}
+
+/// The system call filter. Without a choice it is `RuntimeDefault`: kubelet's own default, no filter at all, is
+/// kept for compatibility there and a bad default here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// The list that all runtimes share.
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+}
+
+/// What the pod says for all its containers.
+#[derive(Debug, Default)]
+pub struct PodDefaults {
+    user: Option<u32>,
+    group: Option<u32>,
+    non_root: Option<bool>,
+    groups: Vec<u32>,
+    seccomp: Option<Seccomp>,
+}
+
+/// Kernel settings, by name.
+type Sysctls = Vec<(String, String)>;
+
+impl PodDefaults {
+    /// Reads `spec.securityContext`; answers the sysctls beside it.
+    pub fn convert(raw: raw::PodSecurityContext) -> Result<(PodDefaults, Sysctls), Fault> {
+        let groups = value(raw.supplemental_groups).unwrap_or_default();
+        let defaults = PodDefaults {
+            user: id(raw.run_as_user.as_ref())?,
+            group: id(raw.run_as_group.as_ref())?,
+            non_root: value(raw.run_as_non_root),
+            groups: groups.iter().map(number).collect::<Result<_, _>>()?,
+            seccomp: seccomp(raw.seccomp_profile)?,
+        };
+        let mut sysctls = Vec::new();
+        for At { value: sysctl, place } in value(raw.sysctls).unwrap_or_default() {
+            let name = required(sysctl.name, &place, "name")?;
+            check_sysctl(&name)?;
+            sysctls.push((name.value.replace('/', "."), required(sysctl.value, &place, "value")?.value));
+        }
+        Ok((defaults, sysctls))
+    }
+}
+
+/// The sysctls that belong to a namespace, so that setting one leaves the machine alone.
+const NAMESPACED: [&str; 5] = ["net.", "kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
+
+fn check_sysctl(at: &At<String>) -> Result<(), Fault> {
+    let name = at.value.replace('/', ".");
+    let words = name.split('.').all(|word| {
+        !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b))
+    });
+    match words && NAMESPACED.iter().any(|prefix| name.starts_with(prefix)) {
+        true => Ok(()),
+        false => Err(at.fault(format!(
+            "{:?} is not a sysctl of a pod: those are net.*, kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.*",
+            at.value
+        ))),
+    }
+}
+
+impl Security {
+    /// Merges a container's context with its pod's.
+    pub fn convert(raw: Option<At<raw::SecurityContext>>, pod: &PodDefaults) -> Result<Security, Fault> {
+        let place = raw.as_ref().map(|at| at.place.clone());
+        let raw = value(raw).unwrap_or_default();
+        let privileged = value(raw.privileged).unwrap_or(false);
+        let capabilities = value(raw.capabilities).unwrap_or_default();
+        let cap_add = capability_names(capabilities.add)?;
+        if let Some(at) = raw.allow_privilege_escalation.as_ref().filter(|at| !at.value) {
+            if privileged {
+                return Err(at.fault("cannot be false for a privileged container"));
+            }
+            if cap_add.iter().any(|name| name == "SYS_ADMIN") {
+                return Err(at.fault("cannot be false for a container with CAP_SYS_ADMIN"));
+            }
+        }
+        let user = id(raw.run_as_user.as_ref())?.or(pod.user);
+        let non_root = value(raw.run_as_non_root).or(pod.non_root).unwrap_or(false);
+        if let (true, Some(0), Some(place)) = (non_root, user, &place) {
+            return Err(place.fault("runAsUser is 0, which runAsNonRoot forbids"));
+        }
+        Ok(Security {
+            user,
+            group: id(raw.run_as_group.as_ref())?.or(pod.group),
+            non_root,
+            groups: pod.groups.clone(),
+            privileged,
+            read_only_rootfs: value(raw.read_only_rootfs).unwrap_or(false),
+            allow_escalation: value(raw.allow_privilege_escalation).unwrap_or(true),
+            cap_add,
+            cap_drop: capability_names(capabilities.drop)?,
+            seccomp: seccomp(raw.seccomp_profile)?.or(pod.seccomp).unwrap_or(Seccomp::RuntimeDefault),
+        })
+    }
+}
+
+fn seccomp(at: Option<At<raw::SeccompProfile>>) -> Result<Option<Seccomp>, Fault> {
+    let Some(at) = at else { return Ok(None) };
+    let kind = required(at.value.kind, &at.place, "type")?;
+    if kind.value == "Localhost" {
+        return Err(kind.fault("Localhost is not honoured yet: use RuntimeDefault or Unconfined"));
+    }
+    let choices = [("RuntimeDefault", Seccomp::RuntimeDefault), ("Unconfined", Seccomp::Unconfined)];
+    choice(&kind, &choices).map(Some)
+}
+
+fn id(at: Option<&At<i64>>) -> Result<Option<u32>, Fault> {
+    at.map(number).transpose()
+}
+
+/// A user or group id: Kubernetes takes 0 to 2^31-1.
+fn number(at: &At<i64>) -> Result<u32, Fault> {
+    match i32::try_from(at.value) {
+        Ok(id) if id >= 0 => Ok(id.unsigned_abs()),
+        _ => Err(at.fault(format!("{} is not an id: 0 to 2147483647", at.value))),
+    }
+}
+
+/// The kernel's capabilities, in the order of their numbers.
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+fn capability_names(list: Option<At<List<String>>>) -> Result<Vec<String>, Fault> {
+    let mut out = Vec::new();
+    for at in value(list).unwrap_or_default() {
+        let upper = at.value.to_uppercase();
+        let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
+        if name != "ALL" && !CAPABILITIES.contains(&name) {
+            let hint = super::fault::nearest(name, CAPABILITIES).map(|near| format!(": did you mean {near}?"));
+            return Err(at.fault(format!("unknown capability {:?}{}", at.value, hint.unwrap_or_default())));
+        }
+        out.push(name.to_owned());
+    }
+    Ok(out)
+}
