@@ -1,0 +1,136 @@
+//! Where things lie, and what may be set.
+//!
+//! ```text
+//! <state>/                       tmpfs: gone after a reboot, and so is what it describes
+//!   lock                         flock: shared to make a pod's folder, exclusive to judge one without a record
+//!   names/<key>                  who has a name (names.rs)
+//!   net/                         the network's own
+//!   pods/<sandbox id>/           record.json, creator.lock, lock, supervisor.sock, attach.sock, tender.lock,
+//!     hosts, hostname, resolv.conf, shm/, log
+//!     containers/<container id>/ record.json, config.json, rootfs/ (an empty mountpoint), exit.json
+//! <root>/                        disk
+//!   layers/, images, leases/     the image store's
+//!   pods/<sandbox id>/           volumes/<name>/ and, for each container, <container id>/{upper,work}
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The supervisor's program.
+pub const SUPERVISOR: &str = "containerd-shim-coracle-v1";
+
+/// Where things lie.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// State: `/run/coracle`.
+    pub state: PathBuf,
+    /// The image store and writable layers: `/var/lib/coracle`.
+    pub root: PathBuf,
+    /// Log files: `/var/log/pods`.
+    pub logs: PathBuf,
+    /// The supervisor's program.
+    pub supervisor: PathBuf,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Paths {
+            state: "/run/coracle".into(),
+            root: "/var/lib/coracle".into(),
+            logs: "/var/log/pods".into(),
+            supervisor: find_supervisor(),
+        }
+    }
+}
+
+impl Paths {
+    /// The folder of all pods' state.
+    pub fn pods(&self) -> PathBuf {
+        self.state.join("pods")
+    }
+
+    /// One pod's state.
+    pub fn pod(&self, sandbox: &str) -> PathBuf {
+        self.pods().join(sandbox)
+    }
+
+    /// One container's state; also its OCI bundle.
+    pub fn container(&self, sandbox: &str, container: &str) -> PathBuf {
+        self.pod(sandbox).join("containers").join(container)
+    }
+
+    /// One pod's part of the disk.
+    pub fn pod_data(&self, sandbox: &str) -> PathBuf {
+        self.root.join("pods").join(sandbox)
+    }
+
+    /// Where a pod's emptyDirs are made.
+    pub fn volumes(&self, sandbox: &str) -> PathBuf {
+        self.pod_data(sandbox).join("volumes")
+    }
+
+    /// One container's writable layer.
+    pub fn container_data(&self, sandbox: &str, container: &str) -> PathBuf {
+        self.pod_data(sandbox).join(container)
+    }
+}
+
+/// The supervisor beside the running program, else the first in PATH, else its bare name for the error to show.
+pub fn find_supervisor() -> PathBuf {
+    let beside = std::env::current_exe().ok().and_then(|p| p.parent().map(|d| d.join(SUPERVISOR)));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs: Vec<PathBuf> = std::env::split_paths(&path).map(|d| d.join(SUPERVISOR)).collect();
+    beside.into_iter().chain(dirs).find(|p| is_program(p)).unwrap_or_else(|| SUPERVISOR.into())
+}
+
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+/// How long the engine waits for whom. Nothing that another process can delay is waited for without one of these.
+#[derive(Debug, Clone)]
+pub struct Deadlines {
+    /// The supervisor's program until its socket is there.
+    pub spawn: Duration,
+    /// Connecting to a supervisor that is known to live.
+    pub connect: Duration,
+    /// A call that only asks.
+    pub query: Duration,
+    /// Making or starting a container: hooks and image volumes run in here.
+    pub create: Duration,
+    /// Killed processes to be gone.
+    pub kill: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Deadlines {
+            spawn: Duration::from_secs(10),
+            connect: Duration::from_secs(2),
+            query: Duration::from_secs(4),
+            create: Duration::from_secs(120),
+            kill: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What may be set.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// The cgroup below which pods' are made, when a sandbox names none.
+    pub cgroup_parent: String,
+    /// Size of a pod's /dev/shm in bytes.
+    pub shm_size: u64,
+    /// Deadlines.
+    pub deadlines: Deadlines,
+}
+
+/// Docker's and containerd's size of /dev/shm.
+const SHM_SIZE: u64 = 64 << 20;
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        EngineConfig { cgroup_parent: "/coracle".into(), shm_size: SHM_SIZE, deadlines: Deadlines::default() }
+    }
+}
