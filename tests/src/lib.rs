@@ -3,6 +3,11 @@
 //! The tests run whole programs, built by `scripts/build`, against real peers. They need root; what a test makes
 //! (directories, cgroups, network namespaces, bridges) carries a name of its own and goes when the test ends.
 
+pub mod http;
+pub mod image;
+pub mod registry;
+pub mod token;
+
 use std::path::PathBuf;
 
 /// The path of a program under test: `$CORACLE_BIN_DIR/NAME`, else `target/dist/NAME` of this repository.
