@@ -1,1 +1,3 @@
-//! Placeholder head, replaced by the owner of this crate.
+//! The low-level OCI runtime as a library.
+
+pub mod cgroup;

@@ -1,0 +1,299 @@
+//! Control groups, by cgroupfs, for v1, v2 and hybrid hosts (v1 controllers beside a v2 tree: counts as v1).
+//!
+//! A [`Cgroup`] is a directory in each mounted v1 hierarchy, or the one directory of v2. Making one is: find the
+//! hierarchies ([`mounts`]), make the directories, turn the OCI resources into writes ([`plan`]) and write just those,
+//! then the device rules ([`devices`], [`device_program`]). What fails half way is undone.
+//!
+//! Joining is made not to wait. Writing a pid to `cgroup.procs` takes a lock of all processes, whose writer side waits
+//! for an RCU grace period: 5 to 16 ms. Neither way here does: on v2 the container's first process is born in its cgroup
+//! ([`Cgroup::dir_fd_for_clone`]); on v1 the single-threaded child writes `0` to each `tasks` file that the parent opened
+//! for it ([`Cgroup::join_self_files`]).
+//!
+//! Whatever is asked for is enforced or refused by name; a controller that is not there is an error only when a field
+//! needs it. Every wait, retry and walk is bounded by a named constant.
+
+mod control;
+mod convert;
+mod device_program;
+mod devices;
+mod error;
+mod mounts;
+mod plan;
+mod stats;
+mod sys;
+#[cfg(test)]
+mod tests;
+mod v1;
+mod v2;
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use oci_spec::runtime::LinuxResources;
+use serde::{Deserialize, Serialize};
+
+pub use error::{Error, Result};
+pub use mounts::CgroupPath;
+use mounts::{Layout, OwnCgroups};
+pub use stats::{
+    Blkio, BlkioEntry, Cpu, CpuUsage, Cpuset, Hugetlb, Memory, MemoryEntry, Pids, Psi, PsiData, Stats, Throttling,
+};
+
+/// Which generation of the kernel's interface a cgroup lives in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Version {
+    /// A directory for each hierarchy.
+    V1,
+    /// One directory.
+    V2,
+}
+
+/// One directory of a cgroup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// v1: the controllers bound to the hierarchy (or `name=systemd`). v2: empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub controllers: Vec<String>,
+    /// The directory.
+    pub path: PathBuf,
+}
+
+/// Where a cgroup is: what a container's state file keeps of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupState {
+    /// Generation.
+    pub version: Version,
+    /// Its directories; exactly one on v2.
+    pub groups: Vec<Group>,
+}
+
+/// A container's or pod's cgroup.
+#[derive(Debug)]
+pub struct Cgroup {
+    state: CgroupState,
+}
+
+impl Cgroup {
+    /// Makes the cgroup and enforces `resources` before anything runs in it.
+    ///
+    /// Device rules are set when `resources.devices` is there, even as an empty list (then only the default devices
+    /// are allowed); without it they are inherited, as a pod's cgroup needs it.
+    pub fn create(path: &CgroupPath, resources: Option<&LinuxResources>) -> Result<Cgroup> {
+        Self::create_in(&Layout::detect()?, path, resources)
+    }
+
+    fn create_in(layout: &Layout, path: &CgroupPath, resources: Option<&LinuxResources>) -> Result<Cgroup> {
+        let mut made = Made::default();
+        let own = &mut OwnCgroups::default();
+        let cgroup = match layout {
+            Layout::V1(hierarchies) => v1::create(hierarchies, path, resources, own, &mut made)?,
+            Layout::V2(hierarchy) => v2::create(hierarchy, path, resources, own, &mut made)?,
+        };
+        made.keep();
+        Ok(cgroup)
+    }
+
+    /// The cgroup that a state file speaks of.
+    pub fn open(saved: &CgroupState) -> Cgroup {
+        Cgroup { state: saved.clone() }
+    }
+
+    /// What to keep, to [`Cgroup::open`] it later.
+    pub fn state(&self) -> CgroupState {
+        self.state.clone()
+    }
+
+    /// Changes the limits of a living cgroup. Fields that are absent keep their value.
+    pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
+        match self.state.version {
+            Version::V1 => v1::apply(self, resources),
+            Version::V2 => v2::apply(self, resources),
+        }
+    }
+
+    /// v2: the directory, for `clone3(CLONE_INTO_CGROUP)`. `None` on v1.
+    pub fn dir_fd_for_clone(&self) -> Result<Option<OwnedFd>> {
+        if self.state.version == Version::V1 {
+            return Ok(None);
+        }
+        let path = &self.state.groups[0].path;
+        let open = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_PATH).open(path);
+        Ok(Some(open.map_err(|e| Error::io("open cgroup", path, e))?.into()))
+    }
+
+    /// v1: the `tasks` files to which the single-threaded child writes `0`. Empty on v2.
+    pub fn join_self_files(&self) -> Result<Vec<OwnedFd>> {
+        if self.state.version == Version::V2 {
+            return Ok(Vec::new());
+        }
+        let open = |group: &Group| {
+            let path = group.path.join("tasks");
+            OpenOptions::new().write(true).open(&path).map(OwnedFd::from).map_err(|e| Error::io("open", path, e))
+        };
+        self.state.groups.iter().map(open).collect()
+    }
+
+    /// Moves a running process here: the slow way, see the module's head.
+    pub fn join(&self, pid: i32) -> Result<()> {
+        for group in &self.state.groups {
+            let path = group.path.join("cgroup.procs");
+            put(&path, &pid.to_string()).map_err(|e| Error::io("move a process into cgroup", &group.path, e))?;
+        }
+        Ok(())
+    }
+
+    /// The directory where a controller's files are.
+    fn dir_of(&self, controller: &str) -> Option<&Path> {
+        let bound =
+            |group: &&Group| self.state.version == Version::V2 || group.controllers.iter().any(|c| c == controller);
+        self.state.groups.iter().find(bound).map(|group| group.path.as_path())
+    }
+
+    /// Performs the writes of all steps.
+    fn execute(&self, steps: &[plan::Step]) -> Result<()> {
+        steps.iter().try_for_each(|step| self.execute_step(step))
+    }
+
+    /// Performs the writes of one step in rounds, until all are taken or a round takes none: which order the kernel accepts
+    /// (raise memory before swap, or swap before memory) depends on the values in force.
+    fn execute_step(&self, step: &[plan::Write]) -> Result<()> {
+        let mut pending: Vec<&plan::Write> = step.iter().collect();
+        while !pending.is_empty() {
+            let mut refused = Vec::new();
+            let mut first_error = None;
+            let before = pending.len();
+            for write in pending {
+                match self.execute_write(write) {
+                    Ok(()) => {}
+                    Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                        refused.push(write);
+                        first_error.get_or_insert(error);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            if let Some(error) = first_error
+                && refused.len() == before
+            {
+                return Err(error);
+            }
+            pending = refused;
+        }
+        Ok(())
+    }
+
+    fn execute_write(&self, write: &plan::Write) -> Result<()> {
+        let Some(dir) = self.dir_of(write.controller) else {
+            return if write.optional { Ok(()) } else { Err(self.missing(write)) };
+        };
+        let path = dir.join(&write.file);
+        let (path, value, outcome) = match (put(&path, &write.value), &write.or_file) {
+            (Err(e), Some(other)) if e.kind() == io::ErrorKind::NotFound => {
+                // "FILE" takes the same value, "FILE=VALUE" one of its own.
+                let (file, value) = other.split_once('=').unwrap_or((other, &write.value));
+                let path = dir.join(file);
+                let outcome = put(&path, value);
+                (path, value.to_owned(), outcome)
+            }
+            (outcome, _) => (path, write.value.clone(), outcome),
+        };
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && write.optional => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(self.missing(write)),
+            Err(source) => {
+                let hint = hint(write, &source);
+                Err(Error::Set { field: write.field.clone(), value, path, hint, source })
+            }
+        }
+    }
+
+    /// Why the file of a write is not there.
+    fn missing(&self, write: &plan::Write) -> Error {
+        let why = match (self.state.version, self.dir_of(write.controller)) {
+            (Version::V1, None) => "is not mounted on this host".to_owned(),
+            (_, Some(dir)) if self.state.version == Version::V1 || v2::enabled(dir, write.controller) => {
+                format!("has no file {} in this kernel", write.file)
+            }
+            (_, dir) => {
+                let dir = dir.unwrap_or(Path::new("/")).display();
+                format!(
+                    "is not enabled in {dir} (is it in cgroup.controllers at the root, and no process in a parent?)"
+                )
+            }
+        };
+        Error::MissingController { field: write.field.clone(), controller: write.controller.to_owned(), why }
+    }
+}
+
+/// The likely cause of a refused value.
+fn hint(write: &plan::Write, source: &io::Error) -> &'static str {
+    match (source.raw_os_error(), write.controller) {
+        (Some(libc::EBUSY), "memory") => " (its processes use more than that)",
+        (Some(libc::EINVAL), "memory") => " (swap counts memory and swap together and must not be the lower)",
+        (Some(libc::EINVAL), "cpu") => " (outside of the kernel's range, or more than the parent cgroup has)",
+        (Some(libc::EINVAL | libc::EACCES | libc::ENOSPC), "cpuset") => " (not all of them are in the parent's set)",
+        (Some(libc::ENODEV), "blkio" | "io") => " (no such block device)",
+        _ => "",
+    }
+}
+
+/// Writes a value to an existing file of cgroupfs by one write(2).
+fn put(path: &Path, value: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path).and_then(|file| put_to(&file, value))
+}
+
+fn put_to(mut file: &File, value: &str) -> io::Result<()> {
+    // cgroupfs takes a value whole or fails; an empty value needs the line end to be a write at all.
+    file.write_all(if value.is_empty() { b"\n" } else { value.as_bytes() })
+}
+
+/// The directories made so far; removed again, the last first, unless kept.
+#[derive(Default)]
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    /// More levels than any path that PATH_MAX allows and a person would make.
+    const MAX_DEPTH: usize = 64;
+
+    /// Makes `path` and what is missing above it, up to the mount point. False when it was there already.
+    fn directory(&mut self, path: &Path) -> io::Result<bool> {
+        let mut missing = vec![path];
+        while let Some(current) = missing.last() {
+            match fs::create_dir(current) {
+                Ok(()) => self.0.push(current.to_path_buf()),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    if missing.len() == 1 {
+                        return Ok(false);
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound && missing.len() < Self::MAX_DEPTH => {
+                    let parent = current.parent().ok_or(e)?;
+                    missing.push(parent);
+                    continue;
+                }
+                Err(e) => return Err(e),
+            }
+            missing.pop();
+        }
+        Ok(true)
+    }
+
+    fn keep(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            // Undoing has no one to tell: the error that led here is the one the caller gets.
+            let _ = fs::remove_dir(path);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! cgroup v1: a directory in each hierarchy.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    path::Path,
+};
+
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
+
+use super::{
+    Cgroup, CgroupPath, CgroupState, Group, Made, Version, control,
+    devices::{self, V1State},
+    error::{Error, Result},
+    mounts::{Hierarchy, OwnCgroups},
+    plan, put, put_to,
+};
+
+/// Makes the directories, then writes the limits.
+pub(super) fn create(
+    hierarchies: &[Hierarchy],
+    path: &CgroupPath,
+    resources: Option<&LinuxResources>,
+    own: &mut OwnCgroups,
+    made: &mut Made,
+) -> Result<Cgroup> {
+    // Refusals that need no kernel come before anything is made.
+    let steps = resources.map(plan::v1).transpose()?.unwrap_or_default();
+    let rules = resources.and_then(|r| r.devices().as_deref());
+    let mut groups = Vec::with_capacity(hierarchies.len());
+    for hierarchy in hierarchies {
+        let directory = path.in_v1(hierarchy, own)?;
+        match make(hierarchy, &directory, made) {
+            Ok(()) => groups.push(Group { controllers: hierarchy.controllers.clone(), path: directory }),
+            // A hierarchy that is shown read-only (in a container, say) is as one that is not mounted: it matters when a
+            // field needs it, and then that field's error says so.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::EPERM)) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let cgroup = Cgroup { state: CgroupState { version: Version::V1, groups } };
+    cgroup.execute(&steps)?;
+    if let Some(rules) = rules {
+        reset_devices(&cgroup, rules)?;
+    }
+    Ok(cgroup)
+}
+
+fn make(hierarchy: &Hierarchy, directory: &Path, made: &mut Made) -> Result<()> {
+    let before = made.0.len();
+    let new = made.directory(directory).map_err(|e| Error::io("make cgroup", directory, e))?;
+    if !new {
+        control::require_empty(directory)?;
+    }
+    if hierarchy.controllers.iter().any(|c| c == "cpuset") {
+        let fresh: Vec<_> = made.0[before..].to_vec();
+        for (depth, directory) in fresh.iter().enumerate() {
+            initialise_cpuset(directory, depth + 1 == fresh.len())?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a new cpuset its parent's cpus and nodes: without, no process can join it.
+///
+/// Directories made on the way to the container's are told to hand theirs down by themselves (`cgroup.clone_children`), so
+/// that of the many containers beneath a parent only the first pays for this.
+fn initialise_cpuset(directory: &Path, is_leaf: bool) -> Result<()> {
+    let read = |path: &Path| fs::read_to_string(path).map_err(|e| Error::io("read", path, e));
+    if read(&directory.join("cpuset.mems"))?.trim().is_empty() {
+        let parent = directory.parent().unwrap_or(directory);
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let inherited = read(&parent.join(file))?;
+            let path = directory.join(file);
+            put(&path, inherited.trim()).map_err(|e| Error::io("initialise", path, e))?;
+        }
+    }
+    if !is_leaf {
+        let path = directory.join("cgroup.clone_children");
+        put(&path, "1").map_err(|e| Error::io("initialise", path, e))?;
+    }
+    Ok(())
+}
+
+/// Changes the limits of a living cgroup.
+pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
+    cgroup.execute(&plan::v1(resources)?)?;
+    let Some(rules) = resources.devices() else { return Ok(()) };
+    let (directory, wanted) = device_state(cgroup, rules)?;
+    let path = directory.join("devices.list");
+    let text = fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+    let current = V1State::parse(&text).ok_or(Error::Malformed { path, text })?;
+    write_devices(directory, &wanted.changes_from(&current))
+}
+
+fn device_state<'a>(cgroup: &'a Cgroup, rules: &[LinuxDeviceCgroup]) -> Result<(&'a Path, V1State)> {
+    let wanted = V1State::from_rules(&devices::rules(rules)?)?;
+    let directory = cgroup.dir_of("devices").ok_or_else(|| Error::MissingController {
+        field: "linux.resources.devices".to_owned(),
+        controller: "devices".to_owned(),
+        why: "is not mounted (or not writable) on this host".to_owned(),
+    })?;
+    Ok((directory, wanted))
+}
+
+/// Device rules of a cgroup that nothing runs in yet: reset, then the exceptions.
+fn reset_devices(cgroup: &Cgroup, rules: &[LinuxDeviceCgroup]) -> Result<()> {
+    let (directory, wanted) = device_state(cgroup, rules)?;
+    let mut writes = vec![(wanted.default_allow, "a".to_owned())];
+    writes.extend(wanted.after_reset());
+    write_devices(directory, &writes)
+}
+
+/// Performs device writes in their order, each file opened once.
+fn write_devices(directory: &Path, writes: &[(bool, String)]) -> Result<()> {
+    let paths = [directory.join("devices.deny"), directory.join("devices.allow")];
+    let mut files = [None, None];
+    for (allow, text) in writes {
+        let (path, slot) = (&paths[usize::from(*allow)], &mut files[usize::from(*allow)]);
+        let file = match slot {
+            Some(file) => file,
+            None => slot.insert(OpenOptions::new().write(true).open(path).map_err(|e| Error::io("open", path, e))?),
+        };
+        put_to(file, text).map_err(|source| Error::Set {
+            field: "linux.resources.devices".to_owned(),
+            value: text.clone(),
+            path: path.clone(),
+            hint: device_hint(&source),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn device_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => " (the parent cgroup does not allow it)",
+        _ => "",
+    }
+}

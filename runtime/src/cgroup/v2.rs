@@ -1,0 +1,113 @@
+//! cgroup v2: one directory, controllers handed down level by level.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use oci_spec::runtime::LinuxResources;
+
+use super::{
+    Cgroup, CgroupPath, CgroupState, Group, Made, Version, control, device_program, devices,
+    error::{Error, Result},
+    mounts::{Hierarchy, OwnCgroups},
+    plan, put,
+};
+
+/// What a container's cgroup should have wherever the host offers it: limits may come later, and statistics need it.
+const USUAL: &[&str] = &["cpu", "cpuset", "io", "memory", "pids"];
+/// These too, when they have to be enabled anyway.
+const EXTRA: &[&str] = &["hugetlb", "rdma", "misc"];
+
+/// Makes the directory, gets the controllers into it, then writes the limits.
+pub(super) fn create(
+    hierarchy: &Hierarchy,
+    path: &CgroupPath,
+    resources: Option<&LinuxResources>,
+    own: &mut OwnCgroups,
+    made: &mut Made,
+) -> Result<Cgroup> {
+    // Refusals that need no kernel come before anything is made.
+    let steps = resources.map(plan::v2).transpose()?.unwrap_or_default();
+    let rules = resources.and_then(|r| r.devices().as_deref()).map(devices::rules).transpose()?;
+    let directory = path.in_v2(hierarchy, own)?;
+    let new = made.directory(&directory).map_err(|e| Error::io("make cgroup", &directory, e))?;
+    if !new {
+        control::require_empty(&directory)?;
+    }
+    enable_controllers(&hierarchy.mount, &directory, &steps)?;
+    let groups = vec![Group { controllers: Vec::new(), path: directory.clone() }];
+    let cgroup = Cgroup { state: CgroupState { version: Version::V2, groups } };
+    cgroup.execute(&steps)?;
+    if let Some(rules) = rules {
+        device_program::install(&directory, &rules)?;
+    }
+    Ok(cgroup)
+}
+
+/// Changes the limits of a living cgroup.
+pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
+    let steps = plan::v2(resources)?;
+    let directory = &cgroup.state.groups[0].path;
+    check_before_update(directory, resources)?;
+    cgroup.execute(&steps)?;
+    if let Some(rules) = resources.devices() {
+        device_program::install(directory, &devices::rules(rules)?)?;
+    }
+    Ok(())
+}
+
+/// `memory.checkBeforeUpdate`: v2 takes a limit below what is used and kills until it fits; asked to, we refuse instead.
+fn check_before_update(directory: &Path, resources: &LinuxResources) -> Result<()> {
+    let Some(memory) = resources.memory().filter(|m| m.check_before_update() == Some(true)) else { return Ok(()) };
+    let Some(limit) = memory.limit().filter(|limit| *limit > 0) else { return Ok(()) };
+    let path = directory.join("memory.current");
+    let text = fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+    match text.trim().parse::<i64>() {
+        Ok(used) if used > limit => {
+            Err(Error::refused("linux.resources.memory.limit", format!("{limit} is below the {used} bytes in use")))
+        }
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Malformed { path, text }),
+    }
+}
+
+fn controllers_in(file: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Whether a controller's files are in this directory.
+pub(super) fn enabled(directory: &Path, controller: &str) -> bool {
+    controllers_in(&directory.join("cgroup.controllers")).is_ok_and(|found| found.iter().any(|c| c == controller))
+}
+
+/// Gets controllers down to `directory`. Usually its parents hand them down already, and that costs one read.
+///
+/// A level that cannot hand one down is no error here: it is one when a field needs that controller.
+fn enable_controllers(mount: &Path, directory: &Path, steps: &[plan::Step]) -> Result<()> {
+    let needed = steps.iter().flatten().filter(|w| !w.optional).map(|w| w.controller).filter(|c| *c != "cgroup");
+    let here = controllers_in(&directory.join("cgroup.controllers"))?;
+    if USUAL.iter().copied().chain(needed).all(|wanted| here.iter().any(|c| c == wanted)) {
+        return Ok(());
+    }
+    let above: Vec<PathBuf> =
+        directory.ancestors().skip(1).take_while(|p| p.starts_with(mount)).map(Path::to_owned).collect();
+    for level in above.iter().rev() {
+        let offered = controllers_in(&level.join("cgroup.controllers"))?;
+        let file = level.join("cgroup.subtree_control");
+        let handed = controllers_in(&file)?;
+        let wanted: Vec<String> = offered
+            .into_iter()
+            .filter(|c| !handed.contains(c) && (USUAL.contains(&c.as_str()) || EXTRA.contains(&c.as_str())))
+            .map(|c| format!("+{c}"))
+            .collect();
+        // All at once; where one of them is refused (a realtime process keeps cpu from being enabled) each alone.
+        if !wanted.is_empty() && put(&file, &wanted.join(" ")).is_err() {
+            for controller in &wanted {
+                let _ = put(&file, controller);
+            }
+        }
+    }
+    Ok(())
+}
