@@ -9,6 +9,7 @@ pub mod config;
 pub mod error;
 pub mod id;
 pub mod lock;
+pub mod net;
 pub mod record;
 pub mod status;
 pub mod types;

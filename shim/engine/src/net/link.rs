@@ -1,0 +1,261 @@
+//! Links, addresses and routes by routing netlink: each function is one request (or one dump) and its meaning.
+
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+
+use super::ip::{IpNet, Subnet};
+use super::nl::{Attrs, Message, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, Refusal, Reply, Socket, number, string};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_MODE: u16 = 4;
+const VETH_INFO_PEER: u16 = 1;
+
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
+
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_TABLE: u16 = 15;
+
+const IFF_UP: u32 = 1;
+const RT_TABLE_MAIN: u8 = 254;
+const RT_TABLE_LOCAL: u32 = 255;
+const RTPROT_STATIC: u8 = 4;
+const RTN_UNICAST: u8 = 1;
+/// Sizes of the fixed structs `ifinfomsg`, `ifaddrmsg`, `rtmsg`.
+const IFINFO: usize = 16;
+const IFADDR: usize = 8;
+const RTMSG: usize = 12;
+
+/// A hardware address.
+pub(super) type Mac = [u8; 6];
+
+/// What is asked of a link here.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) master: Option<u32>,
+    pub(super) kind: String,
+    pub(super) mtu: u32,
+}
+
+/// An IPv4 route.
+#[derive(Clone, Debug)]
+pub(super) struct Route {
+    pub(super) to: Subnet,
+    pub(super) link: Option<u32>,
+    pub(super) table: u32,
+}
+
+/// `ifinfomsg` for link `index` (0: by name), with `flags` as the new value of the bits in `change`.
+fn ifinfo(index: u32, flags: u32, change: u32) -> [u8; IFINFO] {
+    let mut head = [0; IFINFO];
+    head[4..8].copy_from_slice(&index.to_ne_bytes());
+    head[8..12].copy_from_slice(&flags.to_ne_bytes());
+    head[12..16].copy_from_slice(&change.to_ne_bytes());
+    head
+}
+
+fn link_of(reply: &Reply) -> Link {
+    let head = reply.head::<IFINFO>();
+    let attrs = reply.attrs(IFINFO);
+    let kind = attrs.get(IFLA_LINKINFO).and_then(|info| Attrs::of(info).get(IFLA_INFO_KIND));
+    Link {
+        index: number(&head[4..8]),
+        name: attrs.get(IFLA_IFNAME).map(string).unwrap_or_default(),
+        master: attrs.get(IFLA_MASTER).map(number),
+        kind: kind.map(string).unwrap_or_default(),
+        mtu: attrs.get(IFLA_MTU).map(number).unwrap_or_default(),
+    }
+}
+
+/// The link called `name`, if there is one.
+pub(super) fn find(socket: &mut Socket, name: &str) -> Result<Option<Link>, Refusal> {
+    match socket.request(Message::new(RTM_GETLINK, 0, &ifinfo(0, 0, 0)).text(IFLA_IFNAME, name)) {
+        Ok(replies) => Ok(replies.first().map(link_of)),
+        Err(e) if e.errno == Errno::ENODEV => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// All links whose master is the bridge `index`.
+pub(super) fn ports_of(socket: &mut Socket, index: u32) -> Result<Vec<Link>, Refusal> {
+    let dump = Message::new(RTM_GETLINK, NLM_F_DUMP, &ifinfo(0, 0, 0)).attr(IFLA_MASTER, &index.to_ne_bytes());
+    let links = socket.request(dump)?;
+    // Kernels that do not know the filter answer with all links.
+    Ok(links.iter().map(link_of).filter(|link| link.master == Some(index)).collect())
+}
+
+/// The MTU of link `index`.
+pub(super) fn mtu_of(socket: &mut Socket, index: u32) -> Result<u32, Refusal> {
+    let replies = socket.request(Message::new(RTM_GETLINK, 0, &ifinfo(index, 0, 0)))?;
+    Ok(replies.first().map(|r| link_of(r).mtu).unwrap_or_default())
+}
+
+/// Makes a bridge, down.
+pub(super) fn add_bridge(socket: &mut Socket, name: &str, mac: Mac, mtu: u32) -> Result<(), Refusal> {
+    let message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &ifinfo(0, 0, 0))
+        .text(IFLA_IFNAME, name)
+        .attr(IFLA_ADDRESS, &mac)
+        .attr(IFLA_MTU, &mtu.to_ne_bytes())
+        .nest(IFLA_LINKINFO, &[], |m| m.text(IFLA_INFO_KIND, "bridge"));
+    socket.request(message).map(drop)
+}
+
+/// One end of a veth pair on the host, its peer made inside another network namespace at once.
+pub(super) struct Veth<'a> {
+    pub(super) name: &'a str,
+    pub(super) bridge: u32,
+    pub(super) mtu: u32,
+    /// May the bridge send a frame back through the port it came from? A pod that reaches itself by its hostPort needs
+    /// it where `bridge-nf-call-iptables` is set: there the bridge rewrites the destination and does not route.
+    pub(super) hairpin: bool,
+    pub(super) peer_name: &'a str,
+    pub(super) peer_mac: Mac,
+    pub(super) peer_netns: BorrowedFd<'a>,
+}
+
+/// Makes a veth pair: both ends named, the near end on its bridge. The kernel refuses to set an end up before the pair is
+/// whole, so that is a request of its own.
+pub(super) fn add_veth(socket: &mut Socket, veth: &Veth) -> Result<(), Refusal> {
+    let mtu = veth.mtu.to_ne_bytes();
+    let message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &ifinfo(0, 0, 0))
+        .text(IFLA_IFNAME, veth.name)
+        .attr(IFLA_MTU, &mtu)
+        .attr(IFLA_MASTER, &veth.bridge.to_ne_bytes())
+        .nest(IFLA_LINKINFO, &[], |m| {
+            m.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, &[], |m| {
+                m.nest(VETH_INFO_PEER, &ifinfo(0, 0, 0), |m| {
+                    m.text(IFLA_IFNAME, veth.peer_name)
+                        .attr(IFLA_MTU, &mtu)
+                        .attr(IFLA_ADDRESS, &veth.peer_mac)
+                        .attr(IFLA_NET_NS_FD, &veth.peer_netns.as_raw_fd().to_ne_bytes())
+                })
+            })
+        });
+    socket.request(message)?;
+    let up = Message::new(RTM_NEWLINK, 0, &ifinfo(0, IFF_UP, IFF_UP)).text(IFLA_IFNAME, veth.name).nest(
+        IFLA_LINKINFO,
+        &[],
+        |m| {
+            m.text(IFLA_INFO_SLAVE_KIND, "bridge")
+                .nest(IFLA_INFO_SLAVE_DATA, &[], |m| m.attr(IFLA_BRPORT_MODE, &[u8::from(veth.hairpin)]))
+        },
+    );
+    socket.request(up).map(drop)
+}
+
+/// Sets a link up or down.
+pub(super) fn set_up(socket: &mut Socket, index: u32, up: bool) -> Result<(), Refusal> {
+    let flags = if up { IFF_UP } else { 0 };
+    socket.request(Message::new(RTM_NEWLINK, 0, &ifinfo(index, flags, IFF_UP))).map(drop)
+}
+
+/// Puts a link on a bridge.
+pub(super) fn set_master(socket: &mut Socket, index: u32, bridge: u32) -> Result<(), Refusal> {
+    let message = Message::new(RTM_NEWLINK, 0, &ifinfo(index, 0, 0)).attr(IFLA_MASTER, &bridge.to_ne_bytes());
+    socket.request(message).map(drop)
+}
+
+/// Removes a link; that it is not there is no error. The kernel waits for its readers: some 20 ms.
+pub(super) fn delete(socket: &mut Socket, name: &str) -> Result<(), Refusal> {
+    match socket.request(Message::new(RTM_DELLINK, 0, &ifinfo(0, 0, 0)).text(IFLA_IFNAME, name)) {
+        Err(e) if e.errno != Errno::ENODEV => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Gives a link an IPv4 address; that it has it already is no error.
+pub(super) fn add_address(socket: &mut Socket, link: u32, subnet: Subnet, ip: Ipv4Addr) -> Result<(), Refusal> {
+    let mut head = [0; IFADDR];
+    head[0] = libc::AF_INET as u8;
+    head[1] = subnet.prefix();
+    head[4..8].copy_from_slice(&link.to_ne_bytes());
+    let message = Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &head)
+        .attr(IFA_LOCAL, &ip.octets())
+        .attr(IFA_ADDRESS, &ip.octets())
+        .attr(IFA_BROADCAST, &subnet.nth(subnet.last()).octets());
+    match socket.request(message) {
+        Err(e) if e.errno != Errno::EEXIST => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// The IPv4 addresses of a link.
+pub(super) fn addresses(socket: &mut Socket, link: u32) -> Result<Vec<IpNet>, Refusal> {
+    let mut head = [0; IFADDR];
+    head[0] = libc::AF_INET as u8;
+    head[4..8].copy_from_slice(&link.to_ne_bytes());
+    let replies = socket.request(Message::new(RTM_GETADDR, NLM_F_DUMP, &head))?;
+    let address = |reply: &Reply| {
+        let head = reply.head::<IFADDR>();
+        let ip: [u8; 4] = reply.attrs(IFADDR).get(IFA_LOCAL)?.try_into().ok()?;
+        (number(&head[4..8]) == link).then(|| IpNet { ip: Ipv4Addr::from(ip).into(), prefix: head[1] })
+    };
+    Ok(replies.iter().filter_map(address).collect())
+}
+
+fn rtmsg(dst_len: u8, table: u8) -> [u8; RTMSG] {
+    let mut head = [0; RTMSG];
+    head[0] = libc::AF_INET as u8;
+    head[1] = dst_len;
+    head[4] = table;
+    head[5] = RTPROT_STATIC;
+    head[7] = RTN_UNICAST;
+    head
+}
+
+/// Adds the default route by `gateway`; that there is one already by the same way is no error.
+pub(super) fn add_default_route(socket: &mut Socket, link: u32, gateway: Ipv4Addr) -> Result<(), Refusal> {
+    let message = Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &rtmsg(0, RT_TABLE_MAIN))
+        .attr(RTA_GATEWAY, &gateway.octets())
+        .attr(RTA_OIF, &link.to_ne_bytes());
+    match socket.request(message) {
+        Err(e) if e.errno != Errno::EEXIST => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// All IPv4 routes, of every table but the kernel's own of local addresses.
+pub(super) fn routes(socket: &mut Socket) -> Result<Vec<Route>, Refusal> {
+    let replies = socket.request(Message::new(RTM_GETROUTE, NLM_F_DUMP, &rtmsg(0, 0)))?;
+    let route = |reply: &Reply| {
+        let head = reply.head::<RTMSG>();
+        let attrs = reply.attrs(RTMSG);
+        let to = attrs.get(RTA_DST).and_then(|b| <[u8; 4]>::try_from(b).ok()).unwrap_or_default();
+        Route {
+            to: Subnet::new(to.into(), head[1].min(32)),
+            link: attrs.get(RTA_OIF).map(number),
+            table: attrs.get(RTA_TABLE).map_or(u32::from(head[4]), number),
+        }
+    };
+    Ok(replies.iter().map(route).filter(|r| r.table != RT_TABLE_LOCAL).collect())
+}
+
+/// The name of link `index`.
+pub(super) fn name_of(socket: &mut Socket, index: u32) -> Result<String, Refusal> {
+    let replies = socket.request(Message::new(RTM_GETLINK, 0, &ifinfo(index, 0, 0)))?;
+    Ok(replies.first().map(|r| link_of(r).name).unwrap_or_default())
+}

@@ -1,0 +1,147 @@
+//! What is left of sandboxes that are gone: found for `doctor`, cleared for `gc`.
+//!
+//! Only what is provably ours is looked at: leases in our directory, links on our bridge with a name of our making, and
+//! elements of our table. Leases come last when reading and first when asking who is alive: a lease is written before
+//! anything it stands for, so what is there without a lease is nobody's.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use super::lease::Lease;
+use super::nl::Socket;
+use super::{Error, HOST_PREFIX, Network, link, nft};
+
+/// Something that no live sandbox stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Orphan {
+    /// An address, with the ports and the link that go with it, held by a sandbox that is not alive.
+    Lease {
+        /// The sandbox.
+        sandbox: String,
+        /// The address.
+        ip: Ipv4Addr,
+    },
+    /// A link on the bridge that no lease names.
+    Interface {
+        /// The link.
+        name: String,
+    },
+    /// Elements in the table that lead to an address nobody holds.
+    Ports {
+        /// The address.
+        ip: Ipv4Addr,
+        /// How many.
+        count: usize,
+    },
+}
+
+impl fmt::Display for Orphan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Orphan::Lease { sandbox, ip } => write!(f, "address {ip} is held by sandbox {sandbox}, which is not alive"),
+            Orphan::Interface { name } => write!(f, "interface {name} belongs to no sandbox"),
+            Orphan::Ports { ip, count } => write!(f, "{count} hostPort(s) lead to {ip}, which no sandbox holds"),
+        }
+    }
+}
+
+impl Network {
+    /// What no live sandbox stands for. `live` is asked about each sandbox that holds a lease, *after* the lease was
+    /// seen; a sandbox is recorded before it is attached, so one that starts meanwhile is not mistaken for a dead one as
+    /// long as `live` looks at that moment (and a set made earlier is used only while nothing can start).
+    pub fn orphans(&self, live: impl Fn(&str) -> bool) -> Result<Vec<Orphan>, Error> {
+        let _lock = self.leases.lock()?;
+        let mut route = Socket::route().map_err(|e| Error::kernel("open a routing netlink socket", e))?;
+        let mut filter = Socket::netfilter().map_err(|e| Error::kernel("open a netfilter netlink socket", e))?;
+        let bridge = &self.config.bridge;
+        let doing = |what: &str| format!("list {what} of bridge {bridge}");
+
+        let index = link::find(&mut route, bridge).map_err(|e| Error::kernel(doing("links"), e))?.map(|b| b.index);
+        let links = match index {
+            Some(index) => link::ports_of(&mut route, index).map_err(|e| Error::kernel(doing("links"), e))?,
+            None => Vec::new(),
+        };
+        let elements = nft::list(&mut filter, bridge).map_err(|e| Error::kernel(doing("hostPorts"), e))?;
+        let leases = self.leases.read_all()?;
+
+        let mut orphans: Vec<Orphan> = leases
+            .iter()
+            .filter(|lease| !live(&lease.sandbox))
+            .map(|lease| Orphan::Lease { sandbox: lease.sandbox.clone(), ip: lease.ip })
+            .collect();
+        let named: HashSet<&str> = leases.iter().map(|lease| lease.interface.as_str()).collect();
+        let nameless =
+            links.into_iter().map(|link| link.name).filter(|name| ours(name) && !named.contains(name.as_str()));
+        orphans.extend(nameless.map(|name| Orphan::Interface { name }));
+
+        let mut addresses: Vec<Ipv4Addr> = elements.iter().filter_map(nft::Element::target).collect();
+        addresses.retain(|ip| !leases.iter().any(|lease| lease.ip == *ip));
+        addresses.sort();
+        for group in addresses.chunk_by(|a, b| a == b) {
+            orphans.push(Orphan::Ports { ip: group[0], count: group.len() });
+        }
+        Ok(orphans)
+    }
+
+    /// Clears orphans that [`Network::orphans`] found; what is gone meanwhile is passed over.
+    pub fn clear(&self, orphans: &[Orphan]) -> Result<(), Error> {
+        let lock = self.leases.lock()?;
+        let mut route = Socket::route().map_err(|e| Error::kernel("open a routing netlink socket", e))?;
+        let mut filter = Socket::netfilter().map_err(|e| Error::kernel("open a netfilter netlink socket", e))?;
+        for orphan in orphans {
+            match orphan {
+                Orphan::Lease { sandbox, ip } => {
+                    let Some(lease) = self.leases.read(*ip, sandbox)? else { continue };
+                    self.clear_ports(&mut filter, *ip)?;
+                    self.remove_link(&mut route, &lease)?;
+                    self.leases.release(&lock, *ip, sandbox)?;
+                }
+                Orphan::Interface { name } => {
+                    let leases = self.leases.read_all()?;
+                    if !leases.iter().any(|lease| lease.interface == *name) && ours(name) {
+                        link::delete(&mut route, name).map_err(|e| Error::kernel(format!("remove {name}"), e))?;
+                    }
+                }
+                Orphan::Ports { ip, .. } => {
+                    if !self.leases.list()?.iter().any(|(held, _)| held == ip) {
+                        self.clear_ports(&mut filter, *ip)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes bridge, table and directory. Refused while anything holds a lease.
+    pub fn remove(self) -> Result<(), Error> {
+        let lock = self.leases.lock()?;
+        let bridge = &self.config.bridge;
+        if let Some(Lease { sandbox, .. }) = self.leases.read_all()?.first() {
+            return Err(Error::Invalid(format!("bridge {bridge} is in use by sandbox {sandbox}")));
+        }
+        let mut route = Socket::route().map_err(|e| Error::kernel("open a routing netlink socket", e))?;
+        if self.leases.beside("ready").exists() {
+            nft::remove(bridge)?;
+            link::delete(&mut route, bridge).map_err(|e| Error::kernel(format!("remove bridge {bridge}"), e))?;
+        }
+        self.leases.remove(lock)
+    }
+
+    /// Removes every element that leads to `ip`.
+    fn clear_ports(&self, filter: &mut Socket, ip: Ipv4Addr) -> Result<(), Error> {
+        let bridge = &self.config.bridge;
+        nft::list(filter, bridge)
+            .and_then(|mut elements| {
+                elements.retain(|element| element.target() == Some(ip));
+                nft::remove_elements(filter, bridge, &elements)
+            })
+            .map_err(|e| Error::kernel(format!("remove hostPorts of {ip} from nftables table"), e))
+    }
+}
+
+/// Whether a link's name is of our making.
+fn ours(name: &str) -> bool {
+    let digits = name.strip_prefix(HOST_PREFIX).unwrap_or_default();
+    digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit())
+}
