@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use crate::types::{DnsConfig, HostAlias};
+
 /// The host's resolv.conf.
 pub const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where systemd-resolved names the servers behind its stub.
@@ -23,26 +25,6 @@ const MAX_SEARCH_CHARS: usize = 2048;
 
 const HOSTS_HEAD: &str = "# Kubernetes-managed hosts file.\n";
 const HOST_NETWORK_HOSTS_HEAD: &str = "# Kubernetes-managed hosts file (host network).\n";
-
-/// Names of the pod's choosing for an address: `hostAliases` of a Pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostAlias {
-    /// The address.
-    pub ip: String,
-    /// Its names.
-    pub hostnames: Vec<String>,
-}
-
-/// The content of a resolv.conf, or of a Pod's `dnsConfig`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resolv {
-    /// Name servers, in order.
-    pub nameservers: Vec<String>,
-    /// Search domains, in order.
-    pub searches: Vec<String>,
-    /// Options: `ndots:5`, `edns0`.
-    pub options: Vec<String>,
-}
 
 /// /etc/hosts of a pod with its own network.
 pub fn hosts(hostname: &str, domain: &str, ips: &[IpAddr], aliases: &[HostAlias]) -> String {
@@ -84,16 +66,16 @@ pub fn hostname(name: &str) -> String {
     format!("{name}\n")
 }
 
-impl Resolv {
+impl DnsConfig {
     /// Reads a resolv.conf as libc does: keywords at the start of a line, the last `search` or `domain` wins, options add
     /// up, everything else is passed over.
-    pub fn parse(text: &str) -> Resolv {
-        let mut resolv = Resolv::default();
+    pub fn parse(text: &str) -> DnsConfig {
+        let mut resolv = DnsConfig::default();
         for line in text.lines() {
             let line = line.split(['#', ';']).next().unwrap_or_default();
             let mut words = line.split_whitespace();
             match words.next() {
-                Some("nameserver") => resolv.nameservers.extend(words.next().map(str::to_owned)),
+                Some("nameserver") => resolv.servers.extend(words.next().map(str::to_owned)),
                 Some("search") => resolv.searches = words.map(str::to_owned).collect(),
                 Some("domain") => resolv.searches = words.take(1).map(str::to_owned).collect(),
                 Some("options") => resolv.options.extend(words.map(str::to_owned)),
@@ -107,7 +89,7 @@ impl Resolv {
 
     /// Adds what a Pod's `dnsConfig` asks for, as kubelet does: servers and domains go behind those that are there,
     /// without repetition; an option replaces the one of the same name.
-    pub fn add(&mut self, more: &Resolv) {
+    pub fn add(&mut self, more: &DnsConfig) {
         let add = |to: &mut Vec<String>, from: &[String]| {
             for item in from {
                 if !to.contains(item) {
@@ -115,7 +97,7 @@ impl Resolv {
                 }
             }
         };
-        add(&mut self.nameservers, &more.nameservers);
+        add(&mut self.servers, &more.servers);
         add(&mut self.searches, &more.searches);
         let name = |option: &String| option.split(':').next().unwrap_or_default().to_owned();
         let replaced: BTreeMap<String, &String> = more.options.iter().map(|o| (name(o), o)).collect();
@@ -130,7 +112,7 @@ impl Resolv {
     /// Drops name servers a pod with its own network cannot reach; returns notes about them for the user.
     pub fn drop_loopback(&mut self) -> Vec<String> {
         let mut notes = Vec::new();
-        self.nameservers.retain(|server| {
+        self.servers.retain(|server| {
             let local = is_loopback(server);
             if local {
                 notes.push(format!(
@@ -139,7 +121,7 @@ impl Resolv {
             }
             !local
         });
-        if !notes.is_empty() && self.nameservers.is_empty() {
+        if !notes.is_empty() && self.servers.is_empty() {
             notes.push("no name server is left for the pod: set one in the Pod's dnsConfig.nameservers".to_owned());
         }
         notes
@@ -148,10 +130,10 @@ impl Resolv {
     /// Cuts to what libc and Kubernetes allow; returns notes about what was cut.
     pub fn cut(&mut self) -> Vec<String> {
         let mut notes = Vec::new();
-        if self.nameservers.len() > MAX_NAMESERVERS {
-            let kept = self.nameservers[..MAX_NAMESERVERS].join(" ");
-            notes.push(format!("of {} name servers only {kept} are used", self.nameservers.len()));
-            self.nameservers.truncate(MAX_NAMESERVERS);
+        if self.servers.len() > MAX_NAMESERVERS {
+            let kept = self.servers[..MAX_NAMESERVERS].join(" ");
+            notes.push(format!("of {} name servers only {kept} are used", self.servers.len()));
+            self.servers.truncate(MAX_NAMESERVERS);
         }
         let before = self.searches.len();
         self.searches.truncate(MAX_SEARCHES);
@@ -170,7 +152,7 @@ impl Resolv {
         if !self.searches.is_empty() {
             let _ = writeln!(text, "search {}", self.searches.join(" "));
         }
-        for server in &self.nameservers {
+        for server in &self.servers {
             let _ = writeln!(text, "nameserver {server}");
         }
         if !self.options.is_empty() {
@@ -184,7 +166,7 @@ impl Resolv {
 pub fn host_source<'a>(etc: &'a str, resolved: Option<&'a str>) -> &'a str {
     const STUB: &str = "127.0.0.53";
     let only_stub = {
-        let servers = Resolv::parse(etc).nameservers;
+        let servers = DnsConfig::parse(etc).servers;
         !servers.is_empty() && servers.iter().all(|server| server == STUB)
     };
     resolved.filter(|_| only_stub).unwrap_or(etc)
@@ -209,7 +191,7 @@ mod tests {
 
     #[test]
     fn hosts_are_written_as_kubelet_writes_them() {
-        let alias = HostAlias { ip: "10.1.2.3".into(), hostnames: words(&["foo", "bar"]) };
+        let alias = HostAlias { ip: "10.1.2.3".parse().unwrap(), hostnames: words(&["foo", "bar"]) };
         let ips = ["10.88.0.5".parse().unwrap()];
         let head = "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
                     fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n";
@@ -230,12 +212,12 @@ mod tests {
     fn resolv_conf_is_read_as_libc_reads_it() {
         let text = "# made by hand\ndomain old.example\nsearch a.example b.example ; tail\nnameserver 10.0.0.1\n\
                     nameserver fe80::1%eth0 # link\noptions ndots:2 edns0\noptions rotate\nsortlist 1.2.3.4\n";
-        let resolv = Resolv::parse(text);
-        assert_eq!(resolv.nameservers, ["10.0.0.1", "fe80::1%eth0"]);
+        let resolv = DnsConfig::parse(text);
+        assert_eq!(resolv.servers, ["10.0.0.1", "fe80::1%eth0"]);
         assert_eq!(resolv.searches, ["a.example", "b.example"]);
         assert_eq!(resolv.options, ["ndots:2", "edns0", "rotate"]);
-        assert_eq!(Resolv::parse(&resolv.text()), resolv);
-        assert_eq!(Resolv::parse("search .\n").text(), "");
+        assert_eq!(DnsConfig::parse(&resolv.text()), resolv);
+        assert_eq!(DnsConfig::parse("search .\n").text(), "");
     }
 
     #[test]
@@ -252,19 +234,19 @@ mod tests {
     #[test]
     fn loopback_servers_are_left_out_with_a_note() {
         let mut resolv =
-            Resolv { nameservers: words(&["127.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0"]), ..Resolv::default() };
+            DnsConfig { servers: words(&["127.0.0.1", "10.0.0.1", "::1", "fe80::1%eth0"]), ..DnsConfig::default() };
         assert_eq!(resolv.drop_loopback().len(), 2);
-        assert_eq!(resolv.nameservers, ["10.0.0.1", "fe80::1%eth0"]);
-        let mut none = Resolv { nameservers: words(&["127.0.0.1"]), ..Resolv::default() };
+        assert_eq!(resolv.servers, ["10.0.0.1", "fe80::1%eth0"]);
+        let mut none = DnsConfig { servers: words(&["127.0.0.1"]), ..DnsConfig::default() };
         assert!(none.drop_loopback().last().unwrap().contains("dnsConfig"));
-        assert!(Resolv::default().drop_loopback().is_empty());
+        assert!(DnsConfig::default().drop_loopback().is_empty());
     }
 
     #[test]
     fn dns_config_adds_without_repetition_and_replaces_options_by_name() {
-        let mut resolv = Resolv::parse("nameserver 1.1.1.1\nsearch a\noptions ndots:1 edns0\n");
-        resolv.add(&Resolv {
-            nameservers: words(&["1.1.1.1", "2.2.2.2"]),
+        let mut resolv = DnsConfig::parse("nameserver 1.1.1.1\nsearch a\noptions ndots:1 edns0\n");
+        resolv.add(&DnsConfig {
+            servers: words(&["1.1.1.1", "2.2.2.2"]),
             searches: words(&["a", "b"]),
             options: words(&["ndots:5", "use-vc"]),
         });
@@ -273,13 +255,13 @@ mod tests {
 
     #[test]
     fn limits_cut_with_a_note() {
-        let mut resolv = Resolv {
-            nameservers: words(&["1.1.1.1", "2.2.2.2", "3.3.3.3", "4.4.4.4"]),
+        let mut resolv = DnsConfig {
+            servers: words(&["1.1.1.1", "2.2.2.2", "3.3.3.3", "4.4.4.4"]),
             searches: (0..40).map(|i| format!("{}.example", "x".repeat(60 + i % 2))).collect(),
             options: Vec::new(),
         };
         assert_eq!(resolv.cut().len(), 2);
-        assert_eq!(resolv.nameservers.len(), MAX_NAMESERVERS);
+        assert_eq!(resolv.servers.len(), MAX_NAMESERVERS);
         assert!(resolv.searches.join(" ").len() <= MAX_SEARCH_CHARS);
         assert!(resolv.cut().is_empty());
     }

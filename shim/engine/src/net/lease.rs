@@ -22,8 +22,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::Error;
 use super::ip::Subnet;
-use super::{Error, PortMapping};
+use crate::types::PortMapping;
 
 /// Longer than any holder needs; a lock held beyond it means that a process hangs, which is worth saying.
 const LOCK_DEADLINE: Duration = Duration::from_secs(30);

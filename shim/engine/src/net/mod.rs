@@ -52,8 +52,8 @@ use nix::sched::{CloneFlags, setns};
 
 pub use ip::{IpNet, Subnet};
 pub use orphans::Orphan;
-pub use port::{PortMapping, Protocol};
 
+use crate::types::PortMapping;
 use lease::{Lease, Leases};
 use link::Veth;
 use nl::{Refusal, Socket};

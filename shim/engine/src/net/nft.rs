@@ -29,7 +29,8 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 
 use super::nl::{Attrs, Message, NLM_F_CREATE, NLM_F_DUMP, Refusal, Reply, Socket};
-use super::{Error, NetConfig, PortMapping};
+use super::{Error, NetConfig};
+use crate::types::PortMapping;
 
 /// Changes with the rules below, so that a table made by an older version is made anew.
 pub(super) const RULES_VERSION: u32 = 1;

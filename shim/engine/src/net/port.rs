@@ -10,23 +10,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
 };
-use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::lease::Lease;
-
-/// A transport protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP, the default.
-    #[default]
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
-}
+use crate::types::{PortMapping, Protocol};
 
 impl Protocol {
     /// The protocol's number in an IP header.
@@ -47,20 +34,6 @@ impl fmt::Display for Protocol {
             Protocol::Sctp => "sctp",
         })
     }
-}
-
-/// A port of the host that leads to a port of the pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortMapping {
-    /// The host's address it is reachable at; `None`, `0.0.0.0` and `::` mean every address.
-    pub host_ip: Option<IpAddr>,
-    /// The host's port; 0 means that the host has no part in it.
-    pub host_port: u16,
-    /// The pod's port.
-    pub container_port: u16,
-    /// The transport protocol.
-    #[serde(default)]
-    pub protocol: Protocol,
 }
 
 impl PortMapping {

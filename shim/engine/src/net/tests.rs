@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::*;
+use crate::types::Protocol;
 
 const UPLINK: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
