@@ -7,17 +7,33 @@
 //! | [`source`] | what a place that has images offers |
 //! | [`progress`] | how far a long operation has come |
 //! | [`error`] | the one error type |
+//! | [`store`] | images, their names, their layers on the disk |
+//! | [`unpack`] | one layer from a stream to a directory |
+//! | [`gc`] | what nobody needs any more goes |
+//! | [`overlay`] | an image as the description of a mount |
 
+mod archive;
 pub mod digest;
 pub mod error;
+pub mod gc;
+pub mod overlay;
 pub mod platform;
 pub mod progress;
 pub mod reference;
 pub mod source;
+pub mod store;
+mod sys;
+#[cfg(test)]
+mod testing;
+pub mod unpack;
 
 pub use digest::Digest;
 pub use error::{Error, ErrorKind, Result};
+pub use gc::{GcOptions, GcReport};
+pub use overlay::MountSpec;
 pub use platform::Platform;
 pub use progress::{Progress, ProgressEvent};
 pub use reference::Reference;
 pub use source::{Descriptor, Source};
+pub use store::{Image, Lease, PullOptions, Removed, Store};
+pub use unpack::Limits;

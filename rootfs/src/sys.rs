@@ -1,0 +1,77 @@
+//! The system calls that the crate needs and `nix` does not offer safely: extended attributes. All `unsafe` is here.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+/// The kernel's limit for the value of an extended attribute.
+const XATTR_SIZE_MAX: usize = 64 << 10;
+
+/// Opens a path beneath a directory: no symbolic link is followed and nothing above is reached.
+pub(crate) fn open_beneath(directory: impl AsFd, path: &[u8], flags: OFlag) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW).resolve(resolve);
+    Ok(openat2(directory, path, how)?)
+}
+
+/// Sets an extended attribute of an open file.
+pub(crate) fn set_xattr(file: impl AsFd, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is open for the call, `name` is terminated, and `value` is valid for its length.
+    let done = unsafe { libc::fsetxattr(fd, name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets an extended attribute of whatever bears that name in a directory, a symbolic link included.
+pub(crate) fn set_xattr_at(directory: impl AsFd, entry: &[u8], name: &CStr, value: &[u8]) -> io::Result<()> {
+    let path = entry_path(directory, entry)?;
+    // SAFETY: `path` and `name` are terminated, and `value` is valid for its length.
+    let done = unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The extended attributes of whatever bears that name in a directory, sorted by name.
+pub(crate) fn xattrs_at(directory: impl AsFd, entry: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let path = entry_path(directory, entry)?;
+    let mut names = vec![0u8; XATTR_SIZE_MAX];
+    // SAFETY: `path` is terminated and `names` is writable for its length.
+    let length = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    if length < 0 {
+        let err = io::Error::last_os_error();
+        return if err.raw_os_error() == Some(libc::ENOTSUP) { Ok(Vec::new()) } else { Err(err) };
+    }
+    names.truncate(length as usize);
+    let mut found = Vec::new();
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let terminated = CString::new(name).map_err(io::Error::other)?;
+        let mut value = vec![0u8; XATTR_SIZE_MAX];
+        // SAFETY: `path` and `terminated` are terminated, and `value` is writable for its length.
+        let length =
+            unsafe { libc::lgetxattr(path.as_ptr(), terminated.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+        if length < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        value.truncate(length as usize);
+        found.push((name.to_vec(), value));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// `/proc/self/fd/N/ENTRY`; the entry is one component, or empty for the directory itself.
+fn entry_path(directory: impl AsFd, entry: &[u8]) -> io::Result<CString> {
+    let mut path = format!("/proc/self/fd/{}/", directory.as_fd().as_raw_fd()).into_bytes();
+    path.extend_from_slice(if entry.is_empty() { b"." } else { entry });
+    CString::new(path).map_err(io::Error::other)
+}
+
+/// Gives the calling thread a umask of its own, and sets it to 0: modes then come out as they are asked for, in one
+/// call. The thread must be one that this crate started.
+pub(crate) fn private_umask() -> io::Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+    nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    Ok(())
+}
