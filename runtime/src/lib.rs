@@ -1,3 +1,4 @@
 //! The low-level OCI runtime as a library.
 
 pub mod cgroup;
+pub mod seccomp;
