@@ -18,7 +18,7 @@ use super::ip::Subnet;
 use super::lease::{Lock, write_whole};
 use super::link::{self, Link};
 use super::nl::Socket;
-use super::{Error, Network, nft};
+use super::{Error, Kernel, Network, forward, nft};
 
 /// A route this short is a default route in disguise (VPN clients split it into two halves), not a claim on a subnet.
 const SHORTEST_REAL_PREFIX: u8 = 2;
@@ -34,46 +34,48 @@ pub(super) struct Ready {
 
 impl Network {
     /// Makes what is missing of bridge, forwarding and table.
-    pub(super) fn prepare(&self, lock: &Lock, route: &mut Socket, filter: &mut Socket) -> Result<Ready, Error> {
+    pub(super) fn prepare(&self, lock: &Lock, kernel: &mut Kernel) -> Result<Ready, Error> {
+        let Kernel { route, filter } = kernel;
         let name = &self.config.bridge;
         let mut notes = Vec::new();
         let found = link::find(route, name).map_err(|e| Error::kernel(format!("look up bridge {name}"), e))?;
         let table = nft::exists(filter, name).map_err(|e| Error::kernel("look up the nftables table", e))?;
+        let dropping = forward::dropping(filter).map_err(|e| Error::kernel("list nftables chains", e))?;
         let path = self.leases.beside("ready");
         if let Some(bridge) = &found {
-            let mark = self.mark(bridge.index)?;
+            let mark = self.mark(bridge.index, &dropping)?;
             if table && fs::read_to_string(&path).is_ok_and(|text| text == mark) {
                 switch_forwarding_on(&mut notes)?;
                 return Ok(Ready { index: bridge.index, mtu: bridge.mtu, notes });
             }
         }
         let made = found.is_none();
-        let result = self.make(route, filter, found, &mut notes);
+        let result = self.make(route, found, &mut notes).and_then(|bridge| {
+            forward::open(name, &dropping, &mut notes)?;
+            Ok(bridge)
+        });
         if result.is_err() && made {
             // Half a bridge helps nobody; the first error is what the caller hears.
             let _ = link::delete(route, name);
         }
         let bridge = result?;
-        self.restore(lock, route, filter, bridge.index)?;
-        write_whole(&path, self.mark(bridge.index)?.as_bytes())?;
+        self.restore(lock, kernel, bridge.index)?;
+        write_whole(&path, self.mark(bridge.index, &dropping)?.as_bytes())?;
         Ok(Ready { index: bridge.index, mtu: bridge.mtu, notes })
     }
 
-    fn mark(&self, index: u32) -> Result<String, Error> {
+    fn mark(&self, index: u32, dropping: &[forward::Chain]) -> Result<String, Error> {
         const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
         let boot = fs::read_to_string(BOOT_ID).map_err(|e| Error::file("read", BOOT_ID.as_ref(), e))?;
         let (subnet, masquerade) = (self.config.subnet, self.config.masquerade);
-        let version = nft::RULES_VERSION;
-        Ok(format!("boot {} bridge {index} subnet {subnet} masquerade {masquerade} rules {version}\n", boot.trim()))
+        let (version, dropping) = (nft::RULES_VERSION, forward::fingerprint(dropping));
+        let boot = boot.trim();
+        Ok(format!(
+            "boot {boot} bridge {index} subnet {subnet} masquerade {masquerade} rules {version} opened {dropping}\n"
+        ))
     }
 
-    fn make(
-        &self,
-        route: &mut Socket,
-        filter: &mut Socket,
-        found: Option<Link>,
-        notes: &mut Vec<String>,
-    ) -> Result<Link, Error> {
+    fn make(&self, route: &mut Socket, found: Option<Link>, notes: &mut Vec<String>) -> Result<Link, Error> {
         let bridge = match found {
             Some(bridge) => self.adopt(route, bridge)?,
             None => self.make_bridge(route, notes)?,
@@ -84,7 +86,6 @@ impl Network {
         up.map_err(|e| Error::kernel(format!("set up bridge {name}"), e))?;
         switch_forwarding_on(notes)?;
         nft::create(&self.config)?;
-        debug_assert!(nft::exists(filter, name).unwrap_or(true));
         Ok(bridge)
     }
 
@@ -148,18 +149,53 @@ impl Network {
         Ok(out.and_then(|index| link::mtu_of(route, index).ok()).filter(|mtu| *mtu > 0).unwrap_or(FALLBACK_MTU))
     }
 
+    /// What keeps attached pods from the network though all of ours stands for them, for `doctor`. Changes nothing.
+    pub fn troubles(&self) -> Result<Vec<String>, Error> {
+        let leases = self.leases.read_all()?;
+        if leases.is_empty() {
+            return Ok(Vec::new());
+        }
+        let name = &self.config.bridge;
+        let Kernel { route, filter } = &mut *self.kernel()?;
+        let doing = |e| Error::kernel(format!("look at bridge {name}"), e);
+        let mut troubles = Vec::new();
+        let bridge = link::find(route, name).map_err(doing)?.map(|bridge| bridge.index);
+        if bridge.is_none() {
+            troubles.push(format!("bridge {name} is gone (the next pod's start makes it again)"));
+        }
+        if !nft::exists(filter, name).map_err(doing)? {
+            let table = nft::table(name);
+            troubles.push(format!("nftables table inet {table} is gone (the next pod's start makes it again)"));
+        }
+        if fs::read_to_string(FORWARDING).is_ok_and(|text| text.trim() == "0") {
+            troubles
+                .push("net.ipv4.ip_forward is 0: pods reach only this host (sysctl -w net.ipv4.ip_forward=1)".into());
+        }
+        troubles.extend(forward::closed(name, &forward::dropping(filter).map_err(doing)?));
+        for lease in leases {
+            if let Some(link) = link::find(route, &lease.interface).map_err(doing)?
+                && bridge.is_some()
+                && link.master != bridge
+            {
+                let (link, sandbox) = (link.name, lease.sandbox);
+                troubles.push(format!("interface {link} of sandbox {sandbox} is not on bridge {name}"));
+            }
+        }
+        Ok(troubles)
+    }
+
     /// Puts back what live leases had on a bridge or in a table that were made anew.
-    fn restore(&self, _lock: &Lock, route: &mut Socket, filter: &mut Socket, bridge: u32) -> Result<(), Error> {
+    fn restore(&self, _lock: &Lock, kernel: &mut Kernel, bridge: u32) -> Result<(), Error> {
         let name = &self.config.bridge;
         for lease in self.leases.read_all()? {
-            let veth = link::find(route, &lease.interface);
+            let veth = link::find(&mut kernel.route, &lease.interface);
             let veth = veth.map_err(|e| Error::kernel(format!("look up {}", lease.interface), e))?;
             let Some(veth) = veth else { continue };
             if veth.master != Some(bridge) {
-                link::set_master(route, veth.index, bridge)
+                link::set_master(&mut kernel.route, veth.index, bridge)
                     .map_err(|e| Error::kernel(format!("put {} on bridge {name}", lease.interface), e))?;
             }
-            self.open_ports(filter, &lease)?;
+            self.open_ports(kernel, &lease)?;
         }
         Ok(())
     }

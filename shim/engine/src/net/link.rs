@@ -205,14 +205,23 @@ pub(super) fn add_address(socket: &mut Socket, link: u32, subnet: Subnet, ip: Ip
 
 /// The IPv4 addresses of a link.
 pub(super) fn addresses(socket: &mut Socket, link: u32) -> Result<Vec<IpNet>, Refusal> {
+    let of_link = dump_addresses(socket)?.into_iter().filter(|(index, ..)| *index == link);
+    Ok(of_link.map(|(_, ip, prefix)| IpNet { ip: ip.into(), prefix }).collect())
+}
+
+/// The IPv4 addresses of all links.
+pub(super) fn all_addresses(socket: &mut Socket) -> Result<Vec<Ipv4Addr>, Refusal> {
+    Ok(dump_addresses(socket)?.into_iter().map(|(_, ip, _)| ip).collect())
+}
+
+fn dump_addresses(socket: &mut Socket) -> Result<Vec<(u32, Ipv4Addr, u8)>, Refusal> {
     let mut head = [0; IFADDR];
     head[0] = libc::AF_INET as u8;
-    head[4..8].copy_from_slice(&link.to_ne_bytes());
     let replies = socket.request(Message::new(RTM_GETADDR, NLM_F_DUMP, &head))?;
     let address = |reply: &Reply| {
         let head = reply.head::<IFADDR>();
         let ip: [u8; 4] = reply.attrs(IFADDR).get(IFA_LOCAL)?.try_into().ok()?;
-        (number(&head[4..8]) == link).then(|| IpNet { ip: Ipv4Addr::from(ip).into(), prefix: head[1] })
+        Some((number(&head[4..8]), Ipv4Addr::from(ip), head[1]))
     };
     Ok(replies.iter().filter_map(address).collect())
 }

@@ -14,6 +14,8 @@
 //! | `bridge` | bridge, forwarding and table made on demand; what was changed is said |
 //! | `nft` | the table's rules, its elements over netlink |
 //! | `port` | port mappings and their conflicts, with pods and with processes of the host |
+//! | `conntrack` | UDP flows that must not survive a change of ports |
+//! | `forward` | hosts that drop what they forward: docker's iptables policy and others |
 //! | `link`, `nl` | routing netlink, and netlink itself |
 //! | `orphans` | what is left of sandboxes that are gone |
 //! | `files` | /etc/hosts, /etc/hostname and /etc/resolv.conf as kubelet writes them |
@@ -26,10 +28,12 @@
 //! removing it here would wait 20 ms for the kernel's readers.
 //!
 //! All functions block for some milliseconds at most (an engine calls them through `spawn_blocking`), and work in the
-//! network namespace of the calling thread.
+//! network namespace of the thread that called first: the host's.
 
 mod bridge;
+mod conntrack;
 pub mod files;
+mod forward;
 mod ip;
 mod lease;
 mod link;
@@ -43,9 +47,11 @@ mod tests;
 use std::fs::{self, File};
 use std::io;
 use std::net::Ipv4Addr;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
@@ -53,7 +59,7 @@ use nix::sched::{CloneFlags, setns};
 pub use ip::{IpNet, Subnet};
 pub use orphans::Orphan;
 
-use crate::types::PortMapping;
+use crate::types::{PortMapping, Protocol};
 use lease::{Lease, Leases};
 use link::Veth;
 use nl::{Refusal, Socket};
@@ -62,6 +68,8 @@ use nl::{Refusal, Socket};
 const POD_INTERFACE: &str = "eth0";
 /// What the host's ends are called: this and eight characters of the sandbox's id.
 const HOST_PREFIX: &str = "cor";
+/// Where `nft` and `iptables` are, also for a caller whose PATH leaves out the admin's folders.
+const ADMIN_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin";
 /// The kernel's limit of an interface name, without its ending zero.
 const INTERFACE_NAME_MAX: usize = 15;
 
@@ -179,6 +187,44 @@ pub struct Attachment {
 pub struct Network {
     config: NetConfig,
     leases: Leases,
+    idle: Mutex<Vec<Kernel>>,
+}
+
+/// The two sockets to the kernel's network.
+struct Kernel {
+    route: Socket,
+    filter: Socket,
+}
+
+/// Sockets on loan: they go back for the next act. They are kept because closing a netfilter socket waits some 13 ms for
+/// the kernel to free what was removed through it.
+struct Loan<'a> {
+    idle: &'a Mutex<Vec<Kernel>>,
+    kernel: Option<Kernel>,
+}
+
+impl Deref for Loan<'_> {
+    type Target = Kernel;
+
+    fn deref(&self) -> &Kernel {
+        self.kernel.as_ref().expect("present until dropped")
+    }
+}
+
+impl DerefMut for Loan<'_> {
+    fn deref_mut(&mut self) -> &mut Kernel {
+        self.kernel.as_mut().expect("present until dropped")
+    }
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        const MOST_IDLE: usize = 4;
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MOST_IDLE {
+            idle.extend(self.kernel.take());
+        }
+    }
 }
 
 impl Network {
@@ -200,7 +246,19 @@ impl Network {
             )));
         }
         let leases = Leases::open(state_dir.join("net").join(bridge))?;
-        Ok(Network { config, leases })
+        Ok(Network { config, leases, idle: Mutex::new(Vec::new()) })
+    }
+
+    fn kernel(&self) -> Result<Loan<'_>, Error> {
+        let spare = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let kernel = match spare {
+            Some(kernel) => kernel,
+            None => Kernel {
+                route: Socket::route().map_err(|e| Error::kernel("open a routing netlink socket", e))?,
+                filter: Socket::netfilter().map_err(|e| Error::kernel("open a netfilter netlink socket", e))?,
+            },
+        };
+        Ok(Loan { idle: &self.idle, kernel: Some(kernel) })
     }
 
     /// Gives the sandbox whose network namespace is at `netns` a link, an address, a default route and its ports.
@@ -210,27 +268,27 @@ impl Network {
         check_id(sandbox)?;
         let ports = port::validate(ports)?;
         let netns = open_netns(netns)?;
-        let mut route = Socket::route().map_err(|e| Error::kernel("open a routing netlink socket", e))?;
-        let mut filter = Socket::netfilter().map_err(|e| Error::kernel("open a netfilter netlink socket", e))?;
+        let kernel = &mut *self.kernel()?;
 
         let lock = self.leases.lock()?;
         if let Some(old) = self.leases.of(sandbox)? {
-            self.close_ports(&mut filter, &old)?;
-            self.remove_link(&mut route, &old)?;
+            self.close_ports(kernel, &old)?;
+            self.remove_link(&mut kernel.route, &old)?;
             self.leases.release(&lock, old.ip, sandbox)?;
         }
-        let ready = self.prepare(&lock, &mut route, &mut filter)?;
+        let ready = self.prepare(&lock, kernel)?;
         if !ports.is_empty() {
             port::check_free(&ports, &self.leases.read_all()?)?;
         }
         let lease = self.leases.take(&lock, self.config.subnet, &self.config.reserved, sandbox, &ports)?;
         drop(lock);
 
-        let made = self.connect(&mut route, &lease, &netns, &ready).and_then(|()| self.open_ports(&mut filter, &lease));
+        let made =
+            self.connect(&mut kernel.route, &lease, &netns, &ready).and_then(|()| self.open_ports(kernel, &lease));
         if let Err(e) = made {
             // The first error is what the caller hears; what cannot be undone now is an orphan that gc finds.
-            let _ = self.close_ports(&mut filter, &lease);
-            let _ = self.remove_link(&mut route, &lease);
+            let _ = self.close_ports(kernel, &lease);
+            let _ = self.remove_link(&mut kernel.route, &lease);
             let _ = self.leases.lock().and_then(|lock| self.leases.release(&lock, lease.ip, sandbox));
             return Err(e);
         }
@@ -247,13 +305,10 @@ impl Network {
     pub fn detach(&self, sandbox: &str) -> Result<(), Error> {
         check_id(sandbox)?;
         let Some(lease) = self.leases.of(sandbox)? else { return Ok(()) };
+        let kernel = &mut *self.kernel()?;
         let lock = self.leases.lock()?;
-        if !lease.ports.is_empty() {
-            let mut filter = Socket::netfilter().map_err(|e| Error::kernel("open a netfilter netlink socket", e))?;
-            self.close_ports(&mut filter, &lease)?;
-        }
-        let mut route = Socket::route().map_err(|e| Error::kernel("open a routing netlink socket", e))?;
-        self.link_down(&mut route, &lease)?;
+        self.close_ports(kernel, &lease)?;
+        self.link_down(&mut kernel.route, &lease)?;
         self.leases.release(&lock, lease.ip, sandbox)
     }
 
@@ -306,19 +361,31 @@ impl Network {
     }
 
     /// Lets the host's ports of a lease lead to its pod.
-    fn open_ports(&self, filter: &mut Socket, lease: &Lease) -> Result<(), Error> {
+    fn open_ports(&self, kernel: &mut Kernel, lease: &Lease) -> Result<(), Error> {
         let bridge = &self.config.bridge;
         if lease.ports.iter().any(PortMapping::on_loopback) {
             let path = format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet");
             fs::write(&path, "1").map_err(|e| Error::file("write", path.as_ref(), e))?;
         }
-        nft::add(filter, bridge, &elements(lease))
-            .map_err(|e| Error::kernel(format!("add hostPorts of {} to nftables table", lease.sandbox), e))
+        let doing = || format!("add hostPorts of {} to nftables table {}", lease.sandbox, nft::table(bridge));
+        nft::add(&mut kernel.filter, bridge, &elements(lease)).map_err(|e| Error::kernel(doing(), e))?;
+        if has_udp(lease) {
+            let forgotten = link::all_addresses(&mut kernel.route)
+                .and_then(|local| conntrack::forget_host_flows(&mut kernel.filter, &lease.ports, &local));
+            forgotten.map_err(|e| Error::kernel(format!("forget UDP flows to hostPorts of {}", lease.sandbox), e))?;
+        }
+        Ok(())
     }
 
-    fn close_ports(&self, filter: &mut Socket, lease: &Lease) -> Result<(), Error> {
-        nft::remove_elements(filter, &self.config.bridge, &elements(lease))
-            .map_err(|e| Error::kernel(format!("remove hostPorts of {} from nftables table", lease.sandbox), e))
+    fn close_ports(&self, kernel: &mut Kernel, lease: &Lease) -> Result<(), Error> {
+        let bridge = &self.config.bridge;
+        let doing = || format!("remove hostPorts of {} from nftables table {}", lease.sandbox, nft::table(bridge));
+        nft::remove_elements(&mut kernel.filter, bridge, &elements(lease)).map_err(|e| Error::kernel(doing(), e))?;
+        if has_udp(lease) {
+            conntrack::forget_pod_flows(&mut kernel.filter, lease.ip)
+                .map_err(|e| Error::kernel(format!("forget UDP flows to {}", lease.ip), e))?;
+        }
+        Ok(())
     }
 
     fn link_down(&self, route: &mut Socket, lease: &Lease) -> Result<(), Error> {
@@ -348,6 +415,10 @@ fn up(socket: &mut Socket, name: &str) -> Result<u32, Refusal> {
     let link = link::find(socket, name)?.ok_or(Errno::ENODEV)?;
     link::set_up(socket, link.index, true)?;
     Ok(link.index)
+}
+
+fn has_udp(lease: &Lease) -> bool {
+    lease.ports.iter().any(|port| port.protocol == Protocol::Udp)
 }
 
 fn elements(lease: &Lease) -> Vec<nft::Element> {

@@ -120,7 +120,7 @@ pub(super) fn remove(bridge: &str) -> Result<(), Error> {
 fn run(script: &str) -> Result<(), String> {
     let spawned = Command::new("nft")
         .args(["-f", "-"])
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", super::ADMIN_PATH)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -214,7 +214,7 @@ fn batch(socket: &mut Socket, bridge: &str, elements: &[Element], kind: u16) -> 
     let mut messages = vec![Message::unanswered(BATCH_BEGIN, &BATCH_HEAD)];
     messages.extend(elements.iter().map(|e| e.request(&table, kind)));
     messages.push(Message::unanswered(BATCH_END, &BATCH_HEAD));
-    socket.transact(messages).map(drop)
+    socket.transact(messages)
 }
 
 /// All elements of both maps; none when there is no table.

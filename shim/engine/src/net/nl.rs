@@ -243,12 +243,22 @@ impl Socket {
 
     /// Sends one request and returns the objects of its answer, once the kernel has acknowledged it.
     pub(super) fn request(&mut self, message: Message) -> Result<Vec<Reply>, Refusal> {
-        self.transact(vec![message])
+        let mut replies = Vec::new();
+        self.each(message, |reply| replies.push(reply))?;
+        Ok(replies)
     }
 
-    /// Sends requests in one datagram and waits for the end of each. The first error is the result, after all answers
-    /// were taken from the socket.
-    pub(super) fn transact(&mut self, messages: Vec<Message>) -> Result<Vec<Reply>, Refusal> {
+    /// As [`Socket::request`], for dumps too long to keep.
+    pub(super) fn each(&mut self, message: Message, take: impl FnMut(Reply)) -> Result<(), Refusal> {
+        self.exchange(vec![message], take)
+    }
+
+    /// Sends requests that belong together in one datagram and waits for the end of each. The first error is the result.
+    pub(super) fn transact(&mut self, messages: Vec<Message>) -> Result<(), Refusal> {
+        self.exchange(messages, drop)
+    }
+
+    fn exchange(&mut self, messages: Vec<Message>, mut take: impl FnMut(Reply)) -> Result<(), Refusal> {
         let first = self.seq + 1;
         let mut datagram = Vec::new();
         let mut open = Vec::new();
@@ -262,7 +272,6 @@ impl Socket {
         }
         sendto(self.fd.as_raw_fd(), &datagram, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
 
-        let mut replies = Vec::new();
         let mut failure = None;
         let mut buffer = vec![0; RECEIVE_BUFFER];
         while !open.is_empty() {
@@ -284,11 +293,11 @@ impl Socket {
                             failure.get_or_insert(error);
                         }
                     }
-                    _ => replies.push(Reply { body: part[HEADER..].to_vec() }),
+                    _ => take(Reply { body: part[HEADER..].to_vec() }),
                 }
             }
         }
-        failure.map_or(Ok(replies), Err)
+        failure.map_or(Ok(()), Err)
     }
 }
 

@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 use super::lease::Lease;
 use super::nl::Socket;
-use super::{Error, HOST_PREFIX, Network, link, nft};
+use super::{Error, HOST_PREFIX, Kernel, Network, conntrack, forward, link, nft};
 
 /// Something that no live sandbox stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,17 +52,16 @@ impl Network {
     /// long as `live` looks at that moment (and a set made earlier is used only while nothing can start).
     pub fn orphans(&self, live: impl Fn(&str) -> bool) -> Result<Vec<Orphan>, Error> {
         let _lock = self.leases.lock()?;
-        let mut route = Socket::route().map_err(|e| Error::kernel("open a routing netlink socket", e))?;
-        let mut filter = Socket::netfilter().map_err(|e| Error::kernel("open a netfilter netlink socket", e))?;
+        let Kernel { route, filter } = &mut *self.kernel()?;
         let bridge = &self.config.bridge;
         let doing = |what: &str| format!("list {what} of bridge {bridge}");
 
-        let index = link::find(&mut route, bridge).map_err(|e| Error::kernel(doing("links"), e))?.map(|b| b.index);
+        let index = link::find(route, bridge).map_err(|e| Error::kernel(doing("links"), e))?.map(|b| b.index);
         let links = match index {
-            Some(index) => link::ports_of(&mut route, index).map_err(|e| Error::kernel(doing("links"), e))?,
+            Some(index) => link::ports_of(route, index).map_err(|e| Error::kernel(doing("links"), e))?,
             None => Vec::new(),
         };
-        let elements = nft::list(&mut filter, bridge).map_err(|e| Error::kernel(doing("hostPorts"), e))?;
+        let elements = nft::list(filter, bridge).map_err(|e| Error::kernel(doing("hostPorts"), e))?;
         let leases = self.leases.read_all()?;
 
         let mut orphans: Vec<Orphan> = leases
@@ -87,25 +86,26 @@ impl Network {
     /// Clears orphans that [`Network::orphans`] found; what is gone meanwhile is passed over.
     pub fn clear(&self, orphans: &[Orphan]) -> Result<(), Error> {
         let lock = self.leases.lock()?;
-        let mut route = Socket::route().map_err(|e| Error::kernel("open a routing netlink socket", e))?;
-        let mut filter = Socket::netfilter().map_err(|e| Error::kernel("open a netfilter netlink socket", e))?;
+        let Kernel { route, filter } = &mut *self.kernel()?;
         for orphan in orphans {
             match orphan {
                 Orphan::Lease { sandbox, ip } => {
                     let Some(lease) = self.leases.read(*ip, sandbox)? else { continue };
-                    self.clear_ports(&mut filter, *ip)?;
-                    self.remove_link(&mut route, &lease)?;
+                    self.clear_ports(filter, *ip)?;
+                    conntrack::forget_pod_flows(filter, *ip)
+                        .map_err(|e| Error::kernel(format!("forget UDP flows to {ip}"), e))?;
+                    self.remove_link(route, &lease)?;
                     self.leases.release(&lock, *ip, sandbox)?;
                 }
                 Orphan::Interface { name } => {
                     let leases = self.leases.read_all()?;
                     if !leases.iter().any(|lease| lease.interface == *name) && ours(name) {
-                        link::delete(&mut route, name).map_err(|e| Error::kernel(format!("remove {name}"), e))?;
+                        link::delete(route, name).map_err(|e| Error::kernel(format!("remove {name}"), e))?;
                     }
                 }
                 Orphan::Ports { ip, .. } => {
                     if !self.leases.list()?.iter().any(|(held, _)| held == ip) {
-                        self.clear_ports(&mut filter, *ip)?;
+                        self.clear_ports(filter, *ip)?;
                     }
                 }
             }
@@ -120,11 +120,15 @@ impl Network {
         if let Some(Lease { sandbox, .. }) = self.leases.read_all()?.first() {
             return Err(Error::Invalid(format!("bridge {bridge} is in use by sandbox {sandbox}")));
         }
-        let mut route = Socket::route().map_err(|e| Error::kernel("open a routing netlink socket", e))?;
+        let mut loan = self.kernel()?;
+        let Kernel { route, filter } = &mut *loan;
         if self.leases.beside("ready").exists() {
+            let dropping = forward::dropping(filter).map_err(|e| Error::kernel("list nftables chains", e))?;
+            forward::close(bridge, &dropping);
             nft::remove(bridge)?;
-            link::delete(&mut route, bridge).map_err(|e| Error::kernel(format!("remove bridge {bridge}"), e))?;
+            link::delete(route, bridge).map_err(|e| Error::kernel(format!("remove bridge {bridge}"), e))?;
         }
+        drop(loan);
         self.leases.remove(lock)
     }
 

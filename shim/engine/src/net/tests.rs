@@ -346,10 +346,13 @@ fn a_flushed_ruleset_and_a_removed_bridge_come_back_with_the_next_pod() {
         let (web, second, third) = (Netns::new(), Netns::new(), Netns::new());
         network.attach("web", &web.path(), &[tcp("", 8080, 80)]).unwrap();
         let server = serve(&web, 80, 2);
+        assert!(network.troubles().unwrap().is_empty());
         sh("nft flush ruleset");
+        assert!(network.troubles().unwrap()[0].contains("inet coracle-cortest0 is gone"));
         network.attach("second", &second.path(), &[]).unwrap();
         host.outside.run(|| ask((UPLINK, 8080))).unwrap();
         ip("link del cortest0");
+        assert!(network.troubles().unwrap()[0].contains("bridge cortest0 is gone"));
         network.attach("third", &third.path(), &[]).unwrap();
         host.outside.run(|| ask((UPLINK, 8080))).unwrap();
         server.join().unwrap();
@@ -422,4 +425,106 @@ fn names_and_addresses_of_links_follow_id_and_ip() {
     for name in ["", "a b", "a/b", "sixteen-letters!", "-x", ".."] {
         assert!(matches!(bad(name), Err(Error::Invalid(_))), "{name}");
     }
+}
+
+#[test]
+fn udp_clients_that_keep_their_port_reach_the_pod_that_is_there_now() {
+    on_a_host(|host| {
+        let network = host.network();
+        let port = PortMapping { protocol: Protocol::Udp, ..tcp("", 5353, 53) };
+        let client = host.outside.run(|| UdpSocket::bind((OUTSIDE, 4000)).unwrap());
+        client.connect((UPLINK, 5353)).unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let heard_by = |pod: &Netns, network: &Network, id: &str| {
+            network.attach(id, &pod.path(), std::slice::from_ref(&port)).unwrap();
+            let server = pod.run(|| UdpSocket::bind("0.0.0.0:53").unwrap());
+            server.set_read_timeout(Some(PATIENCE)).unwrap();
+            // A refusal that an earlier packet met is told by the first send.
+            let _ = client.send(b"x").or_else(|_| client.send(b"x"));
+            let mut buffer = [0; 8];
+            server.recv_from(&mut buffer).map(|(_, from)| from).expect("the packet reaches the pod")
+        };
+        // Something tracks the flow before any pod has the port: the table with its nat hooks, made by another pod.
+        let (other, first, second) = (Netns::new(), Netns::new(), Netns::new());
+        network.attach("other", &other.path(), &[]).unwrap();
+        let _ = client.send(b"x");
+        assert_eq!(heard_by(&first, &network, "first").port(), 4000);
+        network.detach("first").unwrap();
+        assert_eq!(heard_by(&second, &network, "second").port(), 4000);
+    });
+}
+
+#[test]
+fn pods_get_through_a_host_whose_iptables_drop_what_they_forward() {
+    for iptables in ["iptables", "iptables-legacy"] {
+        on_a_host(|host| {
+            sh(&format!("{iptables} -P FORWARD DROP"));
+            let network = host.network();
+            let web = Netns::new();
+            let notes = network.attach("web", &web.path(), &[tcp("", 8080, 80)]).unwrap().notes.join("; ");
+            assert!(notes.contains(&format!("added to {iptables} FORWARD")), "{notes}");
+            let servers = [serve(&web, 80, 1), serve(&host.outside, 7003, 1)];
+            host.outside.run(|| ask((UPLINK, 8080))).unwrap();
+            web.run(|| ask((OUTSIDE, 7003))).unwrap();
+            servers.into_iter().for_each(|s| s.join().unwrap());
+            let again = network.attach("second", &Netns::new().path(), &[]).unwrap();
+            assert!(again.notes.is_empty(), "{:?}", again.notes);
+            assert_eq!(sh(&format!("{iptables} -S FORWARD")).lines().count(), 3);
+            network.clear(&network.orphans(|_| false).unwrap()).unwrap();
+            network.remove().unwrap();
+            assert_eq!(sh(&format!("{iptables} -S FORWARD")), "-P FORWARD DROP\n");
+        });
+    }
+}
+
+#[test]
+fn a_policy_that_changes_later_is_noticed_by_the_next_pod() {
+    on_a_host(|host| {
+        let network = host.network();
+        let (web, next) = (Netns::new(), Netns::new());
+        network.attach("web", &web.path(), &[]).unwrap();
+        sh("iptables -P FORWARD DROP");
+        network.attach("next", &next.path(), &[]).unwrap();
+        let server = serve(&host.outside, 7003, 1);
+        web.run(|| ask((OUTSIDE, 7003))).unwrap();
+        server.join().unwrap();
+    });
+}
+
+#[test]
+fn an_admins_own_chain_that_drops_is_named_and_not_touched() {
+    on_a_host(|host| {
+        sh(
+            "nft 'add table inet mine; add chain inet mine through { type filter hook forward priority 0; policy drop; }'",
+        );
+        let before = sh("nft list table inet mine");
+        let notes = host.network().attach("web", &Netns::new().path(), &[]).unwrap().notes.join("; ");
+        assert!(notes.contains("nftables chain inet mine through drops"), "{notes}");
+        assert!(host.network().troubles().unwrap()[0].contains("inet mine through"));
+        assert_eq!(sh("nft list table inet mine"), before);
+    });
+}
+
+#[test]
+fn a_pod_cannot_reach_what_the_host_binds_to_its_loopback_only() {
+    on_a_host(|host| {
+        let network = host.network();
+        let pod = Netns::new();
+        network.attach("web", &pod.path(), &[tcp("", 8080, 80)]).unwrap();
+        assert_eq!(sh("cat /proc/sys/net/ipv4/conf/cortest0/route_localnet"), "1\n");
+        let _private = TcpListener::bind("127.0.0.1:7777").unwrap();
+        pod.run(|| {
+            ip("addr del 127.0.0.1/8 dev lo");
+            sh("echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet");
+            ip("route add 127.0.0.1 via 10.99.0.1 src 10.99.0.2");
+        });
+        let connect = || {
+            let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 7777));
+            TcpStream::connect_timeout(&to, Duration::from_millis(500)).map(drop)
+        };
+        pod.run(connect).unwrap_err();
+        // The same without the guard shows that it is the guard.
+        sh("nft flush chain inet coracle-cortest0 guard");
+        pod.run(connect).unwrap();
+    });
 }
