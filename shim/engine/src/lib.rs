@@ -11,6 +11,7 @@ pub mod id;
 pub mod lock;
 pub mod net;
 pub mod record;
+pub mod seccomp_default;
 pub mod status;
 pub mod types;
 
