@@ -5,6 +5,7 @@
 
 pub mod http;
 pub mod image;
+pub mod machine;
 pub mod registry;
 pub mod token;
 
