@@ -13,9 +13,11 @@
 //! | [`overlay`] | an image as the description of a mount |
 
 mod archive;
+pub mod auth;
 pub mod digest;
 pub mod error;
 pub mod gc;
+pub mod hosts;
 pub mod overlay;
 pub mod platform;
 pub mod progress;
