@@ -5,6 +5,7 @@
 //! | [`reference`] | image names, whole and checked |
 //! | [`digest`], [`platform`] | the names of content and of machines |
 //! | [`source`] | what a place that has images offers |
+//! | [`registry`], [`hosts`], [`auth`] | such places in the net, how to reach them, what to show them |
 //! | [`progress`] | how far a long operation has come |
 //! | [`error`] | the one error type |
 //! | [`store`] | images, their names, their layers on the disk |
@@ -22,6 +23,7 @@ pub mod overlay;
 pub mod platform;
 pub mod progress;
 pub mod reference;
+pub mod registry;
 pub mod source;
 pub mod store;
 mod sys;
@@ -29,6 +31,7 @@ mod sys;
 mod testing;
 pub mod unpack;
 
+pub use auth::{Credentials, Keyring};
 pub use digest::Digest;
 pub use error::{Error, ErrorKind, Result};
 pub use gc::{GcOptions, GcReport};
@@ -36,6 +39,7 @@ pub use overlay::MountSpec;
 pub use platform::Platform;
 pub use progress::{Progress, ProgressEvent};
 pub use reference::Reference;
+pub use registry::{Registry, RegistryConfig};
 pub use source::{Descriptor, Source};
 pub use store::{Image, Lease, PullOptions, Removed, Store};
 pub use unpack::Limits;
