@@ -19,6 +19,9 @@ use std::time::Duration;
 /// The supervisor's program.
 pub const SUPERVISOR: &str = "containerd-shim-coracle-v1";
 
+/// The default state folder.
+pub const STATE: &str = "/run/coracle";
+
 /// Where things lie.
 #[derive(Debug, Clone)]
 pub struct Paths {
@@ -35,7 +38,7 @@ pub struct Paths {
 impl Default for Paths {
     fn default() -> Self {
         Paths {
-            state: "/run/coracle".into(),
+            state: STATE.into(),
             root: "/var/lib/coracle".into(),
             logs: "/var/log/pods".into(),
             supervisor: find_supervisor(),
@@ -118,8 +121,11 @@ impl Default for Deadlines {
 /// What may be set.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
-    /// The cgroup below which pods' are made, when a sandbox names none.
+    /// The cgroup below which pods' are made, when a sandbox names none. Empty: `/coracle`, and for another state folder
+    /// than the default one `/coracle-` and digits made from its path.
     pub cgroup_parent: String,
+    /// The pod network.
+    pub network: crate::net::NetConfig,
     /// Size of a pod's /dev/shm in bytes.
     pub shm_size: u64,
     /// Deadlines.
@@ -131,6 +137,11 @@ const SHM_SIZE: u64 = 64 << 20;
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        EngineConfig { cgroup_parent: "/coracle".into(), shm_size: SHM_SIZE, deadlines: Deadlines::default() }
+        EngineConfig {
+            cgroup_parent: String::new(),
+            network: Default::default(),
+            shm_size: SHM_SIZE,
+            deadlines: Deadlines::default(),
+        }
     }
 }

@@ -106,6 +106,9 @@ pub enum Error {
     /// The image store failed.
     #[error(transparent)]
     Image(#[from] coracle_rootfs::Error),
+    /// The network failed.
+    #[error(transparent)]
+    Network(#[from] crate::net::Error),
 }
 
 impl Error {

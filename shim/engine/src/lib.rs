@@ -2,20 +2,43 @@
 //!
 //! There is no daemon. Every process that opens the engine on the same state folder sees the same pods, because the
 //! truth lies in files and locks ([`record`], [`lock`]) and in the supervisors, one for each pod. Every act is
-//! recorded as an intent first and may be retried; opening the engine is also the recovery from a crash.
+//! recorded as an intent first and may be retried; so there is nothing to recover at the start, only to look at.
+//!
+//! | what | where |
+//! |---|---|
+//! | [`Engine`], finding things, calling supervisors | `engine`, `client`, `supervisor` |
+//! | a sandbox's life, and how its making is undone | `sandbox`, `undo`, `names` |
+//! | a container's life | `container`, `exec`, `spec` |
+//! | what a crash leaves | `doctor`, `cgroup` |
 
+mod cgroup;
 pub mod client;
 pub mod config;
+mod container;
+mod doctor;
+mod engine;
 pub mod error;
+mod exec;
 pub mod id;
 pub mod lock;
+mod names;
 pub mod net;
 pub mod record;
+mod sandbox;
 pub mod seccomp_default;
+pub mod signal;
+pub mod spec;
 pub mod status;
+mod supervisor;
+mod sys;
 pub mod types;
+mod undo;
 
 pub use config::{Deadlines, EngineConfig, Paths};
+pub use doctor::{Action, Finding};
+pub use engine::Engine;
 pub use error::{Error, Result};
+pub use exec::{Output, OutputStream, Session, SessionControl, Stdin};
+pub use lock::LifeLock;
 pub use status::{ContainerState, SandboxState};
 pub use types::*;

@@ -49,6 +49,9 @@ pub struct SandboxRecord {
     /// The pod's addresses.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
+    /// What was changed on the host for its network.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// The pod's cgroup.
     pub cgroup: String,
 }

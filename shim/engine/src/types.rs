@@ -273,6 +273,8 @@ pub struct SandboxStatus {
     pub created_at: i64,
     /// The pod's addresses; empty in the host's network.
     pub ips: Vec<IpAddr>,
+    /// What was changed on the host for its network, for the user to read; usually nothing.
+    pub notes: Vec<String>,
     /// The pid of its living supervisor.
     pub supervisor: Option<i32>,
 }

@@ -1,0 +1,498 @@
+//! A container from its making to its removal.
+//!
+//! Making one: folder, creator's lock and record (intent); lease on the image; writable layer; config.json; then the
+//! supervisor mounts and creates it; then the record says created. Its end is read from `exit.json`, which the
+//! supervisor writes before it tells anyone: so an exit is known with the supervisor gone and to every process alike.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use coracle_proto::ttrpc::{Code, method};
+use coracle_proto::{Empty, task, types as wire};
+use coracle_rootfs::{Image, MountSpec};
+use nix::sys::signal::Signal;
+
+use crate::engine::{Engine, blocking};
+use crate::error::{Error, Result};
+use crate::lock::{self, Holder, LifeLock};
+use crate::record::{ContainerRecord, ExitFile, SandboxRecord, now, read_json};
+use crate::status::{ContainerEvent, ContainerState, SandboxState};
+use crate::types::{ContainerConfig, ContainerFilter, ContainerStatus, Exit};
+use crate::undo::remove_tree;
+use crate::{cgroup, id, record, sandbox, signal, spec};
+
+/// The exit code of a container of which nobody knows how it ended, as containerd has it.
+const UNKNOWN_EXIT: i32 = 255;
+/// The exit code of a container whose command could not be started, as Docker and kubelet have it.
+const START_FAILED: i32 = 128;
+/// What is asked about a container whose `Wait` broke before it is given up as unknown.
+const EXIT_FILE: &str = "exit.json";
+
+/// What the store knows about a container's root filesystem.
+struct RootFs {
+    image: Image,
+    mounts: Vec<MountSpec>,
+}
+
+impl Engine {
+    /// Makes a container in a ready sandbox; it does not run yet.
+    pub async fn create_container(&self, sandbox: &str, config: ContainerConfig) -> Result<String> {
+        let sandbox = self.find_sandbox(sandbox)?;
+        let pod = self.sandbox_record(&sandbox)?;
+        if pod.state != SandboxState::Ready || !self.supervisor_of(&sandbox)?.lives() {
+            let state = if pod.state == SandboxState::Ready { "dead" } else { pod.state.as_str() };
+            let object = format!("in sandbox {}", id::short(&sandbox));
+            return Err(Error::State { operation: "make container", object, state: state.into() });
+        }
+        let (mut record, _creator) = self.begin_container(&sandbox, config)?;
+        match self.make_container(&pod, &mut record).await {
+            Ok(()) => Ok(record.id),
+            Err(why) => {
+                // Every part of it is removed if it is there; what cannot be removed now, gc finds by its record.
+                let _ = self.forget_container(&sandbox, &record.id).await;
+                Err(why)
+            }
+        }
+    }
+
+    fn begin_container(&self, sandbox: &str, config: ContainerConfig) -> Result<(ContainerRecord, LifeLock)> {
+        if config.name.is_empty() || config.name.contains('/') {
+            return Err(Error::invalid("name", format!("{:?} is no name for a container", config.name)));
+        }
+        let _section = lock::section(&self.paths.pod(sandbox).join("section"), true)?;
+        for other in self.container_ids(sandbox)? {
+            let taken = |r: &ContainerRecord| r.config.name == config.name && r.config.attempt == config.attempt;
+            match self.container_record(sandbox, &other) {
+                Ok(r) if taken(&r) && !self.container_interrupted(&r)? => {
+                    let name = format!("{} (attempt {})", config.name, config.attempt);
+                    return Err(Error::Exists { kind: "container", name, id: id::short(&other).to_owned() });
+                }
+                Err(e) if !e.is_not_found() => return Err(e),
+                _ => {}
+            }
+        }
+        let id = id::new()?;
+        let dir = self.paths.container(sandbox, &id);
+        fs::create_dir(&dir).map_err(Error::io("make folder", &dir))?;
+        let creator = LifeLock::try_take(&dir.join("creator.lock"))?;
+        let record = ContainerRecord {
+            id,
+            sandbox_id: sandbox.to_owned(),
+            config,
+            image_id: String::new(),
+            stop_signal: Signal::SIGTERM as i32,
+            state: ContainerState::Creating,
+            created_at: now(),
+            started_at: 0,
+            pid: None,
+            exit: None,
+        };
+        self.write_container(&record)?;
+        let creator = creator.ok_or_else(|| Error::invalid("id", "the kernel's randomness repeats itself"))?;
+        Ok((record, creator))
+    }
+
+    /// Whether a container is a creation that nobody will finish.
+    pub(crate) fn container_interrupted(&self, record: &ContainerRecord) -> Result<bool> {
+        let lock = self.paths.container(&record.sandbox_id, &record.id).join("creator.lock");
+        if record.state != ContainerState::Creating || lock::holder(&lock)?.lives() {
+            return Ok(false);
+        }
+        let again = self.container_record(&record.sandbox_id, &record.id);
+        Ok(again.is_ok_and(|r| r.state == ContainerState::Creating))
+    }
+
+    async fn make_container(&self, pod: &SandboxRecord, record: &mut ContainerRecord) -> Result<()> {
+        let bundle = self.paths.container(&pod.id, &record.id);
+        let data = self.paths.container_data(&pod.id, &record.id);
+        let log = log_path(pod, &record.config);
+        let (engine, this, pod_record, folder, log_file) =
+            (self.clone(), record.clone(), pod.clone(), bundle.clone(), log.clone());
+        let (rootfs, stop_signal) =
+            blocking(move || prepare(&engine, &pod_record, &this, &folder, &data, log_file.as_deref())).await?;
+        record.image_id = rootfs.image.id.to_string();
+        record.stop_signal = stop_signal;
+
+        let request = create_request(record, &bundle, &rootfs.mounts, log.as_deref());
+        let what = format!("create container {}", record.config.name);
+        let deadline = Some(self.config.deadlines.create);
+        let made: task::CreateTaskResponse = self.task(&pod.id, method::CREATE, &what, &request, deadline).await?;
+        record.pid = i32::try_from(made.pid).ok();
+        record.state = advance("create", record, ContainerEvent::Created)?;
+        self.write_container(record)
+    }
+
+    /// Starts a container that was made.
+    pub async fn start_container(&self, container: &str) -> Result<()> {
+        let (sandbox, id) = self.find_container(container)?;
+        let mut record = self.container_record(&sandbox, &id)?;
+        if record.state != ContainerState::Created {
+            return Err(wrong_state("start", &record, record.state));
+        }
+        let request = task::StartRequest { id: id.clone(), exec_id: String::new() };
+        let what = format!("start container {}", record.config.name);
+        let deadline = Some(self.config.deadlines.create);
+        let started: Result<task::StartResponse> = self.task(&sandbox, method::START, &what, &request, deadline).await;
+        match started {
+            Ok(started) => {
+                record.started_at = now();
+                record.pid = i32::try_from(started.pid).ok();
+                record.state = advance("start", &record, ContainerEvent::Started)?;
+                self.write_container(&record)
+            }
+            Err(why) => {
+                // Only a definite answer ends it; with no answer it may run, and its supervisor knows.
+                if matches!(&why, Error::Rpc { code, .. } if *code != Code::Unavailable as i32) {
+                    record.exit = Some(Exit {
+                        code: START_FAILED,
+                        finished_at: now(),
+                        oom_killed: false,
+                        reason: "StartError".into(),
+                        message: why.to_string(),
+                    });
+                    record.state = advance("start", &record, ContainerEvent::Exited)?;
+                    self.write_container(&record)?;
+                }
+                Err(why)
+            }
+        }
+    }
+
+    /// Asks a container to stop by its stop signal, and kills it when `grace` is over. Idempotent.
+    pub async fn stop_container(&self, container: &str, grace: Duration) -> Result<()> {
+        let (sandbox, id) = match self.find_container(container) {
+            Ok(found) => found,
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let record = self.container_record(&sandbox, &id)?;
+        let status = self.observe(record.clone(), None)?;
+        if !matches!(status.state, ContainerState::Created | ContainerState::Running) {
+            return Ok(());
+        }
+        // One that was never started has nothing to tell it; it waits in the runtime and only a kill ends it.
+        if status.state == ContainerState::Running && !grace.is_zero() {
+            self.signal_container(&sandbox, &id, record.stop_signal, false).await?;
+            if tokio::time::timeout(grace, self.wait_container(&id)).await.is_ok_and(|r| r.is_ok()) {
+                return Ok(());
+            }
+        }
+        self.signal_container(&sandbox, &id, Signal::SIGKILL as i32, true).await?;
+        let after = self.config.deadlines.kill;
+        match tokio::time::timeout(after, self.wait_container(&id)).await {
+            Ok(result) => result.map(|_| ()),
+            Err(_) => Err(Error::Deadline { operation: format!("kill container {}", record.config.name), after }),
+        }
+    }
+
+    /// Sends a signal; a process that is gone already is no error.
+    async fn signal_container(&self, sandbox: &str, id: &str, signal: i32, all: bool) -> Result<()> {
+        let request = task::KillRequest {
+            id: id.to_owned(),
+            exec_id: String::new(),
+            signal: u32::try_from(signal).unwrap_or(0),
+            all,
+        };
+        let what = format!("signal container {}", id::short(id));
+        let deadline = Some(self.config.deadlines.kill);
+        match self.task::<_, Empty>(sandbox, method::KILL, &what, &request, deadline).await {
+            Ok(_) => Ok(()),
+            Err(e) if e.is_not_found() => Ok(()),
+            // With the supervisor dead there is nobody to ask: what it left running is ended by its cgroup.
+            Err(_) if !self.supervisor_of(sandbox)?.lives() => self.end_cgroup(sandbox, id).await,
+            // It may have ended while we asked.
+            Err(_) if self.exit_file(sandbox, id)?.is_some() => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn end_cgroup(&self, sandbox: &str, id: &str) -> Result<()> {
+        let group = format!("{}/{id}", self.sandbox_record(sandbox)?.cgroup);
+        let deadline = self.config.deadlines.kill;
+        blocking(move || cgroup::clear(&group, deadline)).await
+    }
+
+    fn exit_file(&self, sandbox: &str, id: &str) -> Result<Option<ExitFile>> {
+        read_json(&self.paths.container(sandbox, id).join(EXIT_FILE))
+    }
+
+    /// Waits until a container has ended, however long that takes, and tells how.
+    pub async fn wait_container(&self, container: &str) -> Result<Exit> {
+        let (sandbox, id) = self.find_container(container)?;
+        loop {
+            let status = self.observe(self.container_record(&sandbox, &id)?, None)?;
+            if let Some(exit) = status.exit {
+                return Ok(exit);
+            }
+            let request = task::WaitRequest { id: id.clone(), exec_id: String::new() };
+            let what = format!("wait for container {}", status.config.name);
+            match self.task::<_, task::WaitResponse>(&sandbox, method::WAIT, &what, &request, None).await {
+                Ok(_) if self.exit_file(&sandbox, &id)?.is_none() => {
+                    return Err(Error::Supervisor {
+                        sandbox: id::short(&sandbox).to_owned(),
+                        reason: format!("container {} ended and no {EXIT_FILE} was written", id::short(&id)),
+                    });
+                }
+                Ok(_) => {}
+                // The connection broke: the supervisor ended, or only the connection did. Look again; a supervisor that
+                // lives and refuses is an error.
+                Err(e) if self.exit_file(&sandbox, &id)?.is_none() && self.supervisor_of(&sandbox)?.lives() => {
+                    return Err(e);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Removes a container, killing it if it runs. Its log stays. Idempotent.
+    pub async fn remove_container(&self, container: &str) -> Result<()> {
+        let (sandbox, id) = match self.find_container(container) {
+            Ok(found) => found,
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        // Held while it is removed, so that nobody takes the removal for an interrupted one.
+        let _remover = LifeLock::try_take(&self.paths.container(&sandbox, &id).join("creator.lock"))?;
+        match self.container_record(&sandbox, &id) {
+            Ok(record) => {
+                if record.state == ContainerState::Creating && _remover.is_none() {
+                    return Err(wrong_state("remove", &record, record.state));
+                }
+                self.stop_container(&id, Duration::ZERO).await?;
+                self.write_container(&ContainerRecord { state: ContainerState::Removing, ..record })?;
+            }
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e),
+        }
+        self.forget_container(&sandbox, &id).await
+    }
+
+    /// Removes every part of a container that does not run, or whose supervisor is gone; parts may be missing.
+    pub(crate) async fn forget_container(&self, sandbox: &str, id: &str) -> Result<()> {
+        if self.supervisor_of(sandbox)?.lives() {
+            let request = task::DeleteRequest { id: id.to_owned(), exec_id: String::new() };
+            let what = format!("delete container {}", id::short(id));
+            let deadline = Some(self.config.deadlines.create);
+            match self.task::<_, task::DeleteResponse>(sandbox, method::DELETE, &what, &request, deadline).await {
+                Ok(_) => {}
+                Err(e) if e.is_not_found() => {}
+                Err(e) => return Err(e),
+            }
+        } else {
+            self.end_cgroup(sandbox, id).await.or_else(|e| if e.is_not_found() { Ok(()) } else { Err(e) })?;
+        }
+        let (store, lease) = (self.store.clone(), id.to_owned());
+        let (data, dir) = (self.paths.container_data(sandbox, id), self.paths.container(sandbox, id));
+        blocking(move || {
+            store.drop_lease(&lease)?;
+            remove_tree(&data)?;
+            // The record last: until here, whoever looks knows that something may be left.
+            remove_tree(&dir)
+        })
+        .await
+    }
+
+    /// One container.
+    pub fn container_status(&self, container: &str) -> Result<ContainerStatus> {
+        let (sandbox, id) = self.find_container(container)?;
+        self.observe(self.container_record(&sandbox, &id)?, None)
+    }
+
+    /// All containers that the filter lets through, the oldest first.
+    pub fn list_containers(&self, filter: &ContainerFilter) -> Result<Vec<ContainerStatus>> {
+        let mut list = Vec::new();
+        for sandbox in self.sandbox_ids()?.into_iter().filter(|s| s.starts_with(&filter.sandbox_id)) {
+            let holder = self.supervisor_of(&sandbox)?;
+            for id in self.container_ids(&sandbox)?.into_iter().filter(|id| id.starts_with(&filter.id)) {
+                match self.container_record(&sandbox, &id) {
+                    Ok(record) => list.push(self.observe(record, Some(holder))?),
+                    Err(e) if e.is_not_found() => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        list.retain(|c| {
+            filter.state.is_none_or(|state| state == c.state)
+                && filter.labels.iter().all(|(k, v)| c.config.labels.get(k) == Some(v))
+        });
+        list.sort_by_key(|c| c.created_at);
+        Ok(list)
+    }
+
+    /// Settles the records of a sandbox whose supervisor has ended: each container that ran has now an exit.
+    pub(crate) fn settle_containers(&self, sandbox: &str) -> Result<()> {
+        for id in self.container_ids(sandbox)? {
+            let record = match self.container_record(sandbox, &id) {
+                Ok(record) => record,
+                Err(e) if e.is_not_found() => continue,
+                Err(e) => return Err(e),
+            };
+            let seen = self.observe(record.clone(), Some(Holder::Nobody))?;
+            if seen.state != record.state && seen.state != ContainerState::Unknown {
+                self.write_container(&ContainerRecord { state: seen.state, exit: seen.exit, pid: None, ..record })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a record means now, by what the supervisor wrote and by whether it lives.
+    fn observe(&self, record: ContainerRecord, holder: Option<Holder>) -> Result<ContainerStatus> {
+        let may_run = matches!(record.state, ContainerState::Created | ContainerState::Running);
+        let (mut state, mut exit) = (record.state, record.exit.clone());
+        if may_run {
+            // The supervisor's death first, its last word after: it may write until it dies.
+            let dead = match holder {
+                Some(holder) => !holder.lives(),
+                None => !self.supervisor_of(&record.sandbox_id)?.lives(),
+            };
+            let file = self.exit_file(&record.sandbox_id, &record.id)?;
+            (state, exit) = judge(state, file.map(|f| f.exit()), dead);
+        }
+        let pod: Option<SandboxRecord> = record::read(&self.paths.pod(&record.sandbox_id))?;
+        Ok(ContainerStatus {
+            log_path: pod.and_then(|pod| log_path(&pod, &record.config)),
+            id: record.id,
+            sandbox_id: record.sandbox_id,
+            config: record.config,
+            image_id: record.image_id,
+            state,
+            created_at: record.created_at,
+            started_at: record.started_at,
+            pid: record.pid.filter(|_| state == ContainerState::Running),
+            exit,
+        })
+    }
+}
+
+/// The state of a container that may run, from the proofs.
+fn judge(state: ContainerState, exit: Option<Exit>, dead: bool) -> (ContainerState, Option<Exit>) {
+    let event = match (&exit, dead) {
+        (Some(_), _) => ContainerEvent::Exited,
+        (None, true) => ContainerEvent::Lost,
+        (None, false) => return (state, None),
+    };
+    let lost = || Exit {
+        code: UNKNOWN_EXIT,
+        finished_at: 0,
+        oom_killed: false,
+        reason: "Unknown".into(),
+        message: "its supervisor died and left no exit code".into(),
+    };
+    (state.next(event).unwrap_or(state), exit.or_else(|| Some(lost())))
+}
+
+fn advance(what: &'static str, record: &ContainerRecord, event: ContainerEvent) -> Result<ContainerState> {
+    record.state.next(event).ok_or_else(|| wrong_state(what, record, record.state))
+}
+
+fn wrong_state(operation: &'static str, record: &ContainerRecord, state: ContainerState) -> Error {
+    Error::State { operation, object: format!("container {}", record.config.name), state: state.as_str().into() }
+}
+
+fn log_path(pod: &SandboxRecord, config: &ContainerConfig) -> Option<PathBuf> {
+    let path = config.log_path.as_ref()?;
+    match &pod.config.log_directory {
+        Some(dir) => Some(dir.join(path)),
+        None => path.is_absolute().then(|| path.clone()),
+    }
+}
+
+/// Everything on disk that a container needs before its supervisor is asked.
+fn prepare(
+    engine: &Engine,
+    pod: &SandboxRecord,
+    record: &ContainerRecord,
+    bundle: &Path,
+    data: &Path,
+    log: Option<&Path>,
+) -> Result<(RootFs, i32)> {
+    let config = &record.config;
+    let image = engine.store.image(&config.image)?.ok_or_else(|| Error::NotFound {
+        kind: "image",
+        name: config.image.clone(),
+        hint: Some("coracle pull it, or coracle load an archive"),
+    })?;
+    engine.own_data(&pod.id)?;
+    for dir in [data, &bundle.join("rootfs")] {
+        fs::create_dir(dir).map_err(Error::io("make folder", dir))?;
+    }
+    // Before anything of the image is used: from here on no collection takes its layers. The folder that stands for the
+    // lease is there already.
+    engine.store.lease(&record.id, &image)?;
+    let mounts = engine.store.snapshot(&image, data)?;
+    let view = spec::view::View::new(engine.store.lower_directories(&image)?.into_iter().map(PathBuf::from).collect());
+    if let Some(dir) = log.and_then(Path::parent) {
+        fs::create_dir_all(dir).map_err(Error::io("make log folder", dir))?;
+    }
+    let image_config = image.config.config().clone();
+    let spec = spec::generate(&spec::Input {
+        config,
+        sandbox: &pod.config,
+        image: image_config.as_ref(),
+        view: &view,
+        pod_dir: &engine.paths.pod(&pod.id),
+        hostname: &sandbox::hostname(&pod.config),
+        cgroup: &format!("{}/{}", pod.cgroup, record.id),
+        supervisor: pod.supervisor.unwrap_or(0),
+        pid_ns_pid: pod.pid_ns_pid,
+    })?;
+    record::write_file(&bundle.join("config.json"), spec.to_string().as_bytes(), 0o600)?;
+    let image_signal = image_config.as_ref().and_then(|c| c.stop_signal().clone());
+    let stop_signal = match (&config.stop_signal, image_signal) {
+        (Some(name), _) => {
+            signal::parse(name).ok_or_else(|| Error::invalid("stopSignal", format!("{name:?} is no signal")))?
+        }
+        // An image's mistake does not make it unusable.
+        (None, Some(name)) => signal::parse(&name).unwrap_or(Signal::SIGTERM as i32),
+        (None, None) => Signal::SIGTERM as i32,
+    };
+    Ok((RootFs { image, mounts }, stop_signal))
+}
+
+fn create_request(
+    record: &ContainerRecord,
+    bundle: &Path,
+    mounts: &[MountSpec],
+    log: Option<&Path>,
+) -> task::CreateTaskRequest {
+    let config = &record.config;
+    let stdin = match (config.stdin, config.stdin_once) {
+        (false, _) => "",
+        (true, false) => "attach:",
+        (true, true) => "attach:once",
+    };
+    // Without a log the output still reaches who attaches.
+    let output = log.map_or("attach:".to_owned(), |log| format!("cri:{}", log.display()));
+    let rootfs = mounts.iter().map(|m| wire::Mount {
+        r#type: m.fstype.clone(),
+        source: m.source.clone(),
+        target: String::new(),
+        options: m.options.clone(),
+    });
+    task::CreateTaskRequest {
+        id: record.id.clone(),
+        bundle: bundle.to_string_lossy().into_owned(),
+        rootfs: rootfs.collect(),
+        terminal: config.tty,
+        stdin: stdin.into(),
+        stdout: output.clone(),
+        stderr: if config.tty { String::new() } else { output },
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_record_counts_more_than_a_dead_supervisor() {
+        let exit = Exit { code: 3, finished_at: 1, oom_killed: false, reason: "Error".into(), message: String::new() };
+        let running = ContainerState::Running;
+        assert_eq!(judge(running, Some(exit.clone()), true), (ContainerState::Exited, Some(exit)));
+        let (state, exit) = judge(running, None, true);
+        assert_eq!((state, exit.unwrap().code), (ContainerState::Exited, UNKNOWN_EXIT));
+        assert_eq!(judge(running, None, false), (running, None));
+    }
+}
