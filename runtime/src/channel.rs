@@ -1,0 +1,126 @@
+//! The words between the two halves: one SOCK_SEQPACKET pair, one letter (and a text) a message.
+//!
+//! ```text
+//! parent            init
+//!   |<-- Born(pid) ---|   only by way of an intermediate process
+//!   |--- Go --------->|   the user namespace's maps are written
+//!   |<-- Hooks -------|   mounts are made: run the runtime's hooks
+//!   |--- Go --------->|
+//!   |<-- Ready -------|   all is set up (create), or about to be executed (exec)
+//!   |--- Go --------->|   the record is on disk; from here on the init outlives the parent
+//! ```
+//! `Failed(words)` may come instead of anything; a closed socket means that the other side died.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+
+use crate::error::{Error, Result};
+
+/// The longest message; longer words are cut.
+const MAX_MESSAGE: usize = 4096;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Message {
+    Born(i32),
+    Go,
+    Hooks,
+    Ready,
+    Failed(String),
+}
+
+/// One end.
+pub(crate) struct Channel(pub OwnedFd);
+
+impl Channel {
+    pub fn pair() -> io::Result<(Channel, Channel)> {
+        let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Channel(a), Channel(b)))
+    }
+
+    pub fn send(&self, message: &Message) -> io::Result<()> {
+        let bytes = match message {
+            Message::Born(pid) => format!("B{pid}").into_bytes(),
+            Message::Go => b"G".to_vec(),
+            Message::Hooks => b"H".to_vec(),
+            Message::Ready => b"R".to_vec(),
+            Message::Failed(words) => format!("F{words}").into_bytes(),
+        };
+        let bytes = &bytes[..bytes.len().min(MAX_MESSAGE)];
+        loop {
+            match send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
+                Err(Errno::EINTR) => {}
+                result => return result.map(drop).map_err(io::Error::from),
+            }
+        }
+    }
+
+    /// The next message; `None` when the other end is closed.
+    pub fn receive(&self) -> io::Result<Option<Message>> {
+        let mut buffer = [0u8; MAX_MESSAGE];
+        let n = loop {
+            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                // A peer that died with unread messages.
+                Err(Errno::ECONNRESET) => return Ok(None),
+                result => break result?,
+            }
+        };
+        let Some((kind, rest)) = buffer[..n].split_first() else { return Ok(None) };
+        let text = || String::from_utf8_lossy(rest).into_owned();
+        Ok(Some(match kind {
+            b'B' => Message::Born(text().parse().map_err(io::Error::other)?),
+            b'G' => Message::Go,
+            b'H' => Message::Hooks,
+            b'R' => Message::Ready,
+            _ => Message::Failed(text()),
+        }))
+    }
+
+    /// The parent's: a message, or why the init gave none.
+    pub fn expect(&self) -> Result<Message> {
+        match self.receive() {
+            Ok(Some(Message::Failed(words))) => Err(Error::Init(words)),
+            Ok(Some(message)) => Ok(message),
+            Ok(None) => Err(Error::Init(
+                "the container's process died while it was set up (killed, or out of memory: see the kernel's log)"
+                    .into(),
+            )),
+            Err(cause) => Err(Error::Os { what: "hear from the container's process".into(), cause }),
+        }
+    }
+
+    /// The init's: waits for Go; an error when the parent is gone.
+    pub fn wait_go(&self) -> Result<()> {
+        match self.receive() {
+            Ok(Some(Message::Go)) => Ok(()),
+            Ok(_) => Err(Error::Init("the runtime died while it created the container".into())),
+            Err(cause) => Err(Error::Os { what: "hear from the runtime".into(), cause }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_arrive_as_sent() {
+        let (a, b) = Channel::pair().unwrap();
+        for message in [Message::Born(42), Message::Go, Message::Hooks, Message::Ready, Message::Failed("no".into())] {
+            a.send(&message).unwrap();
+            assert_eq!(b.receive().unwrap(), Some(message));
+        }
+        drop(a);
+        assert_eq!(b.receive().unwrap(), None);
+    }
+
+    #[test]
+    fn long_words_are_cut_not_lost() {
+        let (a, b) = Channel::pair().unwrap();
+        a.send(&Message::Failed("x".repeat(10_000))).unwrap();
+        assert!(matches!(b.receive().unwrap(), Some(Message::Failed(w)) if w.len() == MAX_MESSAGE - 1));
+    }
+}

@@ -1,0 +1,76 @@
+//! `tmpcopyup`: a tmpfs starts with a copy of the directory it covers.
+//!
+//! Both sides are descriptors and no symlink is followed, so a hostile tree can be copied but not escaped.
+//! Extended attributes are not copied.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use nix::dir::Dir;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat, mkdirat, mknodat};
+use nix::unistd::{Gid, Uid, fchownat, symlinkat};
+
+/// Deeper trees are an error: each level is a stack frame and two descriptors.
+const MAX_DEPTH: usize = 256;
+
+/// Copies what `from` (an O_PATH directory) holds into `to`.
+pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    let metadata = nix::sys::stat::fstat(from)?;
+    copy_level(from, to, 0)?;
+    fchownat(
+        to,
+        "",
+        Some(Uid::from_raw(metadata.st_uid)),
+        Some(Gid::from_raw(metadata.st_gid)),
+        AtFlags::AT_EMPTY_PATH,
+    )?;
+    fchmodat(to, ".", Mode::from_bits_truncate(metadata.st_mode), FchmodatFlags::FollowSymlink)?;
+    Ok(())
+}
+
+fn copy_level(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(io::Error::from_raw_os_error(libc::ELOOP));
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut dir = Dir::from_fd(openat(from, ".", flags, Mode::empty())?)?;
+    for entry in dir.iter() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let metadata = fstatat(from, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let mode = Mode::from_bits_truncate(metadata.st_mode);
+        let kind = SFlag::from_bits_truncate(metadata.st_mode & libc::S_IFMT);
+        match kind {
+            SFlag::S_IFDIR => {
+                mkdirat(to, name, mode)?;
+                let (inner_from, inner_to) = (
+                    openat(from, name, flags | OFlag::O_NOFOLLOW, Mode::empty())?,
+                    openat(to, name, flags, Mode::empty())?,
+                );
+                copy_level(&inner_from, &inner_to, depth + 1)?;
+            }
+            SFlag::S_IFLNK => symlinkat(readlinkat(from, name)?.as_os_str(), to, name)?,
+            SFlag::S_IFREG => copy_file(from, to, name, mode)?,
+            _ => mknodat(to, name, kind, mode, metadata.st_rdev)?,
+        }
+        let (uid, gid) = (Uid::from_raw(metadata.st_uid), Gid::from_raw(metadata.st_gid));
+        fchownat(to, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if kind != SFlag::S_IFLNK {
+            // After the owner: chown clears set-user-id bits.
+            fchmodat(to, name, mode, FchmodatFlags::FollowSymlink)?;
+        }
+    }
+    Ok(())
+}
+
+fn copy_file(from: &OwnedFd, to: &OwnedFd, name: &std::ffi::CStr, mode: Mode) -> io::Result<()> {
+    let source =
+        openat(from, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?;
+    let target = openat(to, name, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC, mode)?;
+    io::copy(&mut std::fs::File::from(source), &mut std::fs::File::from(target))?;
+    Ok(())
+}

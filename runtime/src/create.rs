@@ -1,0 +1,319 @@
+//! The parent's half of create, as one flat list. What it did is undone when a later step fails.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
+use crate::cgroup::{Cgroup, CgroupPath};
+use crate::channel::{Channel, Message};
+use crate::error::{Context, Error, Result};
+use crate::identity::{Identity, set_rlimits};
+use crate::spawn::{Side, Spawn};
+use crate::spec::{IdMapping, NamespaceKind, Process, Spec};
+use crate::state::{self, CONFIG, Record, SOCKET};
+use crate::undo::Undo;
+use crate::{CreateOptions, Parent, Runtime, console, devices, hooks, init, mounts, refuse, seccomp, sys};
+
+/// Creates a container up to the point where its process waits for `start`.
+pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Result<i32> {
+    let mut undo = Undo::default();
+    refuse::check_id(id)?;
+    let bundle = fs::canonicalize(&options.bundle).path("open bundle", &options.bundle)?;
+    let (spec, config) = Spec::load(&bundle.join(CONFIG))?;
+    refuse::check(&spec)?;
+    if options.systemd_cgroup {
+        let reason = "the systemd cgroup driver is not done yet: use the cgroupfs driver".to_owned();
+        return Err(Error::Refused { field: "--systemd-cgroup".into(), reason });
+    }
+    let process = spec.process.as_ref().ok_or_else(|| Error::invalid("config.json: process is missing"))?;
+
+    // Everything that can be parsed or opened beforehand is, so that most errors come before anything exists.
+    let rootfs = rootfs_path(&spec, &bundle)?;
+    let identity = plan_identity(&spec, id, &bundle, process, &options)?;
+    let root = mounts::plan_root(&spec, &rootfs, &options.rootfs_mounts)?;
+    let planned = mounts::plan(&spec, &bundle)?;
+    let bound_dev = planned.iter().any(|m| m.is_bind() && m.destination == Path::new("/dev"));
+    let nodes = devices::plan(&spec, bound_dev)?;
+    let (spawn, joins) = Spawn::plan(&spec, options.parent)?;
+    let console = plan_console(process, &options)?;
+    let proc = open_proc()?;
+    let null = match spec.linux.masked_paths.is_empty() {
+        true => None,
+        false => Some(sys::clone_tree(sys::CWD, c"/dev/null", false).op(|| "open /dev/null of the host")?),
+    };
+
+    // The name is taken by mkdir: of two creates of one id, one fails here.
+    let dir = make_state_dir(runtime, id)?;
+    undo.push({
+        let dir = dir.clone();
+        move || drop(fs::remove_dir_all(dir))
+    });
+    fs::write(dir.join(CONFIG), &config).path("write", &dir.join(CONFIG))?;
+    let listener = listen(&dir)?;
+
+    // Limits are there before anyone runs under them.
+    let cgroup_path = spec.linux.cgroups_path.as_deref().map(Path::new);
+    let cgroup_path = CgroupPath::new(cgroup_path, id).map_err(cgroup_error)?;
+    let cgroup = Cgroup::create(&cgroup_path, spec.linux.resources.as_ref()).map_err(cgroup_error)?;
+    undo.push({
+        let cgroup = Cgroup::open(&cgroup.state());
+        move || drop(cgroup.remove())
+    });
+    let cgroup_dir = cgroup.dir_fd_for_clone().map_err(cgroup_error)?;
+    let cgroup_files = cgroup.join_self_files().map_err(cgroup_error)?;
+
+    let plan = init::Plan {
+        spec: &spec,
+        id,
+        bundle: &bundle,
+        rootfs: rootfs.clone(),
+        root,
+        mounts: planned,
+        nodes,
+        bound_dev,
+        identity,
+        joins,
+        cgroup_files,
+        proc,
+        null,
+        stdio: options.stdio,
+        console,
+        listener,
+        preserve_fds: options.preserve_fds,
+        no_pivot: options.no_pivot,
+        keyring: !options.no_new_keyring,
+    };
+    let rlimits = plan.identity.rlimits.clone();
+    let (ours, theirs) = Channel::pair().op(|| "make a socket pair")?;
+    let pid = match spawn.clone(cgroup_dir.as_ref(), &ours, &theirs)? {
+        Side::Child => {
+            drop(ours);
+            init::run(plan, theirs)
+        }
+        Side::Parent(pid) => pid,
+    };
+    drop((plan, theirs));
+    let parent = options.parent;
+    undo.push(move || kill_and_reap(pid, parent));
+
+    // Needs rights that the init may not have in its user namespace.
+    set_oom_score(process, pid)?;
+    if spec.namespace(NamespaceKind::User).is_some() {
+        // Raising a hard limit takes rights over the host that nobody inside has.
+        set_rlimits(pid, &rlimits)?;
+    }
+    if spec.makes(NamespaceKind::User) {
+        write_id_maps(&spec, pid)?;
+        ours.send(&Message::Go).op(|| "answer the container's process")?;
+    }
+    let mut message = ours.expect()?;
+    if message == Message::Hooks {
+        let state = state::hook_state(&spec, id, &bundle, "creating", pid);
+        hooks::run("prestart", &spec.hooks.prestart, &state, &bundle)?;
+        hooks::run("createRuntime", &spec.hooks.create_runtime, &state, &bundle)?;
+        ours.send(&Message::Go).op(|| "answer the container's process")?;
+        message = ours.expect()?;
+    }
+    if message != Message::Ready {
+        return Err(Error::Init(format!("unexpected message {message:?} from the container's process")));
+    }
+    let (start_time, _) =
+        state::process_start(pid).ok_or_else(|| Error::Init("the container's process died".into()))?;
+    let record = Record {
+        oci_version: spec.oci_version.clone(),
+        id: id.to_owned(),
+        pid,
+        start_time,
+        bundle,
+        rootfs,
+        created: state::now(),
+        owner: owner(),
+        annotations: spec.annotations.clone(),
+        cgroup: cgroup.state(),
+        namespaces: spec.namespace_flags(),
+        own_pid_namespace: spec.makes(NamespaceKind::Pid),
+        has_poststart: !spec.hooks.poststart.is_empty(),
+        has_poststop: !spec.hooks.poststop.is_empty(),
+    };
+    record.save(&dir)?;
+    if let Some(path) = &options.pid_file {
+        write_pid_file(path, pid)?;
+    }
+    // From here on the container exists without us.
+    ours.send(&Message::Go).op(|| "answer the container's process")?;
+    undo.disarm();
+    Ok(pid)
+}
+
+pub(crate) fn cgroup_error(error: crate::cgroup::Error) -> Error {
+    Error::Init(error.to_string())
+}
+
+fn owner() -> String {
+    // The caller's own accounts, not the image's; a number does as well when there is no name.
+    match nix::unistd::getuid().as_raw() {
+        0 => "root".to_owned(),
+        uid => uid.to_string(),
+    }
+}
+
+fn rootfs_path(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
+    let path = spec.root.as_ref().map(|r| r.path.as_path()).unwrap_or(Path::new("rootfs"));
+    let path = bundle.join(path);
+    fs::canonicalize(&path).path("open root filesystem", &path)
+}
+
+fn plan_identity(spec: &Spec, id: &str, bundle: &Path, process: &Process, options: &CreateOptions) -> Result<Identity> {
+    let filter = match &spec.linux.seccomp {
+        Some(profile) => {
+            Some(seccomp::compile(profile).map_err(|e| Error::invalid(format!("config.json: linux.seccomp: {e}")))?)
+        }
+        None => None,
+    };
+    let agent = spec.linux.seccomp.as_ref().and_then(|s| s.listener_path().clone());
+    let listener = match agent {
+        Some(path) => {
+            let metadata = spec.linux.seccomp.as_ref().and_then(|s| s.listener_metadata().clone());
+            let state: serde_json::Value =
+                serde_json::from_str(&state::hook_state(spec, id, bundle, "creating", 0)).unwrap_or_default();
+            let message = serde_json::json!({
+                "ociVersion": state::OCI_VERSION, "fds": ["seccompFd"], "pid": 0,
+                "metadata": metadata.unwrap_or_default(), "state": state,
+            });
+            Some((console::connect(&path)?, message.to_string().into_bytes()))
+        }
+        None => None,
+    };
+    let mut identity = Identity::plan(process, filter, listener)?;
+    identity.in_user_namespace = spec.namespace(NamespaceKind::User).is_some();
+    for fd in 3..3 + options.preserve_fds as i32 {
+        if !sys::is_open(fd) {
+            return Err(Error::invalid(format!("descriptor {fd} is to be preserved, but is not open")));
+        }
+    }
+    for variable in &options.extra_env {
+        identity.add_env(variable.clone());
+    }
+    Ok(identity)
+}
+
+/// The socket that gets the terminal; asking for one without the other is an error, as in runc.
+fn plan_console(process: &Process, options: &CreateOptions) -> Result<Option<OwnedFd>> {
+    console_socket(process.terminal, options.console_socket.as_deref(), options.console_fd.as_ref())
+}
+
+pub(crate) fn console_socket(terminal: bool, path: Option<&Path>, fd: Option<&OwnedFd>) -> Result<Option<OwnedFd>> {
+    match (terminal, path, fd) {
+        (true, Some(path), _) => console::connect(path).map(Some),
+        (true, None, Some(fd)) => fd.try_clone().map(Some).op(|| "copy the console descriptor"),
+        (true, None, None) => {
+            Err(Error::invalid("process.terminal is set: a console socket is needed (--console-socket)"))
+        }
+        (false, None, None) => Ok(None),
+        (false, ..) => Err(Error::invalid("a console socket is given, but process.terminal is not set")),
+    }
+}
+
+fn open_proc() -> Result<OwnedFd> {
+    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
+    nix::fcntl::open("/proc", flags, nix::sys::stat::Mode::empty()).op(|| "open /proc of the host")
+}
+
+fn make_state_dir(runtime: &Runtime, id: &str) -> Result<PathBuf> {
+    let dir = runtime.root.join(id);
+    let mut builder = DirBuilder::new();
+    builder.mode(0o700);
+    match builder.create(&dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o711).create(&runtime.root).path("make", &runtime.root)?;
+            builder.create(&dir).path("make", &dir)?;
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Err(Error::Exists(id.to_owned())),
+        result => result.path("make", &dir)?,
+    }
+    Ok(dir)
+}
+
+/// A socket's address holds 108 bytes, a state directory's path may be longer: it is reached by its descriptor.
+pub(crate) fn socket_path(dir: &fs::File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
+}
+
+fn listen(dir: &Path) -> Result<OwnedFd> {
+    let handle = fs::File::open(dir).path("open", dir)?;
+    let listener = UnixListener::bind(socket_path(&handle)).path("listen in", dir)?;
+    Ok(listener.into())
+}
+
+/// Writes the score, or accepts the present one. Lowering it takes CAP_SYS_RESOURCE: without it the error stands,
+/// because a process that the kernel kills earlier than asked is a setting not enforced.
+pub(crate) fn set_oom_score(process: &Process, pid: i32) -> Result<()> {
+    let Some(score) = process.oom_score_adj else { return Ok(()) };
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let written =
+        OpenOptions::new().write(true).open(&path).and_then(|mut f| f.write_all(score.to_string().as_bytes()));
+    match written {
+        Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
+            let now = fs::read_to_string(&path).unwrap_or_default();
+            if now.trim() == score.to_string() {
+                return Ok(());
+            }
+            let what = format!(
+                "set process.oomScoreAdj to {score}: it is {} and only CAP_SYS_RESOURCE may lower it",
+                now.trim()
+            );
+            Err(Error::Os { what, cause: e })
+        }
+        result => result.op(|| format!("set process.oomScoreAdj to {score}")),
+    }
+}
+
+fn write_id_maps(spec: &Spec, pid: i32) -> Result<()> {
+    let write = |name: &str, maps: &[IdMapping]| {
+        let text: String = maps.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect();
+        let path = format!("/proc/{pid}/{name}");
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|mut f| f.write_all(text.as_bytes()))
+            .op(|| format!("write {path}"))
+    };
+    if !nix::unistd::geteuid().is_root() {
+        // Without the right to set groups the kernel takes a gid map only when they are denied for good.
+        fs::write(format!("/proc/{pid}/setgroups"), "deny").op(|| "deny setgroups")?;
+    }
+    write("gid_map", &spec.linux.gid_mappings)?;
+    write("uid_map", &spec.linux.uid_mappings)
+}
+
+/// Written beside and renamed: who waits for the file to appear reads a whole pid.
+pub(crate) fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    let name = path.file_name().ok_or_else(|| Error::invalid(format!("pid file {}: no name", path.display())))?;
+    let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
+    fs::write(&temporary, pid.to_string()).and_then(|()| fs::rename(&temporary, path)).path("write pid file", path)
+}
+
+pub(crate) fn kill_and_reap(pid: i32, parent: Parent) {
+    // It may be dead already; with CLONE_PARENT its real parent reaps it.
+    let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    match parent {
+        Parent::Caller => drop(waitpid(Pid::from_raw(pid), None)),
+        Parent::Grandparent => wait_for_death(pid),
+    }
+}
+
+/// The cgroup can only be removed once it is empty.
+fn wait_for_death(pid: i32) {
+    for _ in 0..200 {
+        match state::process_start(pid) {
+            Some((_, true)) => std::thread::sleep(std::time::Duration::from_millis(5)),
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Exec: another process in a running container. Both halves, each a flat list.
+//!
+//! The parent makes the child in the container's PID namespace with one clone3; the child joins the cgroup and all other
+//! namespaces of the init by one setns on its pidfd, which cannot come to mean another process in between.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path};
+
+use nix::unistd::setsid;
+
+use crate::cgroup::{Cgroup, CgroupState};
+use crate::channel::{Channel, Message};
+use crate::error::{Context, Error, Result};
+use crate::identity::{Identity, set_rlimits};
+use crate::init::keep_only;
+use crate::spawn::{Side, Spawn};
+use crate::spec::{ConsoleSize, NamespaceKind};
+use crate::state::{Record, Status};
+use crate::undo::Undo;
+use crate::{ExecOptions, Runtime, Stdio, console, create, refuse, seccomp, sys};
+
+/// What the child needs.
+struct Plan {
+    identity: Identity,
+    cgroup_files: Vec<OwnedFd>,
+    /// Namespaces other than the PID namespace, by the init's pidfd.
+    pidfd: OwnedFd,
+    namespaces: u64,
+    console: Option<OwnedFd>,
+    size: Option<ConsoleSize>,
+    stdio: Stdio,
+    preserve_fds: u32,
+    keyring: Option<String>,
+}
+
+/// Runs a process in a container.
+pub(crate) fn exec(runtime: &Runtime, id: &str, options: ExecOptions) -> Result<i32> {
+    let mut undo = Undo::default();
+    let record = Record::load(&runtime.root, id)?;
+    refuse::check_process(&options.process)?;
+    match record.status(&runtime.root)? {
+        Status::Stopped => return Err(Error::State(format!("cannot exec in container {id:?}: it is stopped"))),
+        Status::Paused if !options.ignore_paused => {
+            return Err(Error::State(format!(
+                "cannot exec in container {id:?}: it is paused (resume it, or --ignore-paused)"
+            )));
+        }
+        _ => {}
+    }
+    let pidfd = sys::pidfd_open(record.pid).op(|| format!("open the init of container {id:?}"))?;
+    // The pid was that of the init before the pidfd was opened; if it still is now, the pidfd is the init's.
+    if !record.alive() {
+        return Err(Error::State(format!("cannot exec in container {id:?}: it is stopped")));
+    }
+    let spec = record.spec(&runtime.root)?;
+    let filter = match &spec.linux.seccomp {
+        Some(profile) => Some(seccomp::compile(profile).map_err(|e| Error::invalid(format!("linux.seccomp: {e}")))?),
+        None => None,
+    };
+    let mut identity = Identity::plan(&options.process, filter, None)?;
+    identity.in_user_namespace = record.namespaces & NamespaceKind::User.flag() != 0;
+    for variable in &options.extra_env {
+        identity.add_env(variable.clone());
+    }
+    let cgroup = match &options.cgroup {
+        Some(path) => beneath(&record.cgroup, path)?,
+        None => record.cgroup(),
+    };
+    let console = create::console_socket(
+        options.process.terminal,
+        options.console_socket.as_deref(),
+        options.console_fd.as_ref(),
+    )?;
+    let cgroup_dir = cgroup.dir_fd_for_clone().map_err(create::cgroup_error)?;
+    let plan = Plan {
+        identity,
+        cgroup_files: cgroup.join_self_files().map_err(create::cgroup_error)?,
+        namespaces: record.namespaces & !NamespaceKind::Pid.flag(),
+        console,
+        size: options.process.console_size.clone(),
+        stdio: options.stdio,
+        preserve_fds: options.preserve_fds,
+        keyring: None,
+        pidfd,
+    };
+    let pid_namespace = match record.namespaces & NamespaceKind::Pid.flag() {
+        0 => None,
+        _ => Some(plan.pidfd.try_clone().op(|| "copy a descriptor")?),
+    };
+    let spawn = Spawn::into_pid_namespace(pid_namespace, options.parent);
+    let rlimits = plan.identity.rlimits.clone();
+    let (ours, theirs) = Channel::pair().op(|| "make a socket pair")?;
+    let pid = match spawn.clone(cgroup_dir.as_ref(), &ours, &theirs)? {
+        Side::Child => {
+            drop(ours);
+            run(plan, theirs)
+        }
+        Side::Parent(pid) => pid,
+    };
+    drop((plan, theirs));
+    let parent = options.parent;
+    undo.push(move || create::kill_and_reap(pid, parent));
+
+    create::set_oom_score(&options.process, pid)?;
+    if ours.expect()? != Message::Ready {
+        return Err(Error::Init("unexpected message from the new process".into()));
+    }
+    if record.namespaces & NamespaceKind::User.flag() != 0 {
+        // Raising a hard limit takes rights over the host that nobody inside has.
+        set_rlimits(pid, &rlimits)?;
+    }
+    if let Some(path) = &options.pid_file {
+        create::write_pid_file(path, pid)?;
+    }
+    ours.send(&Message::Go).op(|| "answer the new process")?;
+    // The exec closes the child's end; words before that are why it failed.
+    match ours.receive() {
+        Ok(Some(Message::Failed(words))) => return Err(Error::Init(words)),
+        Ok(_) => {}
+        Err(cause) => return Err(Error::Os { what: "hear from the new process".into(), cause }),
+    }
+    undo.disarm();
+    Ok(pid)
+}
+
+/// A cgroup inside the container's; it must exist, as with runc.
+fn beneath(state: &CgroupState, path: &str) -> Result<Cgroup> {
+    let relative = Path::new(path.trim_start_matches('/'));
+    if relative.components().any(|c| !matches!(c, Component::Normal(_))) {
+        return Err(Error::invalid(format!(
+            "--cgroup {path:?}: only names beneath the container's cgroup are allowed"
+        )));
+    }
+    let mut state = state.clone();
+    for group in &mut state.groups {
+        group.path.push(relative);
+    }
+    Ok(Cgroup::open(&state))
+}
+
+fn run(plan: Plan, channel: Channel) -> ! {
+    match set_up(plan, &channel) {
+        Ok((identity, program, preserve)) => finish(identity, &program, preserve, channel),
+        Err(error) => drop(channel.send(&Message::Failed(error.to_string()))),
+    }
+    sys::exit_now(1)
+}
+
+/// The child's list.
+fn set_up(mut plan: Plan, _channel: &Channel) -> Result<(Identity, crate::identity::Program, u32)> {
+    sys::reset_signals();
+    // Before anyone inside can see this process: it is still the runtime, with the host's rights.
+    nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
+    setsid().op(|| "start a session")?;
+    crate::init::join_cgroup(std::mem::take(&mut plan.cgroup_files))?;
+    sys::setns(plan.pidfd.as_fd(), plan.namespaces as i32).op(|| "join the container's namespaces")?;
+    if plan.identity.in_user_namespace {
+        crate::init::become_root_of_namespace()?;
+    }
+    if let Some(id) = &plan.keyring {
+        crate::init::join_keyring(id)?;
+    }
+    match &plan.console {
+        Some(socket) => {
+            let root = nix::fcntl::open(
+                "/",
+                nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
+                nix::sys::stat::Mode::empty(),
+            )
+            .op(|| "open the container's root")?;
+            let (master, slave, name) = console::open_pty(&root)?;
+            console::send_fd(socket, &master, name.as_bytes()).op(|| "send the terminal to the console socket")?;
+            console::take(&slave, plan.size.as_ref(), plan.identity.uid())?;
+        }
+        None => plan.stdio.take()?,
+    }
+    let program = plan.identity.assume()?;
+    Ok((plan.identity, program, plan.preserve_fds))
+}
+
+fn finish(mut identity: Identity, program: &crate::identity::Program, preserve: u32, channel: Channel) {
+    let Ok([Some(channel), notify]) = keep_only(preserve, [Some(channel.0), identity.take_listener()]) else { return };
+    identity.put_listener(notify);
+    let channel = Channel(channel);
+    if channel.send(&Message::Ready).is_err() || channel.wait_go().is_err() {
+        return;
+    }
+    let error = identity.exec(program);
+    // The parent may be gone; then nobody asks.
+    let _ = channel.send(&Message::Failed(error.to_string()));
+}

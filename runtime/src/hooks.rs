@@ -1,0 +1,148 @@
+//! Hooks: programs of the host's administrator, run at six points of a container's life.
+//!
+//! | kind | namespaces | when |
+//! |---|---|---|
+//! | prestart, createRuntime | the runtime's | namespaces and mounts are there, the root is not yet switched |
+//! | createContainer | the container's | the same, after those; still the host's paths |
+//! | startContainer | the container's | at start, just before the program; the container's paths |
+//! | poststart | the runtime's | after the program was executed |
+//! | poststop | the runtime's | after delete |
+//!
+//! Each gets the container's state as JSON on stdin, its own environment and nothing else. State and output go through
+//! memfds, so no pipe can block either side; a timeout kills.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::os::fd::AsFd;
+
+use crate::error::{Context, Error, Result};
+use crate::spec::Hook;
+use crate::sys;
+
+/// How much of a failed hook's output goes into the error.
+const MAX_OUTPUT_BYTES: u64 = 1024;
+
+/// Runs hooks of one kind, in order; the first that fails ends it.
+pub(crate) fn run(kind: &str, hooks: &[Hook], state: &str, cwd: &Path) -> Result<()> {
+    hooks.iter().enumerate().try_for_each(|(index, hook)| {
+        let what = format!("{kind} hook #{index} {}", hook.path.display());
+        run_one(&what, hook, state, cwd)
+    })
+}
+
+fn memory(content: &str) -> io::Result<File> {
+    let mut file = File::from(memfd_create(c"hook", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(content.as_bytes())?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(file)
+}
+
+fn run_one(what: &str, hook: &Hook, state: &str, cwd: &Path) -> Result<()> {
+    if !hook.path.is_absolute() {
+        return Err(Error::invalid(format!("{what}: the path must be absolute")));
+    }
+    let start = || -> io::Result<(Child, File)> {
+        let output = memory("")?;
+        let mut command = Command::new(&hook.path);
+        if let Some((name, args)) = hook.args.split_first() {
+            command.arg0(name).args(args);
+        }
+        command
+            .env_clear()
+            .current_dir(cwd)
+            .stdin(memory(state)?)
+            .stdout(output.try_clone()?)
+            .stderr(Stdio::from(output.try_clone()?));
+        for (name, value) in hook.env.iter().filter_map(|e| e.split_once('=')) {
+            command.env(name, value);
+        }
+        Ok((command.spawn()?, output))
+    };
+    let (mut child, mut output) = start().op(|| what)?;
+    let timed_out = match hook.timeout {
+        Some(seconds) if seconds > 0 => !ends_within(&mut child, seconds).op(|| what)?,
+        _ => false,
+    };
+    if timed_out {
+        // The child may end at this very moment; then there is nothing left to kill.
+        let _ = child.kill();
+    }
+    let status = child.wait().op(|| format!("{what}: wait"))?;
+    if timed_out {
+        return Err(Error::Init(format!("{what}: killed after its timeout of {} s", hook.timeout.unwrap_or_default())));
+    }
+    if status.success() {
+        return Ok(());
+    }
+    let mut words = String::new();
+    let mut bytes = Vec::new();
+    if output.seek(SeekFrom::Start(0)).is_ok() && (&mut output).take(MAX_OUTPUT_BYTES).read_to_end(&mut bytes).is_ok() {
+        words = String::from_utf8_lossy(&bytes).trim().replace('\n', "; ");
+    }
+    let how = match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (_, Some(signal)) => format!("killed by signal {signal}"),
+        _ => "ended strangely".to_owned(),
+    };
+    let output = if words.is_empty() { String::new() } else { format!(", output: {words}") };
+    Err(Error::Init(format!("{what}: {how}{output}")))
+}
+
+fn ends_within(child: &mut Child, seconds: i64) -> io::Result<bool> {
+    let pidfd = sys::pidfd_open(child.id() as i32)?;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(seconds as u64);
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let timeout = PollTimeout::try_from(left.as_millis().min(i32::MAX as u128) as i32).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str, timeout: Option<i64>) -> Hook {
+        Hook {
+            path: "/bin/sh".into(),
+            args: ["sh", "-c", script].map(String::from).to_vec(),
+            env: vec!["A=b".into()],
+            timeout,
+        }
+    }
+
+    #[test]
+    fn the_state_is_on_stdin_and_the_environment_is_the_hooks_own() {
+        run(
+            "prestart",
+            &[sh("read x; test \"$x\" = '{}' && test \"$A\" = b && test -z \"$HOME\"", None)],
+            "{}\n",
+            Path::new("/"),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn a_failure_says_which_hook_how_and_its_words() {
+        let hooks = [sh("true", None), sh("echo no such luck >&2; exit 3", None)];
+        let error = run("poststop", &hooks, "{}", Path::new("/")).unwrap_err().to_string();
+        assert_eq!(error, "poststop hook #1 /bin/sh: exit status 3, output: no such luck");
+    }
+
+    #[test]
+    fn a_timeout_kills() {
+        let error = run("prestart", &[sh("exec sleep 100", Some(1))], "{}", Path::new("/")).unwrap_err();
+        assert!(error.to_string().contains("timeout of 1 s"), "{error}");
+    }
+}

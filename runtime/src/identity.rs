@@ -1,0 +1,389 @@
+//! Who a container's process is: user, groups, capabilities, limits, environment, program. Shared by create and exec.
+//!
+//! [`Identity::plan`] is the parent's part (parsing, so that errors come before any process exists);
+//! [`Identity::assume`] is the process's own last steps before it waits or execs.
+
+use std::ffi::CString;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::sys::stat::{Mode, fstat, umask};
+use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, fchown, setgroups, setresgid, setresuid};
+
+use crate::error::{Context, Error, Result};
+use crate::spec::{Process, Rlimit};
+use crate::{seccomp, sys};
+
+/// Where programs are looked for when the environment has no PATH.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// An /etc/passwd of an image is read no further.
+const MAX_PASSWD_BYTES: u64 = 4 << 20;
+/// The umask when the configuration has none, as runc's.
+const DEFAULT_UMASK: u32 = 0o022;
+
+/// The five sets.
+struct Sets {
+    bounding: CapsHashSet,
+    effective: CapsHashSet,
+    inheritable: CapsHashSet,
+    permitted: CapsHashSet,
+    ambient: CapsHashSet,
+}
+
+/// A process to become.
+pub(crate) struct Identity {
+    uid: u32,
+    gid: u32,
+    groups: Vec<Gid>,
+    umask: u32,
+    sets: Sets,
+    no_new_privileges: bool,
+    /// Whether the container has a user namespace.
+    pub in_user_namespace: bool,
+    pub rlimits: Vec<(u32, u64, u64)>,
+    args: Vec<String>,
+    env: Vec<String>,
+    cwd: PathBuf,
+    filter: Option<seccomp::Program>,
+    /// Where a seccomp listener's descriptor goes, with what message.
+    listener: Option<(Option<OwnedFd>, Vec<u8>)>,
+}
+
+/// What is left to do: one seccomp load, one execve.
+pub(crate) struct Program {
+    path: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+fn set_of(names: &[String]) -> Result<CapsHashSet> {
+    names
+        .iter()
+        .map(|name| {
+            Capability::from_str(name)
+                .map_err(|_| Error::invalid(format!("process.capabilities: unknown capability {name:?}")))
+        })
+        .collect()
+}
+
+fn rlimit(limit: &Rlimit) -> Result<(u32, u64, u64)> {
+    let resource = match limit.kind.as_str() {
+        "RLIMIT_CPU" => libc::RLIMIT_CPU,
+        "RLIMIT_FSIZE" => libc::RLIMIT_FSIZE,
+        "RLIMIT_DATA" => libc::RLIMIT_DATA,
+        "RLIMIT_STACK" => libc::RLIMIT_STACK,
+        "RLIMIT_CORE" => libc::RLIMIT_CORE,
+        "RLIMIT_RSS" => libc::RLIMIT_RSS,
+        "RLIMIT_NPROC" => libc::RLIMIT_NPROC,
+        "RLIMIT_NOFILE" => libc::RLIMIT_NOFILE,
+        "RLIMIT_MEMLOCK" => libc::RLIMIT_MEMLOCK,
+        "RLIMIT_AS" => libc::RLIMIT_AS,
+        "RLIMIT_LOCKS" => libc::RLIMIT_LOCKS,
+        "RLIMIT_SIGPENDING" => libc::RLIMIT_SIGPENDING,
+        "RLIMIT_MSGQUEUE" => libc::RLIMIT_MSGQUEUE,
+        "RLIMIT_NICE" => libc::RLIMIT_NICE,
+        "RLIMIT_RTPRIO" => libc::RLIMIT_RTPRIO,
+        "RLIMIT_RTTIME" => libc::RLIMIT_RTTIME,
+        other => return Err(Error::invalid(format!("process.rlimits: unknown type {other:?}"))),
+    };
+    Ok((resource as u32, limit.soft, limit.hard))
+}
+
+impl Identity {
+    /// The parent's part.
+    pub fn plan(
+        process: &Process,
+        filter: Option<seccomp::Program>,
+        listener: Option<(OwnedFd, Vec<u8>)>,
+    ) -> Result<Identity> {
+        let none = crate::spec::Capabilities::default();
+        // No capabilities in the configuration means none for the process.
+        let names = process.capabilities.as_ref().unwrap_or(&none);
+        let sets = Sets {
+            bounding: set_of(&names.bounding)?,
+            effective: set_of(&names.effective)?,
+            inheritable: set_of(&names.inheritable)?,
+            permitted: set_of(&names.permitted)?,
+            ambient: set_of(&names.ambient)?,
+        };
+        let mut rlimits = process.rlimits.iter().map(rlimit).collect::<Result<Vec<_>>>()?;
+        rlimits.sort_unstable();
+        if rlimits.windows(2).any(|w| w[0].0 == w[1].0) {
+            return Err(Error::invalid("process.rlimits: a type occurs twice"));
+        }
+        Ok(Identity {
+            uid: process.user.uid,
+            gid: process.user.gid,
+            groups: process.user.additional_gids.iter().map(|&g| Gid::from_raw(g)).collect(),
+            umask: process.user.umask.unwrap_or(DEFAULT_UMASK),
+            sets,
+            no_new_privileges: process.no_new_privileges,
+            in_user_namespace: false,
+            rlimits,
+            args: process.args.clone(),
+            env: process.env.clone(),
+            cwd: process.cwd.clone(),
+            filter,
+            listener: listener.map(|(socket, message)| (Some(socket), message)),
+        })
+    }
+
+    /// Adds variables the runtime itself promises (LISTEN_FDS).
+    pub fn add_env(&mut self, variable: String) {
+        self.env.push(variable);
+    }
+
+    /// The seccomp listener's socket, taken out while descriptors are renumbered.
+    pub fn take_listener(&mut self) -> Option<OwnedFd> {
+        self.listener.as_mut().and_then(|l| l.0.take())
+    }
+
+    /// And put back.
+    pub fn put_listener(&mut self, socket: Option<OwnedFd>) {
+        if let Some(listener) = &mut self.listener {
+            listener.0 = socket;
+        }
+    }
+
+    /// The user, for the owner of a terminal.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// The process's last steps, inside the container's root. The order is the design.
+    pub fn assume(&mut self) -> Result<Program> {
+        // A working directory only root may enter: tried first as root, and again below as the user.
+        let early = chdir(&self.cwd);
+        self.own_stdio()?;
+        umask(Mode::from_bits_truncate(self.umask));
+        // While still root of the host, who may at least lower every limit; in a user namespace the parent did it.
+        if !self.in_user_namespace {
+            set_rlimits(0, &self.rlimits)?;
+        }
+        // Without it nothing a set-user-id program does could give privileges back.
+        if self.no_new_privileges {
+            nix::sys::prctl::set_no_new_privs().op(|| "set no_new_privs")?;
+        }
+        // The bounding set first: dropping from it needs CAP_SETPCAP, which goes with the rest.
+        self.drop_bounding()?;
+        // Changing the user would clear the permitted set, from which the rest is chosen.
+        nix::sys::prctl::set_keepcaps(true).op(|| "keep capabilities across the change of user")?;
+        self.become_user()?;
+        nix::sys::prctl::set_keepcaps(false).op(|| "clear keepcaps")?;
+        self.set_capabilities()?;
+        match chdir(&self.cwd) {
+            Ok(()) => {}
+            // EACCES for the user alone: root's chdir stands, as in runc.
+            Err(nix::errno::Errno::EACCES) if early.is_ok() => {}
+            Err(e) => return Err(e).path("change to working directory", &self.cwd),
+        }
+        // A working directory outside of the root (by a leaked descriptor) would be a way out.
+        let cwd = nix::unistd::getcwd().op(|| "find the working directory (it must be inside the container)")?;
+        if !cwd.is_absolute() {
+            return Err(Error::invalid(format!(
+                "working directory {} is outside of the container",
+                self.cwd.display()
+            )));
+        }
+        self.find_program()
+    }
+
+    /// A user who may not write the terminal or pipe that someone else opened could not reopen /dev/stderr.
+    fn own_stdio(&self) -> Result<()> {
+        if self.uid == 0 {
+            return Ok(());
+        }
+        let null = nix::sys::stat::stat("/dev/null").ok();
+        for fd in 0..3 {
+            let fd = sys::borrow(fd);
+            let Ok(metadata) = fstat(fd) else { continue };
+            if metadata.st_uid == self.uid
+                || null.is_some_and(|n| n.st_rdev == metadata.st_rdev && n.st_mode == metadata.st_mode)
+            {
+                continue;
+            }
+            match fchown(fd, Some(Uid::from_raw(self.uid)), None) {
+                // Read-only, foreign or immutable: the program still has the open descriptor.
+                Ok(()) | Err(nix::errno::Errno::EPERM | nix::errno::Errno::EROFS | nix::errno::Errno::EINVAL) => {}
+                Err(e) => return Err(e).op(|| "change the owner of the standard streams"),
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_bounding(&self) -> Result<()> {
+        for capability in caps::runtime::thread_all_supported() {
+            if !self.sets.bounding.contains(&capability) {
+                caps::drop(None, CapSet::Bounding, capability)
+                    .map_err(|e| Error::Init(format!("drop {capability} from the bounding set: {e}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn become_user(&self) -> Result<()> {
+        match setgroups(&self.groups) {
+            // A user namespace may deny it; then there is nothing to give up either.
+            Err(nix::errno::Errno::EPERM) if self.groups.is_empty() && self.in_user_namespace => {}
+            result => result.op(|| format!("set the additional groups {:?}", self.groups))?,
+        }
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        setresgid(gid, gid, gid).op(|| format!("become group {gid}"))?;
+        setresuid(uid, uid, uid).op(|| format!("become user {uid}"))
+    }
+
+    fn set_capabilities(&self) -> Result<()> {
+        let mut effective = self.sets.effective.clone();
+        let mut permitted = self.sets.permitted.clone();
+        if self.filter.is_some() && !self.no_new_privileges {
+            // Loading a filter without no_new_privs takes CAP_SYS_ADMIN. It is kept to the very end, so that the
+            // filter need allow nothing but the exec. The exec then computes the permitted set anew, from the
+            // inheritable, ambient and bounding sets alone: the container's program does not get it.
+            effective.insert(Capability::CAP_SYS_ADMIN);
+            permitted.insert(Capability::CAP_SYS_ADMIN);
+        }
+        let set = |which, wanted: &CapsHashSet, name: &str| {
+            caps::set(None, which, wanted).map_err(|e| {
+                Error::Init(format!("set the {name} capabilities: {e} (does the caller have them all itself?)"))
+            })
+        };
+        // Each set is bounded by the one before it.
+        set(CapSet::Inheritable, &self.sets.inheritable, "inheritable")?;
+        set(CapSet::Effective, &CapsHashSet::new(), "effective")?;
+        set(CapSet::Permitted, &permitted, "permitted")?;
+        set(CapSet::Effective, &effective, "effective")?;
+        set(CapSet::Ambient, &self.sets.ambient, "ambient")
+    }
+
+    fn find_program(&mut self) -> Result<Program> {
+        if !self.env.iter().any(|e| e.starts_with("HOME=")) {
+            self.env.push(format!("HOME={}", home_of(self.uid)));
+        }
+        let path = find_in_path(&self.args[0], &self.env)?;
+        let c = |s: &str| CString::new(s).map_err(|_| Error::invalid(format!("process: {s:?} contains a NUL byte")));
+        Ok(Program {
+            path: c(&path.to_string_lossy())?,
+            args: self.args.iter().map(|a| c(a)).collect::<Result<_>>()?,
+            env: self.env.iter().map(|e| c(e)).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The last two steps. Returns only to say what failed.
+    pub fn exec(self, program: &Program) -> Error {
+        if let Some(filter) = &self.filter {
+            match seccomp::load(filter) {
+                Ok(Some(notify)) => {
+                    if let Err(e) = self.send_listener(&notify) {
+                        return e;
+                    }
+                }
+                Ok(None) => {}
+                Err(e) => return Error::Init(format!("load the seccomp filter: {e}")),
+            }
+        }
+        let Err(cause) = nix::unistd::execve(&program.path, &program.args, &program.env);
+        Error::Os { what: format!("exec {}", program.path.to_string_lossy()), cause: cause.into() }
+    }
+
+    fn send_listener(&self, notify: &OwnedFd) -> Result<()> {
+        match &self.listener {
+            Some((Some(socket), message)) => crate::console::send_fd(socket, notify, message)
+                .op(|| "send the seccomp listener to linux.seccomp.listenerPath"),
+            _ => Err(Error::invalid("linux.seccomp notifies but has no listenerPath")),
+        }
+    }
+}
+
+/// Sets the limits of a process (0: this one).
+pub(crate) fn set_rlimits(pid: i32, rlimits: &[(u32, u64, u64)]) -> Result<()> {
+    rlimits.iter().try_for_each(|&(resource, soft, hard)| {
+        sys::prlimit(pid, resource, soft, hard).op(|| {
+            format!("set resource limit #{resource} to soft {soft}, hard {hard} (raising a hard limit takes CAP_SYS_RESOURCE)")
+        })
+    })
+}
+
+fn find_in_path(name: &str, env: &[String]) -> Result<PathBuf> {
+    let usable = |path: &Path| -> nix::Result<()> {
+        if nix::sys::stat::stat(path)?.st_mode & libc::S_IFMT == libc::S_IFDIR {
+            return Err(nix::errno::Errno::EISDIR);
+        }
+        access(path, AccessFlags::X_OK)
+    };
+    if name.contains('/') {
+        return match usable(Path::new(name)) {
+            Ok(()) => Ok(PathBuf::from(name)),
+            Err(e) => Err(e).op(|| format!("exec {name:?}")),
+        };
+    }
+    let path = env.iter().find_map(|e| e.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let mut denied = None;
+    for dir in path.split(':') {
+        let candidate = Path::new(if dir.is_empty() { "." } else { dir }).join(name);
+        match usable(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(nix::errno::Errno::EACCES) => denied = Some(candidate),
+            Err(_) => {}
+        }
+    }
+    match denied {
+        Some(path) => Err(nix::errno::Errno::EACCES).op(|| format!("exec {:?}", path.display().to_string())),
+        None => Err(Error::Init(format!("exec {name:?}: executable file not found in $PATH"))),
+    }
+}
+
+/// The home directory by the container's own /etc/passwd, `/` when it does not say.
+fn home_of(uid: u32) -> String {
+    let mut text = String::new();
+    // A hostile image may have a fifo there.
+    let file =
+        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open("/etc/passwd");
+    if let Ok(file) = file
+        && file.metadata().is_ok_and(|m| m.is_file())
+        && file.take(MAX_PASSWD_BYTES).read_to_string(&mut text).is_ok()
+    {
+        return home_in(&text, uid);
+    }
+    "/".to_owned()
+}
+
+fn home_in(passwd: &str, uid: u32) -> String {
+    passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.len() >= 6 && fields[2].parse() == Ok(uid) && !fields[5].is_empty())
+        .map_or_else(|| "/".to_owned(), |fields| fields[5].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_home_is_that_of_the_first_matching_line() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nu:x:1000:1000::/home/u:/bin/sh\n";
+        assert_eq!(home_in(passwd, 1000), "/home/u");
+        assert_eq!(home_in(passwd, 7), "/");
+    }
+
+    #[test]
+    fn programs_are_found_along_path() {
+        let env = ["PATH=/nonexistent:/bin:/usr/bin".to_owned()];
+        assert!(find_in_path("sh", &env).unwrap().ends_with("sh"));
+        let error = find_in_path("no-such-program", &env).unwrap_err().to_string();
+        assert!(error.contains("not found in $PATH"), "{error}");
+        assert!(find_in_path("/etc", &env).is_err());
+    }
+
+    #[test]
+    fn unknown_capabilities_and_limits_are_errors() {
+        assert!(set_of(&["CAP_FLY".to_owned()]).is_err());
+        assert!(rlimit(&Rlimit { kind: "RLIMIT_FUN".into(), hard: 1, soft: 1 }).is_err());
+        let (_, soft, hard) = rlimit(&Rlimit { kind: "RLIMIT_CORE".into(), hard: 2, soft: 1 }).unwrap();
+        assert_eq!((soft, hard), (1, 2));
+    }
+}

@@ -1,0 +1,221 @@
+//! Everything after create: start, state, signals, freezing, limits, delete.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use oci_spec::runtime::LinuxResources;
+
+use crate::cgroup::Stats;
+use crate::create::{cgroup_error, socket_path};
+use crate::error::{Context, Error, Result};
+use crate::spec::{NamespaceKind, Process};
+use crate::state::{self, Record, SOCKET, State, Status};
+use crate::{Runtime, hooks, refuse, sys};
+
+/// How long delete waits for a killed process, as long as runc.
+const KILL_WAIT: Duration = Duration::from_secs(10);
+
+impl Runtime {
+    /// Lets a created container run its program.
+    pub fn start(&self, id: &str) -> Result<()> {
+        let record = Record::load(&self.root, id)?;
+        let status = record.status(&self.root)?;
+        if status != Status::Created {
+            return Err(Error::State(format!("cannot start container {id:?}: it is {status}")));
+        }
+        let dir = self.root.join(id);
+        let handle = fs::File::open(&dir).path("open", &dir)?;
+        let mut stream =
+            UnixStream::connect(socket_path(&handle)).op(|| format!("start container {id:?}: reach its process"))?;
+        let mut words = String::new();
+        stream.read_to_string(&mut words).op(|| format!("start container {id:?}: hear from its process"))?;
+        if !words.is_empty() {
+            return Err(Error::Init(words));
+        }
+        fs::remove_file(dir.join(SOCKET)).path("remove", &dir.join(SOCKET))?;
+        // Most containers have no such hooks: the configuration is not parsed for nothing.
+        if record.has_poststart {
+            let spec = record.spec(&self.root)?;
+            let state = state::hook_state(&spec, id, &record.bundle, "running", record.pid);
+            hooks::run("poststart", &spec.hooks.poststart, &state, &record.bundle)?;
+        }
+        Ok(())
+    }
+
+    /// The state of a container.
+    pub fn state(&self, id: &str) -> Result<State> {
+        Record::load(&self.root, id)?.state(&self.root)
+    }
+
+    /// The process of a container's configuration: what exec starts from.
+    pub fn process(&self, id: &str) -> Result<Process> {
+        let spec = Record::load(&self.root, id)?.spec(&self.root)?;
+        spec.process.ok_or_else(|| Error::invalid("config.json: process is missing"))
+    }
+
+    /// All containers, by id. What is just being made or removed is left out.
+    pub fn list(&self) -> Result<Vec<State>> {
+        let entries = match fs::read_dir(&self.root) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            result => result.path("list", &self.root)?,
+        };
+        let mut states = Vec::new();
+        for entry in entries {
+            let name = entry.path("list", &self.root)?.file_name();
+            let Some(id) = name.to_str().filter(|id| refuse::check_id(id).is_ok()) else { continue };
+            match self.state(id) {
+                Ok(state) => states.push(state),
+                Err(Error::NotFound(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        states.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(states)
+    }
+
+    /// Sends a signal to the init, or to every process of the container.
+    pub fn kill(&self, id: &str, signal: i32, all: bool) -> Result<()> {
+        let record = Record::load(&self.root, id)?;
+        if all {
+            // Also after the init's death: processes may be left in a shared PID namespace.
+            return record.cgroup().kill_all(signal).map_err(cgroup_error);
+        }
+        if !record.signal(signal)? {
+            return Err(Error::State(format!("cannot kill container {id:?}: container not running")));
+        }
+        Ok(())
+    }
+
+    /// Removes a stopped (or created) container; with `force` a running one, and one that does not exist.
+    pub fn delete(&self, id: &str, force: bool) -> Result<()> {
+        let record = match Record::load(&self.root, id) {
+            Err(Error::NotFound(_)) if force => return self.remove_remains(id),
+            result => result?,
+        };
+        let status = record.status(&self.root)?;
+        match status {
+            Status::Stopped => {}
+            Status::Created => record.kill_and_wait()?,
+            _ if force => record.kill_and_wait()?,
+            _ => {
+                let message = format!("cannot delete container {id:?} that is not stopped: it is {status}");
+                return Err(Error::State(message));
+            }
+        }
+        // Processes outlive the init only where the PID namespace is not the container's own; they hold the cgroup.
+        let cgroup = record.cgroup();
+        if record.namespaces & NamespaceKind::Pid.flag() == 0 || !record.own_pid_namespace {
+            cgroup.kill_all(libc::SIGKILL).map_err(cgroup_error)?;
+        }
+        cgroup.remove().map_err(cgroup_error)?;
+        let spec = if record.has_poststop { Some(record.spec(&self.root)?) } else { None };
+        let dir = self.root.join(id);
+        fs::remove_dir_all(&dir).path("remove", &dir)?;
+        if let Some(spec) = spec {
+            let state = state::hook_state(&spec, id, &record.bundle, "stopped", 0);
+            hooks::run("poststop", &spec.hooks.poststop, &state, &record.bundle)?;
+        }
+        Ok(())
+    }
+
+    /// What a killed create left: a directory without a record. Its process has ended, for its channel closed.
+    fn remove_remains(&self, id: &str) -> Result<()> {
+        refuse::check_id(id)?;
+        match fs::remove_dir_all(self.root.join(id)) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            result => result.path("remove", &self.root.join(id)),
+        }
+    }
+
+    /// Freezes all processes.
+    pub fn pause(&self, id: &str) -> Result<()> {
+        let record = self.expect_status(id, "pause", &[Status::Running, Status::Created])?;
+        record.cgroup().freeze().map_err(cgroup_error)
+    }
+
+    /// Thaws them.
+    pub fn resume(&self, id: &str) -> Result<()> {
+        let record = self.expect_status(id, "resume", &[Status::Paused])?;
+        record.cgroup().thaw().map_err(cgroup_error)
+    }
+
+    /// Changes limits; fields that are absent keep their value.
+    pub fn update(&self, id: &str, resources: &LinuxResources) -> Result<()> {
+        let record = self.expect_status(id, "update", &[Status::Created, Status::Running, Status::Paused])?;
+        record.cgroup().apply(resources).map_err(cgroup_error)
+    }
+
+    /// The pids of all processes.
+    pub fn pids(&self, id: &str) -> Result<Vec<i32>> {
+        Record::load(&self.root, id)?.cgroup().pids().map_err(cgroup_error)
+    }
+
+    /// What the cgroup accounts.
+    pub fn stats(&self, id: &str) -> Result<Stats> {
+        let record =
+            self.expect_status(id, "read the stats of", &[Status::Created, Status::Running, Status::Paused])?;
+        record.cgroup().stats().map_err(cgroup_error)
+    }
+
+    /// A descriptor that becomes readable at an OOM event of the container.
+    pub fn oom_events(&self, id: &str) -> Result<OwnedFd> {
+        Record::load(&self.root, id)?.cgroup().oom_event_fd().map_err(cgroup_error)
+    }
+
+    /// How often the OOM killer struck in the container.
+    pub fn oom_kills(&self, id: &str) -> Result<u64> {
+        Record::load(&self.root, id)?.cgroup().oom_kill_count().map_err(cgroup_error)
+    }
+
+    fn expect_status(&self, id: &str, verb: &str, allowed: &[Status]) -> Result<Record> {
+        let record = Record::load(&self.root, id)?;
+        let status = record.status(&self.root)?;
+        if !allowed.contains(&status) {
+            return Err(Error::State(format!("cannot {verb} container {id:?}: it is {status}")));
+        }
+        Ok(record)
+    }
+}
+
+impl Record {
+    /// Signals the init; false when it is dead.
+    fn signal(&self, signal: i32) -> Result<bool> {
+        let Ok(pidfd) = sys::pidfd_open(self.pid) else { return Ok(false) };
+        // Compared after the pidfd was opened: it can no longer come to mean another process.
+        if !self.alive() {
+            return Ok(false);
+        }
+        match sys::pidfd_send_signal(&pidfd, signal) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+            result => result.op(|| format!("send signal {signal} to container {:?}", self.id)).map(|()| true),
+        }
+    }
+
+    fn kill_and_wait(&self) -> Result<()> {
+        let Ok(pidfd) = sys::pidfd_open(self.pid) else { return Ok(()) };
+        if !self.signal(libc::SIGKILL)? {
+            return Ok(());
+        }
+        // A frozen process of cgroup v1 dies only when thawed.
+        if self.cgroup().frozen().unwrap_or(false) {
+            self.cgroup().thaw().map_err(cgroup_error)?;
+        }
+        let deadline = std::time::Instant::now() + KILL_WAIT;
+        loop {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            let timeout = PollTimeout::try_from(left.as_millis() as i32).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(0) if left.is_zero() => {
+                    return Err(Error::State(format!("container {:?} is still running after SIGKILL", self.id)));
+                }
+                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(e) => return Err(e).op(|| "wait for the killed process"),
+            }
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Mounts of the configuration: planned by the parent, attached by the init.
+//!
+//! The parent opens everything that comes from the host: a bind mount's source, and the root filesystem, as *detached*
+//! copies (open_tree), and overlay roots as detached new mounts (fsmount). It has the rights to (a user namespace's
+//! root may not), an error is known before any process exists, and the host's own mount table never shows them.
+//! The init makes what belongs to its namespaces (proc, sysfs, mqueue, devpts, tmpfs) and attaches all, each to a
+//! descriptor found by [`crate::beneath`]. Attributes are set while a mount is still detached: nobody ever sees a
+//! read-only mount writable.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::fstat;
+
+use crate::beneath::{self, Kind};
+use crate::error::{Context, Error, Result};
+use crate::options::{self, Options};
+use crate::spec::Spec;
+use crate::sys::{self, MountAttr};
+use crate::{RootfsMount, copyup};
+
+/// fsconfig takes no longer strings.
+const MAX_FSCONFIG_VALUE: usize = 255;
+
+/// Filesystems without a device beneath: their superblock is shared or theirs alone, and `ro` is the mount's matter.
+const PSEUDO: &[&str] =
+    &["proc", "sysfs", "tmpfs", "ramfs", "devpts", "mqueue", "cgroup", "cgroup2", "overlay", "bpf", "debugfs"];
+
+/// One mount, ready for the init.
+pub(crate) struct Planned {
+    pub destination: PathBuf,
+    options: Options,
+    source: Source,
+}
+
+enum Source {
+    /// A detached copy of what is bound.
+    Bind(OwnedFd, Kind),
+    /// A filesystem to be made in the container's namespaces.
+    Filesystem { fstype: String, source: String },
+    /// The cgroup filesystem, in the shape the host has.
+    Cgroup,
+}
+
+/// How the init gets its root filesystem.
+pub(crate) enum Root {
+    /// Detached mounts: the root, then what goes beneath it.
+    Detached(Vec<(PathBuf, OwnedFd)>),
+    /// A kernel that cannot take these options through fsconfig: mount(2), by the init.
+    Legacy { fstype: String, source: String, flags: u64, data: String },
+}
+
+/// What the container's mounts inherit: `linux.rootfsPropagation`, by default slave. Nothing that is mounted inside
+/// may reach the host unless the configuration says shared.
+pub(crate) fn base_propagation(spec: &Spec) -> u64 {
+    let word = spec.linux.rootfs_propagation.as_deref().unwrap_or_default();
+    options::propagation(word).map_or(libc::MS_SLAVE, |(flag, _)| flag)
+}
+
+fn set_propagation(fd: &OwnedFd, flag: u64, recursive: bool) -> std::io::Result<()> {
+    sys::mount_setattr(fd.as_fd(), recursive, &MountAttr { propagation: flag, ..Default::default() })
+}
+
+/// The parent's part: parses every mount and opens what comes from the host.
+pub(crate) fn plan(spec: &Spec, bundle: &Path) -> Result<Vec<Planned>> {
+    let base = base_propagation(spec);
+    spec.mounts
+        .iter()
+        .map(|mount| {
+            let what = mount.destination.display().to_string();
+            let kind = mount.kind.as_deref().unwrap_or_default();
+            let mut options = options::parse(&mount.options, &what)?;
+            let source = if options.bind || kind == "bind" {
+                if let Some(word) = options.data.first() {
+                    return Err(Error::invalid(format!(
+                        "config.json: mount {what}: {word:?} is no option of a bind mount"
+                    )));
+                }
+                options.bind = true;
+                let path = mount.source.as_deref().unwrap_or(Path::new(""));
+                let (tree, kind) = clone_host_tree(&bundle.join(path), options.recursive, base)
+                    .op(|| format!("bind mount {} on {what}: open the source", path.display()))?;
+                Source::Bind(tree, kind)
+            } else if kind == "cgroup" || kind == "cgroup2" {
+                Source::Cgroup
+            } else if kind.is_empty() {
+                return Err(Error::invalid(format!(
+                    "config.json: mount {what} has neither a type nor the option bind"
+                )));
+            } else {
+                let source = mount.source.as_ref().map_or(kind.to_owned(), |s| s.display().to_string());
+                Source::Filesystem { fstype: kind.to_owned(), source }
+            };
+            Ok(Planned { destination: mount.destination.clone(), options, source })
+        })
+        .collect()
+}
+
+/// A detached copy of a tree of the host, cut off from the host's propagation.
+fn clone_host_tree(path: &Path, recursive: bool, base: u64) -> std::io::Result<(OwnedFd, Kind)> {
+    let c_path = CString::new(path.as_os_str().as_bytes()).map_err(std::io::Error::other)?;
+    let tree = sys::clone_tree(sys::CWD, &c_path, recursive)?;
+    if base != libc::MS_SHARED {
+        set_propagation(&tree, base, true)?;
+    }
+    let directory = fstat(&tree)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
+    Ok((tree, if directory { Kind::Directory } else { Kind::File }))
+}
+
+/// The parent's part for the root filesystem.
+pub(crate) fn plan_root(spec: &Spec, rootfs: &Path, mounts: &[RootfsMount]) -> Result<Root> {
+    let base = base_propagation(spec);
+    if mounts.is_empty() {
+        let (tree, kind) = clone_host_tree(rootfs, true, base).path("open root filesystem", rootfs)?;
+        if kind == Kind::File {
+            return Err(Error::invalid(format!("root filesystem {} is not a directory", rootfs.display())));
+        }
+        return Ok(Root::Detached(vec![(PathBuf::from("/"), tree)]));
+    }
+    let mut trees = Vec::new();
+    for mount in mounts {
+        let what = || format!("mount {} {} as the root filesystem", mount.fstype, mount.source);
+        let options = options::parse(&mount.options, &mount.target)?;
+        let target = Path::new("/").join(mount.target.trim_start_matches('/'));
+        if options.bind || mount.fstype == "bind" {
+            let (tree, _) = clone_host_tree(Path::new(&mount.source), options.recursive, base).op(what)?;
+            set_attributes(&tree, &options).op(what)?;
+            trees.push((target, tree));
+            continue;
+        }
+        match new_filesystem(&mount.fstype, &mount.source, &options) {
+            Ok(tree) => trees.push((target, tree)),
+            // Before Linux 6.8 overlay has no `lowerdir+`, and a long lowerdir fits through mount(2) alone.
+            Err(Error::Os { cause, .. })
+                if mounts.len() == 1 && cause.raw_os_error() == Some(libc::EINVAL) && has_long_value(&options) =>
+            {
+                return Ok(Root::Legacy {
+                    fstype: mount.fstype.clone(),
+                    source: mount.source.clone(),
+                    flags: legacy_flags(&options),
+                    data: options.data.join(","),
+                });
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Root::Detached(trees))
+}
+
+fn has_long_value(options: &Options) -> bool {
+    options.data.iter().any(|d| d.len() > MAX_FSCONFIG_VALUE)
+}
+
+fn legacy_flags(options: &Options) -> u64 {
+    let pairs = [
+        (libc::MOUNT_ATTR_RDONLY, libc::MS_RDONLY),
+        (libc::MOUNT_ATTR_NOSUID, libc::MS_NOSUID),
+        (libc::MOUNT_ATTR_NODEV, libc::MS_NODEV),
+        (libc::MOUNT_ATTR_NOEXEC, libc::MS_NOEXEC),
+        (libc::MOUNT_ATTR_NOATIME, libc::MS_NOATIME),
+    ];
+    pairs.iter().filter(|(attr, _)| options.attr.set & attr != 0).fold(0, |flags, (_, flag)| flags | flag)
+}
+
+/// Makes a filesystem and a detached mount of it.
+fn new_filesystem(fstype: &str, source: &str, options: &Options) -> Result<OwnedFd> {
+    let what = || format!("mount {fstype}");
+    let fs = sys::fsopen(fstype).op(|| {
+        format!("mount {fstype}: the kernel knows no such filesystem, or this user namespace may not mount it")
+    })?;
+    let explain = |error: std::io::Error, step: &str| {
+        let words = sys::fs_message(&fs).map(|m| format!(" (kernel: {m})")).unwrap_or_default();
+        Error::Os { what: format!("{}: {step}{words}", what()), cause: error }
+    };
+    sys::fsconfig_string(&fs, "source", source).map_err(|e| explain(e, "source"))?;
+    for option in &options.data {
+        let result = match option.split_once('=') {
+            Some(("lowerdir", layers)) if layers.len() > MAX_FSCONFIG_VALUE => {
+                split_layers(layers).iter().try_for_each(|layer| sys::fsconfig_string(&fs, "lowerdir+", layer))
+            }
+            Some((key, value)) => sys::fsconfig_string(&fs, key, value),
+            None => sys::fsconfig_flag(&fs, option),
+        };
+        result.map_err(|e| explain(e, &format!("option {option:?}")))?;
+    }
+    if options.attr.set & libc::MOUNT_ATTR_RDONLY != 0 && !PSEUDO.contains(&fstype) {
+        sys::fsconfig_flag(&fs, "ro").map_err(|e| explain(e, "option \"ro\""))?;
+    }
+    sys::fsconfig_create(&fs).map_err(|e| explain(e, source))?;
+    sys::fsmount(&fs, options.attr.set | options.deep.set).map_err(|e| explain(e, source))
+}
+
+/// Overlay's `a:b:c` as single paths; `\:` is a colon of a path.
+fn split_layers(layers: &str) -> Vec<String> {
+    let mut out = vec![String::new()];
+    let mut chars = layers.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            ':' => out.push(String::new()),
+            '\\' => out.last_mut().expect("never empty").extend(chars.next()),
+            c => out.last_mut().expect("never empty").push(c),
+        }
+    }
+    out
+}
+
+fn set_attributes(tree: &OwnedFd, options: &Options) -> std::io::Result<()> {
+    if options.deep != MountAttr::default() {
+        sys::mount_setattr(tree.as_fd(), true, &options.deep)?;
+    }
+    if options.attr != MountAttr::default() {
+        sys::mount_setattr(tree.as_fd(), false, &options.attr)?;
+    }
+    Ok(())
+}
+
+impl Planned {
+    /// Whether the host's cgroup layout is needed to attach this.
+    pub fn is_cgroup(&self) -> bool {
+        matches!(self.source, Source::Cgroup)
+    }
+
+    /// Whether the host's own files are bound here.
+    pub fn is_bind(&self) -> bool {
+        self.options.bind
+    }
+
+    /// The init's part: makes the filesystem if need be and attaches it beneath `root`.
+    pub fn attach(self, root: &OwnedFd, cgroups: &str, cgroup_namespace: bool) -> Result<()> {
+        let Planned { destination, options, source } = self;
+        match source {
+            Source::Cgroup => crate::cgroupfs::attach(root, &destination, &options, cgroups, cgroup_namespace),
+            Source::Bind(tree, kind) => {
+                set_attributes(&tree, &options).path("set the attributes of mount", &destination)?;
+                let target = find_target(root, &destination, kind)?;
+                finish(&tree, &target, &options, &destination)
+            }
+            Source::Filesystem { fstype, source } => {
+                // proc and sysfs anywhere else than at their real path would leave the masks pointing at nothing.
+                let target = if fstype == "proc" || fstype == "sysfs" {
+                    ordinary_directory(root, &destination, &fstype)?
+                } else {
+                    find_target(root, &destination, Kind::Directory)?
+                };
+                let mut first = options.clone();
+                if options.copy_up {
+                    first.attr.set &= !libc::MOUNT_ATTR_RDONLY;
+                }
+                let words = |e| with_object(e, &destination);
+                let tree = new_filesystem(&fstype, &source, &first).map_err(words)?;
+                if options.copy_up {
+                    copyup::copy(&target, &tree).path("copy up the contents of", &destination)?;
+                    set_attributes(&tree, &options).path("set the attributes of mount", &destination)?;
+                }
+                finish(&tree, &target, &options, &destination)
+            }
+        }
+    }
+}
+
+fn with_object(error: Error, destination: &Path) -> Error {
+    match error {
+        Error::Os { what, cause } => Error::Os { what: format!("{what} on {}", destination.display()), cause },
+        other => other,
+    }
+}
+
+fn finish(tree: &OwnedFd, target: &OwnedFd, options: &Options, destination: &Path) -> Result<()> {
+    sys::move_mount(tree.as_fd(), target.as_fd()).path("mount on", destination)?;
+    for &(flag, recursive) in &options.propagation {
+        set_propagation(tree, flag, recursive).path("set the propagation of mount", destination)?;
+    }
+    Ok(())
+}
+
+/// The mount point, made if missing. Never the root itself, whatever symlink says so.
+pub(crate) fn find_target(root: &OwnedFd, destination: &Path, kind: Kind) -> Result<OwnedFd> {
+    let target = beneath::target(root, destination, kind).path("mount on", destination)?;
+    if beneath::is_root(root, &target).path("mount on", destination)? {
+        let message =
+            format!("mount on {}: it leads to the container's root, which the mount would hide", destination.display());
+        return Err(Error::invalid(message));
+    }
+    Ok(target)
+}
+
+fn ordinary_directory(root: &OwnedFd, destination: &Path, fstype: &str) -> Result<OwnedFd> {
+    match beneath::open_no_links(root, destination, libc::O_PATH | libc::O_DIRECTORY) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR)) => {
+            let message = format!(
+                "mount {fstype} on {}: it must be an ordinary directory, without symlinks",
+                destination.display()
+            );
+            return Err(Error::invalid(message));
+        }
+        Err(e) => return Err(e).path("mount on", destination),
+        Ok(_) => {}
+    }
+    find_target(root, destination, Kind::Directory)
+}
+
+/// A detached mount of a filesystem of the container's, for others of this crate.
+pub(crate) fn detached(fstype: &str, source: &str, words: &[&str]) -> Result<OwnedFd> {
+    let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
+    new_filesystem(fstype, source, &options::parse(&words, fstype)?)
+}
+
+/// Sets a mount and all beneath it read-only.
+pub(crate) fn read_only(tree: &OwnedFd, recursive: bool) -> std::io::Result<()> {
+    sys::mount_setattr(tree.as_fd(), recursive, &MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_split_at_plain_colons_only() {
+        assert_eq!(split_layers(r"/a:/b\:c:/d\\e"), ["/a", "/b:c", r"/d\e"]);
+    }
+
+    #[test]
+    fn the_host_never_hears_of_the_containers_mounts_by_default() {
+        let spec = |text: &str| serde_json::from_str::<Spec>(text).unwrap();
+        assert_eq!(base_propagation(&spec("{}")), libc::MS_SLAVE);
+        assert_eq!(base_propagation(&spec(r#"{"linux":{"rootfsPropagation":"rshared"}}"#)), libc::MS_SHARED);
+    }
+}

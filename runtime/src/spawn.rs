@@ -1,0 +1,158 @@
+//! One clone3 for the container's first process, and the cases where that is not enough.
+//!
+//! Namespaces to be made are flags of the clone. Namespaces to be joined are joined by the child itself, but for
+//!
+//! - a PID namespace, which only children enter: the parent sets it for its children, clones, and sets it back;
+//! - joins together with a user namespace, and time offsets: the joins need the rights of before the user namespace, and
+//!   what is made new must belong to it; offsets can only be set by a process outside of the new time namespace. Then an
+//!   intermediate process joins and prepares, clones the init as a child of *our* process (CLONE_PARENT) and goes.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
+use crate::Parent;
+use crate::channel::{Channel, Message};
+use crate::error::{Context, Error, Result};
+use crate::spec::{NamespaceKind, Spec};
+use crate::sys;
+
+/// What to clone with.
+pub(crate) struct Spawn {
+    /// Namespaces to make.
+    flags: u64,
+    /// Namespaces that the parent or the intermediate process joins first.
+    early: Vec<(NamespaceKind, OwnedFd)>,
+    /// Clock offsets of a new time namespace, as the kernel's file wants them.
+    offsets: String,
+    intermediate: bool,
+    parent: Parent,
+}
+
+/// A child, and who this is after the clone.
+pub(crate) enum Side {
+    Parent(i32),
+    Child,
+}
+
+impl Spawn {
+    /// Sorts the configuration's namespaces; the second value is what the init joins itself.
+    pub fn plan(spec: &Spec, parent: Parent) -> Result<(Spawn, Vec<(NamespaceKind, OwnedFd)>)> {
+        let mut flags = 0;
+        let mut joins = Vec::new();
+        for namespace in &spec.linux.namespaces {
+            match namespace.joins() {
+                Some(path) => {
+                    let file = File::open(path)
+                        .op(|| format!("open {} namespace {}", namespace.kind.name(), path.display()))?;
+                    joins.push((namespace.kind, OwnedFd::from(file)));
+                }
+                // The cgroup namespace is made after the cgroup was joined.
+                None if namespace.kind == NamespaceKind::Cgroup => {}
+                None => flags |= namespace.kind.flag(),
+            }
+        }
+        let offsets: String = spec
+            .linux
+            .time_offsets
+            .iter()
+            .map(|(clock, offset)| format!("{clock} {} {}\n", offset.secs, offset.nanosecs))
+            .collect();
+        let has_user = spec.namespace(NamespaceKind::User).is_some();
+        let intermediate = (has_user && !joins.is_empty()) || !offsets.is_empty();
+        let (mut early, mut own): (Vec<_>, Vec<_>) =
+            joins.into_iter().partition(|(kind, _)| intermediate || *kind == NamespaceKind::Pid);
+        // The user namespace last: it takes the rights to join the others.
+        early.sort_by_key(|(kind, _)| *kind == NamespaceKind::User);
+        // The mount namespace last: the others are open descriptors, but errors should not depend on it.
+        own.sort_by_key(|(kind, _)| *kind == NamespaceKind::Mount);
+        Ok((Spawn { flags, early, offsets, intermediate, parent }, own))
+    }
+
+    /// For exec: a plain child, in the container's PID namespace if it has one of its own.
+    pub fn into_pid_namespace(pid: Option<OwnedFd>, parent: Parent) -> Spawn {
+        let early = pid.into_iter().map(|fd| (NamespaceKind::Pid, fd)).collect();
+        Spawn { flags: 0, early, offsets: String::new(), intermediate: false, parent }
+    }
+
+    /// Clones. `ours` is the parent's end of the channel, `theirs` the init's; each side closes the other's end.
+    pub fn clone(&self, cgroup: Option<&OwnedFd>, ours: &Channel, theirs: &Channel) -> Result<Side> {
+        if self.intermediate {
+            return self.clone_twice(cgroup, ours, theirs);
+        }
+        let back = match &self.early[..] {
+            [] => None,
+            early => {
+                let own = File::open("/proc/self/ns/pid").op(|| "open /proc/self/ns/pid")?;
+                join(early)?;
+                Some(own)
+            }
+        };
+        let result = clone3(self.flags, self.parent == Parent::Grandparent, cgroup);
+        if let (Some(own), Ok(Some(_)) | Err(_)) = (back, &result) {
+            sys::setns(own.as_fd(), libc::CLONE_NEWPID).op(|| "return to the own PID namespace for children")?;
+        }
+        Ok(match result? {
+            Some(pid) => Side::Parent(pid),
+            None => Side::Child,
+        })
+    }
+
+    fn clone_twice(&self, cgroup: Option<&OwnedFd>, ours: &Channel, theirs: &Channel) -> Result<Side> {
+        let Some(intermediate) = clone3(0, self.parent == Parent::Grandparent, None)? else {
+            match self.prepare().and_then(|()| clone3(self.flags & !self.time_flag(), true, cgroup)) {
+                Ok(None) => return Ok(Side::Child),
+                Ok(Some(pid)) => {
+                    let sent = theirs.send(&Message::Born(pid));
+                    sys::exit_now(sent.is_err() as i32);
+                }
+                Err(error) => {
+                    // Without a listener there is nobody to tell.
+                    let _ = theirs.send(&Message::Failed(error.to_string()));
+                    sys::exit_now(1);
+                }
+            }
+        };
+        let born = ours.expect();
+        if self.parent == Parent::Caller {
+            // Only to leave no zombie; how it ended was said on the channel.
+            let _ = waitpid(Pid::from_raw(intermediate), None);
+        }
+        match born? {
+            Message::Born(pid) => Ok(Side::Parent(pid)),
+            other => Err(Error::Init(format!("unexpected message {other:?} from the intermediate process"))),
+        }
+    }
+
+    /// With offsets the time namespace was made by unshare, and the clone enters it without a flag.
+    fn time_flag(&self) -> u64 {
+        if self.offsets.is_empty() { 0 } else { sys::CLONE_NEWTIME }
+    }
+
+    fn prepare(&self) -> Result<()> {
+        if !self.offsets.is_empty() {
+            sys::unshare(sys::CLONE_NEWTIME).op(|| "make a time namespace")?;
+            std::fs::OpenOptions::new()
+                .write(true)
+                .open("/proc/self/timens_offsets")
+                .and_then(|mut file| file.write_all(self.offsets.as_bytes()))
+                .op(|| "write linux.timeOffsets")?;
+        }
+        join(&self.early)
+    }
+}
+
+fn join(namespaces: &[(NamespaceKind, OwnedFd)]) -> Result<()> {
+    namespaces.iter().try_for_each(|(kind, file)| {
+        sys::setns(file.as_fd(), kind.flag() as i32).op(|| format!("join the {} namespace", kind.name()))
+    })
+}
+
+fn clone3(flags: u64, sibling: bool, cgroup: Option<&OwnedFd>) -> Result<Option<i32>> {
+    // With CLONE_PARENT the exit signal is that of the caller, and must not be named.
+    let (flags, signal) = if sibling { (flags | libc::CLONE_PARENT as u64, 0) } else { (flags, libc::SIGCHLD) };
+    sys::clone3(flags, cgroup.map(|c| c.as_fd()), signal).op(|| "clone the container's process")
+}

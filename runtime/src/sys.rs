@@ -1,0 +1,334 @@
+//! Every system call that nix has no safe wrapper for. The only `unsafe` code of the crate is here.
+//!
+//! All descriptors made here are close-on-exec: nothing of the runtime reaches the container by accident.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use libc::{c_int, c_long, c_uint};
+
+/// `AT_FDCWD` for calls that want no directory.
+pub const CWD: RawFd = libc::AT_FDCWD;
+/// Several calls take "the descriptor itself" as an empty path.
+pub const AT_EMPTY_PATH: c_uint = libc::AT_EMPTY_PATH as c_uint;
+/// Whole subtree.
+pub const AT_RECURSIVE: c_uint = 0x8000;
+
+/// clone3 flags beyond what fits the old flag word.
+pub const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+/// A new time namespace (clone3 and unshare only).
+pub const CLONE_NEWTIME: u64 = 0x80;
+
+/// `struct mount_attr` of mount_setattr(2).
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct MountAttr {
+    /// Flags to set.
+    pub set: u64,
+    /// Flags to clear.
+    pub clear: u64,
+    /// A propagation type, or 0 to leave it.
+    pub propagation: u64,
+    /// The user namespace of an idmapped mount.
+    pub userns_fd: u64,
+}
+
+#[repr(C)]
+struct OpenHow {
+    flags: u64,
+    mode: u64,
+    resolve: u64,
+}
+
+fn check(result: c_long) -> io::Result<c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn owned(result: c_long) -> io::Result<OwnedFd> {
+    let fd = check(result)?;
+    // SAFETY: the kernel just returned this new descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+fn cstring(s: &str) -> io::Result<CString> {
+    CString::new(s).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the text contains a NUL byte"))
+}
+
+/// clone3 without `CLONE_VM`: a fork with namespaces. `None` is returned in the child.
+///
+/// The caller must be single-threaded (as fork demands of whoever goes on to allocate in the child).
+pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>, exit_signal: c_int) -> io::Result<Option<i32>> {
+    // SAFETY: an all-zero clone_args is valid: no pointers, no stack.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags;
+    args.exit_signal = exit_signal as u64;
+    if let Some(fd) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = fd.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM the child gets its own copy of the memory, and goes on at this same place;
+    // args lives through the call and its size is passed.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<libc::clone_args>()) })?;
+    Ok(if pid == 0 { None } else { Some(pid as i32) })
+}
+
+/// openat2(2), close-on-exec.
+pub fn openat2(dir: RawFd, path: &CStr, flags: c_int, mode: u32, resolve: u64) -> io::Result<OwnedFd> {
+    let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: mode as u64, resolve };
+    // SAFETY: path is NUL-terminated, how lives through the call and its size is passed.
+    owned(unsafe { libc::syscall(libc::SYS_openat2, dir, path.as_ptr(), &how, size_of::<OpenHow>()) })
+}
+
+/// fsopen(2): the context of a new filesystem.
+pub fn fsopen(fstype: &str) -> io::Result<OwnedFd> {
+    let fstype = cstring(fstype)?;
+    // SAFETY: fstype is NUL-terminated; 1 is FSOPEN_CLOEXEC.
+    owned(unsafe { libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), 1) })
+}
+
+fn fsconfig(fs: &OwnedFd, command: c_uint, key: Option<&str>, value: Option<&str>) -> io::Result<()> {
+    let key = key.map(cstring).transpose()?;
+    let value = value.map(cstring).transpose()?;
+    let pointer = |s: &Option<CString>| s.as_ref().map_or(std::ptr::null(), |s| s.as_ptr());
+    // SAFETY: both strings are NUL-terminated or null, as the command wants, and live through the call.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, pointer(&key), pointer(&value), 0) })?;
+    Ok(())
+}
+
+/// Sets a flag-like option of a filesystem context.
+pub fn fsconfig_flag(fs: &OwnedFd, key: &str) -> io::Result<()> {
+    fsconfig(fs, 0, Some(key), None)
+}
+
+/// Sets a `key=value` option of a filesystem context.
+pub fn fsconfig_string(fs: &OwnedFd, key: &str, value: &str) -> io::Result<()> {
+    fsconfig(fs, 1, Some(key), Some(value))
+}
+
+/// Makes the superblock of a filesystem context.
+pub fn fsconfig_create(fs: &OwnedFd) -> io::Result<()> {
+    fsconfig(fs, 6, None, None)
+}
+
+/// What the kernel has to say about the last failure of a filesystem context, if anything.
+pub fn fs_message(fs: &OwnedFd) -> Option<String> {
+    let mut buffer = [0u8; 512];
+    let n = nix::unistd::read(fs, &mut buffer).ok()?;
+    let text = String::from_utf8_lossy(&buffer[..n]);
+    Some(text.trim().trim_start_matches("e ").to_owned()).filter(|t| !t.is_empty())
+}
+
+/// fsmount(2): a detached mount of a configured filesystem.
+pub fn fsmount(fs: &OwnedFd, attributes: u64) -> io::Result<OwnedFd> {
+    // SAFETY: plain integers; 1 is FSMOUNT_CLOEXEC.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), 1, attributes as c_uint) })
+}
+
+/// A detached copy of the mount at `path` (of `dir` itself when the path is empty), with its submounts if `recursive`.
+pub fn clone_tree(dir: RawFd, path: &CStr, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC as c_uint;
+    if recursive {
+        flags |= AT_RECURSIVE;
+    }
+    if path.is_empty() {
+        flags |= AT_EMPTY_PATH;
+    }
+    // SAFETY: path is NUL-terminated and lives through the call.
+    owned(unsafe { libc::syscall(libc::SYS_open_tree, dir, path.as_ptr(), flags) })
+}
+
+/// Attaches the (detached) mount `from` on the very file or directory that `to` is: no path is walked.
+pub fn move_mount(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    // MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    const FLAGS: c_uint = 0x04 | 0x40;
+    // SAFETY: both descriptors are open and the paths are empty C strings.
+    check(unsafe {
+        libc::syscall(libc::SYS_move_mount, from.as_raw_fd(), c"".as_ptr(), to.as_raw_fd(), c"".as_ptr(), FLAGS)
+    })?;
+    Ok(())
+}
+
+/// mount_setattr(2) on the mount `fd` is the root of.
+pub fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> io::Result<()> {
+    let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
+    // SAFETY: attr lives through the call and its size is passed.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            attr as *const MountAttr,
+            size_of::<MountAttr>(),
+        )
+    })?;
+    Ok(())
+}
+
+/// Closes all descriptors from `first` on. Only for a process about to exec: owners of those descriptors still
+/// exist in its memory and must never be used or dropped after this.
+pub fn close_from(first: c_uint) -> io::Result<()> {
+    // SAFETY: the callers (the init's and the exec's half) hold the owners in ManuallyDrop or never return.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, 0) })?;
+    Ok(())
+}
+
+/// Takes ownership of a descriptor known by number (one passed by our own parent).
+pub fn adopt(fd: RawFd) -> OwnedFd {
+    // SAFETY: callers pass a number they just made by dup2, or inherited for this very purpose, and use it once.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Borrows a descriptor known by number, such as 0, 1 and 2.
+pub fn borrow(fd: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: callers use it for the standard descriptors, and for numbers they hold open themselves.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// dup3 to a chosen number; close-on-exec on request.
+pub fn dup_to(fd: RawFd, to: RawFd, cloexec: bool) -> io::Result<()> {
+    // SAFETY: plain integers; the target number is the caller's to overwrite.
+    unsafe {
+        if fd == to {
+            check(libc::fcntl(fd, libc::F_SETFD, if cloexec { libc::FD_CLOEXEC } else { 0 }) as c_long)?;
+        } else {
+            check(libc::dup3(fd, to, if cloexec { libc::O_CLOEXEC } else { 0 }) as c_long)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a descriptor number is open.
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: F_GETFD only reads.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// A pidfd of a process; it never comes to mean another process.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: plain integers.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// Sends a signal through a pidfd.
+pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
+    // SAFETY: a null siginfo means "as kill(2) would".
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0) })?;
+    Ok(())
+}
+
+/// Joins the namespaces named by `flags`, of a process (pidfd) or of one namespace file.
+pub fn setns(fd: BorrowedFd<'_>, flags: c_int) -> io::Result<()> {
+    // SAFETY: plain integers.
+    check(unsafe { libc::setns(fd.as_raw_fd(), flags) } as c_long)?;
+    Ok(())
+}
+
+/// unshare(2) with any flag, CLONE_NEWTIME included.
+pub fn unshare(flags: u64) -> io::Result<()> {
+    // SAFETY: plain integers.
+    check(unsafe { libc::unshare(flags as c_int) } as c_long)?;
+    Ok(())
+}
+
+/// Sets a resource limit of a process (0 = this one).
+pub fn prlimit(pid: i32, resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: limit lives through the call; the old limit is not asked for.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, &limit, std::ptr::null::<u8>()) })?;
+    Ok(())
+}
+
+/// Joins a new session keyring of this name; returns its serial.
+pub fn join_session_keyring(name: &str) -> io::Result<i32> {
+    let name = cstring(name)?;
+    // SAFETY: 1 is KEYCTL_JOIN_SESSION_KEYRING; the name is NUL-terminated.
+    Ok(check(unsafe { libc::syscall(libc::SYS_keyctl, 1, name.as_ptr()) })? as i32)
+}
+
+/// Makes a terminal the controlling one of this session (of which the caller is the leader).
+pub fn set_controlling_terminal(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: TIOCSCTTY takes an integer.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY as _, 0) } as c_long)?;
+    Ok(())
+}
+
+/// Unlocks a pty master and opens its other end without walking any path.
+pub fn pty_peer(master: &OwnedFd) -> io::Result<OwnedFd> {
+    const TIOCGPTPEER: u32 = 0x5441;
+    let unlock: c_int = 0;
+    // SAFETY: TIOCSPTLCK reads one int; TIOCGPTPEER takes open flags and returns a descriptor.
+    unsafe {
+        check(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, &unlock) as c_long)?;
+        owned(libc::ioctl(master.as_raw_fd(), TIOCGPTPEER as _, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC)
+            as c_long)
+    }
+}
+
+/// The number N of /dev/pts/N behind a master.
+pub fn pty_number(master: &OwnedFd) -> io::Result<u32> {
+    let mut number: c_uint = 0;
+    // SAFETY: TIOCGPTN writes one unsigned int.
+    check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN as _, &mut number) } as c_long)?;
+    Ok(number)
+}
+
+/// Sets a terminal's size.
+pub fn set_window_size(fd: BorrowedFd<'_>, rows: u16, columns: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ as _, &size) } as c_long)?;
+    Ok(())
+}
+
+/// A terminal's size: rows, columns.
+pub fn window_size(fd: BorrowedFd<'_>) -> io::Result<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes one winsize.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ as _, &mut size) } as c_long)?;
+    Ok((size.ws_row, size.ws_col))
+}
+
+/// Sets the domain name of this UTS namespace.
+pub fn setdomainname(name: &str) -> io::Result<()> {
+    // SAFETY: pointer and length of one live string.
+    check(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) } as c_long)?;
+    Ok(())
+}
+
+/// Brings the loopback interface of this network namespace up.
+pub fn loopback_up() -> io::Result<()> {
+    // SAFETY: an all-zero ifreq is valid; the name fits; the socket is closed by its owner.
+    unsafe {
+        let socket = owned(libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) as c_long)?;
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as _;
+        request.ifr_name[1] = b'o' as _;
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as _;
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) as c_long)?;
+    }
+    Ok(())
+}
+
+/// All signals to their default action, and none blocked: what a program expects at its start.
+/// (Rust's own start-up ignores SIGPIPE, and an ignored signal would survive the exec.)
+pub fn reset_signals() {
+    // SAFETY: default actions refer to no code of ours; the mask is a local, emptied before use.
+    unsafe {
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+    }
+}
+
+/// Ends a forked child at once: no destructors, no exit handlers of the parent's.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit never returns.
+    unsafe { libc::_exit(code) }
+}
