@@ -298,9 +298,12 @@ impl Machine {
     fn cgroups(&self) -> Vec<PathBuf> {
         let ids = self.ids();
         let mut found = Vec::new();
-        let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return found };
-        let mut tops: Vec<PathBuf> = hierarchies.flatten().map(|e| e.path().join("coracle")).collect();
-        tops.push("/sys/fs/cgroup/coracle".into());
+        let subfolders =
+            |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect::<Vec<_>>();
+        let top = Path::new("/sys/fs/cgroup");
+        let mut tops = subfolders(top);
+        tops.extend(tops.clone().iter().flat_map(|hierarchy| subfolders(hierarchy)));
+        tops.retain(|dir| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("coracle")));
         for top in tops {
             let Ok(pods) = fs::read_dir(&top) else { continue };
             let ours = |path: &PathBuf| ids.iter().any(|id| path.ends_with(format!("pod{id}")));

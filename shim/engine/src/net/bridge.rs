@@ -7,7 +7,7 @@
 //! leases say: ports, and links put on the new bridge.
 //!
 //! The bridge stays when the last pod has gone: removing it costs more than 20 ms and the next pod would make it again.
-//! `Network::remove` removes bridge, table and directory when nothing holds a lease. `ip_forward` is never switched back:
+//! `Network::remove` removes bridge and table when nothing holds a lease. `ip_forward` is never switched back:
 //! by then something else may rely on it.
 
 use std::fs;

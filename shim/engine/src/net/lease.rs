@@ -164,13 +164,6 @@ impl Leases {
         }
     }
 
-    /// Removes the directory with all that is in it.
-    pub(super) fn remove(self, lock: Lock) -> Result<(), Error> {
-        fs::remove_dir_all(&self.dir).map_err(|e| Error::file("remove", &self.dir, e))?;
-        drop(lock);
-        Ok(())
-    }
-
     fn path(&self, ip: Ipv4Addr, sandbox: &str) -> PathBuf {
         self.dir.join("leases").join(format!("{ip}@{sandbox}"))
     }

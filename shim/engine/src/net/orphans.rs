@@ -7,8 +7,8 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use super::lease::Lease;
 use super::nl::Socket;
 use super::{Error, HOST_PREFIX, Kernel, Network, conntrack, forward, link, nft};
 
@@ -58,8 +58,8 @@ impl Network {
 
         let index = link::find(route, bridge).map_err(|e| Error::kernel(doing("links"), e))?.map(|b| b.index);
         let links = match index {
-            Some(index) => link::ports_of(route, index).map_err(|e| Error::kernel(doing("links"), e))?,
-            None => Vec::new(),
+            Some(index) => self.stray_links(route, index)?,
+            None => HashSet::new(),
         };
         let elements = nft::list(filter, bridge).map_err(|e| Error::kernel(doing("hostPorts"), e))?;
         let leases = self.leases.read_all()?;
@@ -69,10 +69,7 @@ impl Network {
             .filter(|lease| !live(&lease.sandbox))
             .map(|lease| Orphan::Lease { sandbox: lease.sandbox.clone(), ip: lease.ip })
             .collect();
-        let named: HashSet<&str> = leases.iter().map(|lease| lease.interface.as_str()).collect();
-        let nameless =
-            links.into_iter().map(|link| link.name).filter(|name| ours(name) && !named.contains(name.as_str()));
-        orphans.extend(nameless.map(|name| Orphan::Interface { name }));
+        orphans.extend(links.into_iter().map(|name| Orphan::Interface { name }));
 
         let mut addresses: Vec<Ipv4Addr> = elements.iter().filter_map(nft::Element::target).collect();
         addresses.retain(|ip| !leases.iter().any(|lease| lease.ip == *ip));
@@ -81,6 +78,24 @@ impl Network {
             orphans.push(Orphan::Ports { ip: group[0], count: group.len() });
         }
         Ok(orphans)
+    }
+
+    /// Links on the bridge that no lease names, and that stay: the link of a pod that just ended is removed by the kernel.
+    fn stray_links(&self, route: &mut Socket, bridge: u32) -> Result<HashSet<String>, Error> {
+        const KERNELS_TURN: Duration = Duration::from_millis(100);
+        let mut look = || -> Result<HashSet<String>, Error> {
+            let links = link::ports_of(route, bridge)
+                .map_err(|e| Error::kernel(format!("list links of bridge {}", self.config.bridge), e))?;
+            let leases = self.leases.read_all()?;
+            let named = |name: &String| leases.iter().any(|lease| lease.interface == *name);
+            Ok(links.into_iter().map(|link| link.name).filter(|name| ours(name) && !named(name)).collect())
+        };
+        let first = look()?;
+        if first.is_empty() {
+            return Ok(first);
+        }
+        std::thread::sleep(KERNELS_TURN);
+        Ok(look()?.intersection(&first).cloned().collect())
     }
 
     /// Clears orphans that [`Network::orphans`] found; what is gone meanwhile is passed over.
@@ -113,23 +128,25 @@ impl Network {
         Ok(())
     }
 
-    /// Removes bridge, table and directory. Refused while anything holds a lease.
-    pub fn remove(self) -> Result<(), Error> {
-        let lock = self.leases.lock()?;
+    /// Removes bridge and table; the next pod makes them again. Refused while anything holds a lease. Nothing happens when
+    /// nothing was made.
+    pub fn remove(&self) -> Result<(), Error> {
+        let _lock = self.leases.lock()?;
         let bridge = &self.config.bridge;
-        if let Some(Lease { sandbox, .. }) = self.leases.read_all()?.first() {
-            return Err(Error::Invalid(format!("bridge {bridge} is in use by sandbox {sandbox}")));
+        if let Some((ip, sandbox)) = self.leases.list()?.first() {
+            return Err(Error::Invalid(format!("bridge {bridge} is in use: sandbox {sandbox} holds {ip}")));
         }
-        let mut loan = self.kernel()?;
-        let Kernel { route, filter } = &mut *loan;
-        if self.leases.beside("ready").exists() {
-            let dropping = forward::dropping(filter).map_err(|e| Error::kernel("list nftables chains", e))?;
-            forward::close(bridge, &dropping);
-            nft::remove(bridge)?;
-            link::delete(route, bridge).map_err(|e| Error::kernel(format!("remove bridge {bridge}"), e))?;
+        let ready = self.leases.beside("ready");
+        if !ready.exists() {
+            return Ok(());
         }
-        drop(loan);
-        self.leases.remove(lock)
+        let Kernel { route, filter } = &mut *self.kernel()?;
+        let dropping = forward::dropping(filter).map_err(|e| Error::kernel("list nftables chains", e))?;
+        forward::close(bridge, &dropping);
+        nft::remove(bridge)?;
+        link::delete(route, bridge).map_err(|e| Error::kernel(format!("remove bridge {bridge}"), e))?;
+        // The directory and its lock stay: somebody may be waiting for the lock.
+        std::fs::remove_file(&ready).map_err(|e| Error::file("remove", &ready, e))
     }
 
     /// Removes every element that leads to `ip`.
