@@ -31,6 +31,12 @@ impl Request {
 
     /// Reads one, or `None` if the client left.
     fn read(stream: &TcpStream) -> io::Result<Option<Request>> {
+        // A TLS greeting has no lines to wait for; as a web server does, leave.
+        const TLS_HANDSHAKE: u8 = 0x16;
+        let mut first = [0];
+        if stream.peek(&mut first)? == 0 || first[0] == TLS_HANDSHAKE {
+            return Ok(None);
+        }
         let mut reader = BufReader::new(stream);
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {
@@ -116,7 +122,7 @@ impl Response {
         Response { status, headers: Vec::new(), body: body.into() }
     }
 
-    /// Adds a header.
+    /// Adds a header. An empty `content-length` leaves it out.
     pub fn header(mut self, name: &str, value: &str) -> Response {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
@@ -127,7 +133,7 @@ impl Response {
         if !self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
             head += &format!("content-length: {}\r\n", self.body.len());
         }
-        for (name, value) in &self.headers {
+        for (name, value) in self.headers.iter().filter(|(_, value)| !value.is_empty()) {
             head += &format!("{name}: {value}\r\n");
         }
         stream.write_all(head.as_bytes())?;

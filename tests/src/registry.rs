@@ -21,6 +21,8 @@ pub struct Options<'a> {
     pub user: Option<(&'a str, &'a str)>,
     /// Speaks TLS.
     pub tls: Option<&'a Authority>,
+    /// With TLS: takes only clients with a certificate of the same authority.
+    pub client_certs: bool,
     /// Sends clients to this token service: its realm URL and the certificate that its tokens are signed with.
     pub token: Option<(&'a str, &'a Path)>,
 }
@@ -135,7 +137,11 @@ fn configuration(dir: &Path, options: &Options<'_>) -> String {
     );
     if let Some(authority) = options.tls {
         let (cert, key) = authority.issue("registry", "IP:127.0.0.1,DNS:localhost");
-        text += &format!("  tls: {{certificate: {}, key: {}}}\n", cert.display(), key.display());
+        let clients = match options.client_certs {
+            true => format!(", clientcas: [{}]", authority.cert().display()),
+            false => String::new(),
+        };
+        text += &format!("  tls: {{certificate: {}, key: {}{clients}}}\n", cert.display(), key.display());
     }
     if let Some((user, password)) = options.user {
         let line = run("htpasswd", &["-nbB", user, password]);

@@ -281,7 +281,7 @@ impl Endpoint {
         }
         let own = format!("repository:{}:pull", self.repository);
         let scope = scope.as_deref().filter(|scope| !scope.is_empty()).unwrap_or(&own);
-        let cached = auth.tokens.get(scope).and_then(Token::header);
+        let cached = auth.tokens.get(scope).filter(|token| token.is_fresh()).map(Token::header);
         if cached.is_some() && cached.as_deref() != refused {
             return Ok(cached);
         }
@@ -289,7 +289,7 @@ impl Endpoint {
         let token = token::fetch(&self.transport, ask, &self.credentials, self.subject(what))?;
         let header = token.header();
         auth.tokens.insert(scope.to_owned(), token);
-        Ok(header)
+        Ok(Some(header))
     }
 }
 

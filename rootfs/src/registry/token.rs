@@ -28,9 +28,14 @@ pub struct Token {
 }
 
 impl Token {
-    /// The `Authorization` header, while the token is good.
-    pub fn header(&self) -> Option<String> {
-        (Instant::now() < self.until).then(|| format!("Bearer {}", self.value))
+    /// The `Authorization` header.
+    pub fn header(&self) -> String {
+        format!("Bearer {}", self.value)
+    }
+
+    /// May it be used for a request that starts now? A token that was just fetched is used once in any case.
+    pub fn is_fresh(&self) -> bool {
+        Instant::now() < self.until
     }
 }
 
@@ -157,8 +162,8 @@ mod tests {
     #[test]
     fn a_token_is_not_used_when_it_is_old() {
         let token = |until| Token { value: "t".into(), until };
-        assert_eq!(token(Instant::now() + MARGIN).header().as_deref(), Some("Bearer t"));
-        assert_eq!(token(Instant::now()).header(), None);
+        assert_eq!(token(Instant::now()).header(), "Bearer t");
+        assert!(token(Instant::now() + MARGIN).is_fresh() && !token(Instant::now()).is_fresh());
         assert_eq!(format!("{:?}", token(Instant::now())), "Token");
     }
 }
