@@ -9,11 +9,13 @@
 //! | [`progress`] | how far a long operation has come |
 //! | [`error`] | the one error type |
 //! | [`store`] | images, their names, their layers on the disk |
+//! | [`archive`] | load and save |
 //! | [`unpack`] | one layer from a stream to a directory |
+//! | [`verify`] | is it still what was pulled |
 //! | [`gc`] | what nobody needs any more goes |
 //! | [`overlay`] | an image as the description of a mount |
 
-mod archive;
+pub mod archive;
 pub mod auth;
 pub mod digest;
 pub mod error;
@@ -30,7 +32,9 @@ mod sys;
 #[cfg(test)]
 mod testing;
 pub mod unpack;
+pub mod verify;
 
+pub use archive::Format;
 pub use auth::{Credentials, Keyring};
 pub use digest::Digest;
 pub use error::{Error, ErrorKind, Result};
@@ -43,3 +47,4 @@ pub use registry::{Registry, RegistryConfig};
 pub use source::{Descriptor, Source};
 pub use store::{Image, Lease, PullOptions, Removed, Store};
 pub use unpack::Limits;
+pub use verify::Damage;

@@ -11,3 +11,6 @@
 
 mod load;
 mod place;
+pub(crate) mod save;
+
+pub use save::Format;

@@ -42,6 +42,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
+pub(crate) use images::stored_names;
 pub use images::{Image, Removed};
 pub use leases::Lease;
 pub(crate) use pull::Manifest;

@@ -34,9 +34,12 @@
 //! (root's, 0755, time 0), and its path is told in [`Unpacked::implicit`]: what the image's user must see there is what a
 //! lower layer says, see `overlay`.
 
+pub mod model;
 pub mod record;
 pub mod stream;
 pub mod tar;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::fs::File;

@@ -195,7 +195,7 @@ fn bad_data(format: &str, err: io::Error) -> io::Error {
         Ok(own) => own.into(),
         Err(err) if err.raw_os_error().is_some() => err,
         Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => {
-            Error::new(ErrorKind::Corrupt, format!("the {format} stream is truncated")).into()
+            Error::new(ErrorKind::Corrupt, format!("the {format} stream is truncated, or something follows it")).into()
         }
         Err(err) => Error::new(ErrorKind::Corrupt, format!("malformed {format} stream: {err}")).into(),
     }

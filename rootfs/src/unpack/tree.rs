@@ -225,7 +225,8 @@ impl<'a> Tree<'a> {
     /// Goes one directory down, making it if it is missing. `false`: a symbolic link is in the way.
     fn descend(&mut self, name: &[u8]) -> Result<bool> {
         let path = self.path_of(name);
-        if !self.directories.contains_key(&path) {
+        let new = !self.directories.contains_key(&path);
+        if new {
             match mkdirat(self.here(), name, Mode::from_bits_retain(0o755)) {
                 Ok(()) => {}
                 Err(Errno::EEXIST) => {
@@ -247,7 +248,7 @@ impl<'a> Tree<'a> {
             self.directories.insert(path, Directory::implicit());
         }
         let fd = open_directory(self.here(), name).map_err(system("open a directory"))?;
-        self.stack.push(Open { name: name.to_vec(), fd, changed: false });
+        self.stack.push(Open { name: name.to_vec(), fd, changed: new });
         Ok(true)
     }
 
