@@ -1,6 +1,36 @@
-//! `coracle`: Kubernetes pods on one machine, without a cluster.
+//! `coracle`: Kubernetes pods on one machine, without a cluster and without a daemon.
+//!
+//! ```text
+//! cli (the verbs) -> cmd (a file each) -> pod (a pod's life) -> engine, image store
+//!                          \-> kube (YAML to validated pods)
+//! ```
 
-#[allow(dead_code, reason = "the commands that use it land next")]
+mod app;
+mod cli;
+mod cmd;
+mod config;
+mod exit;
 mod kube;
+mod out;
+mod pod;
+mod pull;
+mod sys;
+mod time;
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let result = match cli::parse() {
+        Ok(cli) => cmd::run(cli),
+        Err(code) => return ExitCode::from(code),
+    };
+    result.unwrap_or_else(|error| {
+        print_error(&error);
+        ExitCode::from(exit::code(&error))
+    })
+}
+
+/// Writes an error with its chain of causes, on one line.
+fn print_error(error: &anyhow::Error) {
+    eprintln!("coracle: {}", format!("{error:#}").replace('\n', " "));
+}

@@ -169,7 +169,10 @@ fn check_image(at: &At<String>) -> Result<(), Fault> {
     if at.value.trim() != at.value {
         return Err(at.fault("must not have leading or trailing whitespace"));
     }
-    Ok(())
+    match coracle_rootfs::Reference::parse(&at.value) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(at.fault(error.to_string())),
+    }
 }
 
 /// Kubernetes' rule: `:latest`, written or implied, is pulled always; a tag or digest that was chosen, if missing.

@@ -94,6 +94,14 @@ pub struct Dns {
 }
 
 impl Pod {
+    /// Gives the pod another name; a host name that followed from the old one follows from the new.
+    pub fn rename(&mut self, name: &str) {
+        if self.hostname == host_name(&self.name) {
+            self.hostname = host_name(name);
+        }
+        self.name = name.to_owned();
+    }
+
     /// All containers, the init containers first.
     pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
         self.init.iter().chain(&self.containers)

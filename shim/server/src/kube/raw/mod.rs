@@ -35,11 +35,6 @@ impl Place {
         Place { line: node.line, column: node.column, path: String::new() }
     }
 
-    /// The path, such as `spec.containers[0].image`.
-    pub fn path(&self) -> &str {
-        &self.path
-    }
-
     /// A fault here: "PATH: TEXT".
     pub fn fault(&self, text: impl AsRef<str>) -> Fault {
         let text = text.as_ref();

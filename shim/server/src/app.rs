@@ -1,0 +1,209 @@
+//! What every command shares: the settings that flags, file and defaults come to, the engine opened with them, and how
+//! a pod is found by what the user calls it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use coracle_engine::{ContainerStatus, Engine, EngineConfig, Error, Paths};
+use coracle_rootfs::{PullOptions, Registry, RegistryConfig, Store};
+
+use crate::cli::Places;
+use crate::config::{self, Config};
+use crate::exit::{self, Coded};
+use crate::kube::container::Container;
+use crate::pod::keep::{Folder, Kept};
+use crate::pod::observe::Observed;
+
+/// The settings of this invocation.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// The flags, for handing on to `coracle tend`.
+    pub places: Places,
+    /// The file.
+    pub config: Config,
+    /// Where things lie.
+    pub paths: Paths,
+}
+
+/// A local pod that was found.
+#[derive(Debug)]
+pub struct Found {
+    /// Its sandbox.
+    pub sandbox: String,
+    /// Its files.
+    pub folder: Folder,
+    /// What runs; None if another client made the sandbox.
+    pub kept: Option<Kept>,
+}
+
+impl App {
+    /// Reads the settings.
+    pub fn new(places: Places) -> Result<App> {
+        let config = config::load(places.config.as_deref())?;
+        let mut paths = Paths::default();
+        let pick = |flag: &Option<PathBuf>, file: &Option<PathBuf>| flag.clone().or_else(|| file.clone());
+        if let Some(root) = pick(&places.root, &config.root) {
+            paths.root = root;
+        }
+        if let Some(state) = pick(&places.state, &config.state) {
+            paths.state = state;
+        }
+        if let Some(logs) = pick(&places.log_dir, &config.log_dir) {
+            paths.logs = absolute(&logs)?;
+        }
+        Ok(App { places, config, paths })
+    }
+
+    /// Opens the engine.
+    pub fn engine(&self) -> Result<Engine> {
+        let network = &self.config.network;
+        let mut config = EngineConfig::default();
+        if let Some(bridge) = &network.bridge {
+            config.network.bridge = bridge.clone();
+        }
+        if let Some(subnet) = &network.subnet {
+            let parsed = subnet.parse();
+            config.network.subnet = parsed.map_err(|why| Coded::usage(format!("network.subnet {subnet:?}: {why}")))?;
+        }
+        if let Some(masquerade) = network.masquerade {
+            config.network.masquerade = masquerade;
+        }
+        config.network.mtu = network.mtu.or(config.network.mtu);
+        config.cgroup_parent = self.cgroup_parent()?;
+        Ok(Engine::open(self.paths.clone(), config)?)
+    }
+
+    /// The cgroup below which the pods' are made. A cgroup there that no pod of the state has is taken for one that a
+    /// crash has left, so two states must not share one: another than the default state has one named after it.
+    pub fn cgroup_parent(&self) -> Result<String> {
+        if let Some(parent) = &self.config.cgroup_parent {
+            let plain = parent.starts_with('/') && parent.len() > 1 && !parent.contains("..");
+            return match plain {
+                true => Ok(parent.clone()),
+                false => {
+                    Err(Coded::usage(format!("cgroup_parent {parent:?}: expected an absolute path such as /coracle")))
+                }
+            };
+        }
+        let state = absolute(&self.paths.state)?;
+        Ok(match state == Paths::default().state {
+            true => EngineConfig::default().cgroup_parent,
+            false => {
+                format!("{}-{:08x}", EngineConfig::default().cgroup_parent, fnv1a(state.as_os_str().as_encoded_bytes()))
+            }
+        })
+    }
+
+    /// Opens the image store alone: enough for the commands about images.
+    pub fn store(&self) -> Result<Store> {
+        Ok(Store::open(&self.paths.root)?)
+    }
+
+    /// The registries as configured.
+    pub fn registry(&self) -> Registry {
+        let image = &self.config.image;
+        let mut config = RegistryConfig {
+            extra_cas: image.extra_cas.clone(),
+            insecure: image.insecure_registries.clone(),
+            user_agent: format!("coracle/{}", crate::cmd::version::VERSION),
+            ..RegistryConfig::default()
+        };
+        if let Some(dirs) = &image.hosts_dirs {
+            config.hosts_dir = dirs.clone();
+        }
+        Registry::new(config)
+    }
+
+    /// How images are pulled and loaded.
+    pub fn pull_options(&self) -> PullOptions {
+        let mut options = PullOptions::default();
+        if let Some(parallel) = self.config.image.parallel {
+            options.parallel = parallel.max(1);
+        }
+        options
+    }
+
+    /// The command by which a supervisor has its pod tended.
+    pub fn tend_command(&self, uid: &str) -> Result<Vec<String>> {
+        let text = |path: PathBuf| {
+            let told = path.display().to_string();
+            path.into_os_string().into_string().map_err(|_| Coded::usage(format!("{told}: not a UTF-8 path")))
+        };
+        let program = std::env::current_exe().context("find the running program")?;
+        let mut command = vec![text(program)?];
+        let places = [
+            ("--root", Some(&self.paths.root)),
+            ("--state", Some(&self.paths.state)),
+            ("--log-dir", Some(&self.paths.logs)),
+            ("--config", self.places.config.as_ref()),
+        ];
+        for (flag, path) in places {
+            if let Some(path) = path {
+                command.extend([flag.to_owned(), text(absolute(path)?)?]);
+            }
+        }
+        command.extend(["tend".to_owned(), uid.to_owned()]);
+        Ok(command)
+    }
+}
+
+/// The FNV-1a hash, for a name that is the same at each run.
+fn fnv1a(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("resolve {}", path.display()))
+}
+
+/// Finds a pod by its name, `namespace/name`, id or the first digits of its id.
+pub fn find(engine: &Engine, wanted: &str) -> Result<Found> {
+    let sandbox = match engine.find_sandbox(wanted) {
+        Err(Error::NotFound { .. }) => {
+            return Err(Coded::error(exit::NOT_FOUND, format!("no pod {wanted} (`coracle ps -a` lists all)")));
+        }
+        found => found?,
+    };
+    let folder = Folder::of(engine.paths(), &sandbox);
+    let kept = folder.read_pod()?;
+    Ok(Found { sandbox, folder, kept })
+}
+
+impl Found {
+    /// The same pod once more.
+    pub fn again(&self) -> Found {
+        Found { sandbox: self.sandbox.clone(), folder: self.folder.clone(), kept: self.kept.clone() }
+    }
+
+    /// The latest incarnation of a container of the pod: the one named, else the pod's first.
+    pub async fn container(&self, engine: &Engine, name: Option<&str>) -> Result<ContainerStatus> {
+        let observed = Observed::look(engine, &self.sandbox).await?;
+        let first = || match &self.kept {
+            Some(kept) => kept.pod.containers.first().map(|container| container.name.clone()),
+            None => observed.all_latest().next().map(|status| status.config.name.clone()),
+        };
+        let name = match name {
+            Some(name) => self.check_name(name, &observed)?.to_owned(),
+            None => first().context("the pod has no container")?,
+        };
+        let Some(status) = observed.latest(&name) else {
+            return Err(Coded::error(exit::NOT_FOUND, format!("container {name} was not started yet")));
+        };
+        Ok(status.clone())
+    }
+
+    /// Answers the name if the pod has such a container.
+    pub fn check_name<'n>(&self, name: &'n str, observed: &Observed) -> Result<&'n str> {
+        let known: Vec<&str> = match &self.kept {
+            Some(kept) => kept.pod.all_containers().map(|container: &Container| container.name.as_str()).collect(),
+            None => observed.all_latest().map(|status| status.config.name.as_str()).collect(),
+        };
+        match known.contains(&name) {
+            true => Ok(name),
+            false => {
+                let text = format!("no container {name} in the pod: it has {}", known.join(", "));
+                Err(Coded::error(exit::NOT_FOUND, text))
+            }
+        }
+    }
+}

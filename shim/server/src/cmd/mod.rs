@@ -1,0 +1,74 @@
+//! The verbs, one small file each.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::app::App;
+use crate::cli::{Cli, Command};
+
+pub mod completion;
+pub mod doctor;
+pub mod exec;
+pub mod gc;
+pub mod images;
+pub mod load;
+pub mod logs;
+pub mod ps;
+pub mod pull;
+pub mod rm;
+pub mod rmi;
+pub mod run;
+pub mod stop;
+pub mod tend;
+pub mod version;
+
+/// Does what the command line says; the answer is the exit code.
+pub fn run(cli: Cli) -> Result<ExitCode> {
+    // Asked for by packagers, without a machine to look at.
+    if let Command::Completion(args) = &cli.command {
+        return args.run();
+    }
+    let app = App::new(cli.places)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
+    let local = tokio::task::LocalSet::new();
+    let result = local.block_on(&runtime, dispatch(&app, cli.command));
+    // A thread that still reads the terminal must not keep the program from ending.
+    runtime.shutdown_background();
+    result
+}
+
+async fn dispatch(app: &App, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run(args) => args.run(app).await,
+        Command::Ps(args) => args.run(app).await,
+        Command::Logs(args) => args.run(app).await,
+        Command::Exec(args) => args.run(app).await,
+        Command::Stop(args) => args.run(app).await,
+        Command::Rm(args) => args.run(app).await,
+        Command::Pull(args) => args.run(app),
+        Command::Images(args) => args.run(app),
+        Command::Rmi(args) => args.run(app),
+        Command::Load(args) => args.run(app),
+        Command::Gc(args) => args.run(app).await,
+        Command::Doctor(args) => args.run(app).await,
+        Command::Version(args) => args.run(app),
+        Command::Completion(args) => args.run(),
+        Command::Tend(args) => args.run(app).await,
+    }
+}
+
+/// Does something to each of several things: all are tried, and the first error is the answer, after the others were
+/// told.
+pub(crate) fn first_error(results: Vec<(String, Result<()>)>) -> Result<ExitCode> {
+    let mut failed: Vec<anyhow::Error> =
+        results.into_iter().filter_map(|(what, result)| result.err().map(|error| error.context(what))).collect();
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let first = failed.remove(0);
+    for error in failed {
+        crate::print_error(&error);
+    }
+    Err(first)
+}

@@ -1,0 +1,74 @@
+//! `coracle stop`: ends the containers of pods.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use coracle_engine::{ContainerFilter, ContainerState, Engine};
+use tokio::task::JoinSet;
+
+use super::first_error;
+use crate::app::{self, App, Found};
+
+/// Stop pods
+///
+/// Each container gets its stop signal, and SIGKILL when the grace period of the pod is over. The pod's logs and exit
+/// codes stay until `coracle rm`.
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Seconds until SIGKILL, instead of the pod's terminationGracePeriodSeconds
+    #[arg(short, long, value_name = "SECONDS")]
+    time: Option<u64>,
+    /// Names or ids
+    #[arg(required = true, value_name = "POD")]
+    pods: Vec<String>,
+}
+
+impl Stop {
+    /// Stops them.
+    pub async fn run(&self, app: &App) -> Result<ExitCode> {
+        let engine = app.engine()?;
+        let mut results = Vec::new();
+        for pod in &self.pods {
+            let result = self.one(&engine, pod).await;
+            results.push((format!("stop {pod}"), result));
+        }
+        first_error(results)
+    }
+
+    async fn one(&self, engine: &Engine, pod: &str) -> Result<()> {
+        let found = app::find(engine, pod)?;
+        stop(engine, &found, self.time.map(Duration::from_secs)).await
+    }
+}
+
+/// The grace of a pod that another client made and whose is not known.
+const FOREIGN_GRACE: Duration = Duration::from_secs(10);
+
+/// Stops a pod: nothing of it starts again, its containers end side by side, and then the sandbox.
+pub async fn stop(engine: &Engine, found: &Found, grace: Option<Duration>) -> Result<()> {
+    let own = found.kept.as_ref().map(|kept| Duration::from_secs(kept.pod.grace));
+    let grace = grace.or(own).unwrap_or(FOREIGN_GRACE);
+    if found.kept.is_some() {
+        found.folder.ask_to_stop()?;
+    }
+    let filter = ContainerFilter { sandbox_id: found.sandbox.clone(), ..ContainerFilter::default() };
+    let mut stops = JoinSet::new();
+    for status in engine.list_containers(&filter)? {
+        if matches!(status.state, ContainerState::Running | ContainerState::Created) {
+            let engine = engine.clone();
+            stops.spawn_local(async move {
+                let stopped = engine.stop_container(&status.id, grace).await;
+                stopped.with_context(|| format!("container {}", status.config.name))
+            });
+        }
+    }
+    let mut first = Ok(());
+    while let Some(joined) = stops.join_next().await {
+        let result = joined.context("stop a container")?;
+        first = first.and(result);
+    }
+    first?;
+    Ok(engine.stop_sandbox(&found.sandbox).await?)
+}

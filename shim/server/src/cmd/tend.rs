@@ -1,0 +1,38 @@
+//! `coracle tend`: what a pod's supervisor starts when a container has ended and nobody tends the pod.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use coracle_engine::SandboxFilter;
+
+use crate::app::App;
+use crate::pod::keep::Folder;
+use crate::pod::tender::{Tender, Unwatched};
+
+/// Apply a pod's restart policy, then leave
+#[derive(Debug, Args)]
+pub struct Tend {
+    /// The pod's uid
+    uid: String,
+}
+
+impl Tend {
+    /// Tends the pod until there is nothing to do but to wait for a container.
+    pub async fn run(&self, app: &App) -> Result<ExitCode> {
+        let engine = app.engine()?;
+        let sandboxes = engine.list_sandboxes(&SandboxFilter::default())?;
+        let Some(sandbox) = sandboxes.into_iter().find(|sandbox| sandbox.config.uid == self.uid) else {
+            // Removed since the supervisor called.
+            return Ok(ExitCode::SUCCESS);
+        };
+        let Some(kept) = Folder::of(engine.paths(), &sandbox.id).read_pod()? else {
+            // Its maker has not got so far, and tends it.
+            return Ok(ExitCode::SUCCESS);
+        };
+        if let Some(mut tender) = Tender::take(&engine, &sandbox.id, kept)? {
+            tender.tend(false, &mut Unwatched).await?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,17 @@
+//! The life of a local pod: what kubelet does for a node, without a process that stays.
+//!
+//! A pod is a sandbox of the engine with three files of ours in its folder ([`keep`]). Whoever tends it ([`tender`])
+//! holds its `tender.lock`, looks at its containers, asks [`policy`] what to do, does it, and looks again. With
+//! `coracle run` that is the command itself for as long as it is in the foreground; otherwise the pod's supervisor
+//! starts `coracle tend` when a container has ended and nobody tends, which leaves when there is nothing to do but to
+//! wait for a running container.
+
+pub mod images;
+pub mod keep;
+pub mod logs;
+pub mod observe;
+pub mod plan;
+pub mod policy;
+pub mod print;
+pub mod tender;
+pub mod view;

@@ -1,0 +1,301 @@
+//! From a Pod's meaning to what the engine is asked for.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use coracle_engine::{
+    ContainerConfig, DnsConfig, HostAlias, Mount, NamespaceMode, Paths, PortMapping, Propagation, Protocol, Resources,
+    SandboxConfig, Seccomp, Security,
+};
+
+use crate::kube::container::{Container, Protocol as KubeProtocol};
+use crate::kube::pod::{PidMode, Pod};
+use crate::kube::security::{Seccomp as KubeSeccomp, Security as KubeSecurity};
+use crate::kube::volume::{self, HostPathKind, Source};
+
+/// The machine's resolver settings.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// The folder of a pod's logs, laid out as kubelet's are.
+pub fn log_directory(paths: &Paths, pod: &Pod, uid: &str) -> PathBuf {
+    paths.logs.join(format!("{}_{}_{uid}", pod.namespace, pod.name))
+}
+
+/// The sandbox of a pod; `on_exit` is the command that tends it when nobody does.
+pub fn sandbox(pod: &Pod, uid: &str, paths: &Paths, on_exit: Vec<String>) -> Result<SandboxConfig> {
+    let mode = |node| if node { NamespaceMode::Node } else { NamespaceMode::Pod };
+    Ok(SandboxConfig {
+        name: pod.name.clone(),
+        namespace: pod.namespace.clone(),
+        uid: uid.to_owned(),
+        exclusive_name: true,
+        // In the machine's network a pod has the machine's name, as with kubelet.
+        hostname: if pod.host_network { String::new() } else { pod.hostname.clone() },
+        labels: pod.labels.clone(),
+        annotations: pod.annotations.clone(),
+        network: mode(pod.host_network),
+        pid: match pod.pid {
+            PidMode::Container => NamespaceMode::Container,
+            PidMode::Pod => NamespaceMode::Pod,
+            PidMode::Node => NamespaceMode::Node,
+        },
+        port_mappings: port_mappings(pod)?,
+        dns: dns(pod)?,
+        host_aliases: host_aliases(pod)?,
+        sysctls: pod.sysctls.iter().cloned().collect(),
+        log_directory: Some(log_directory(paths, pod, uid)),
+        on_exit,
+        ..SandboxConfig::default()
+    })
+}
+
+fn port_mappings(pod: &Pod) -> Result<Vec<PortMapping>> {
+    let mut out = Vec::new();
+    if pod.host_network {
+        return Ok(out);
+    }
+    for port in pod.containers.iter().flat_map(|container| &container.ports) {
+        let Some(host_port) = port.host_port else { continue };
+        out.push(PortMapping {
+            host_ip: port.host_ip.as_deref().map(address).transpose()?,
+            host_port,
+            container_port: port.container_port,
+            protocol: match port.protocol {
+                KubeProtocol::Tcp => Protocol::Tcp,
+                KubeProtocol::Udp => Protocol::Udp,
+                KubeProtocol::Sctp => Protocol::Sctp,
+            },
+        });
+    }
+    Ok(out)
+}
+
+fn address(text: &str) -> Result<IpAddr> {
+    text.parse().with_context(|| format!("read the address {text:?}"))
+}
+
+fn host_aliases(pod: &Pod) -> Result<Vec<HostAlias>> {
+    let alias = |(ip, hostnames): &(String, Vec<String>)| -> Result<HostAlias> {
+        Ok(HostAlias { ip: address(ip)?, hostnames: hostnames.clone() })
+    };
+    pod.host_aliases.iter().map(alias).collect()
+}
+
+/// The pod's own resolver settings, after the machine's unless it wants only its own; None for just the machine's.
+fn dns(pod: &Pod) -> Result<Option<DnsConfig>> {
+    let own = &pod.dns;
+    if !own.only_these && own.nameservers.is_empty() && own.searches.is_empty() && own.options.is_empty() {
+        return Ok(None);
+    }
+    let mut config = DnsConfig::default();
+    if !own.only_these {
+        let text = fs::read_to_string(RESOLV_CONF).with_context(|| format!("read {RESOLV_CONF}"))?;
+        config = resolv_conf(&text);
+    }
+    config.servers.extend(own.nameservers.iter().cloned());
+    config.searches.extend(own.searches.iter().cloned());
+    for option in &own.options {
+        // An option that the pod sets replaces the machine's of that name.
+        let name = option.split(':').next().unwrap_or(option);
+        config.options.retain(|other| other.split(':').next() != Some(name));
+        config.options.push(option.clone());
+    }
+    Ok(Some(config))
+}
+
+fn resolv_conf(text: &str) -> DnsConfig {
+    let mut config = DnsConfig::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let key = words.next();
+        let words = words.map(str::to_owned);
+        match key {
+            Some("nameserver") => config.servers.extend(words.take(1)),
+            // The last of these lines counts, as in the resolver.
+            Some("search" | "domain") => config.searches = words.collect(),
+            Some("options") => config.options.extend(words),
+            _ => {}
+        }
+    }
+    config
+}
+
+/// A container's `attempt`th incarnation, from an image of the store.
+pub fn container(
+    pod: &Pod,
+    container: &Container,
+    attempt: u32,
+    image_id: &str,
+    volumes_dir: &Path,
+) -> Result<ContainerConfig> {
+    Ok(ContainerConfig {
+        name: container.name.clone(),
+        attempt,
+        image: image_id.to_owned(),
+        image_ref: container.image.clone(),
+        command: container.command.clone(),
+        args: container.args.clone(),
+        working_dir: container.working_dir.clone(),
+        env: container.env.clone(),
+        mounts: mounts(pod, container, volumes_dir)?,
+        resources: Resources {
+            cpu_shares: Some(container.resources.cpu_shares),
+            cpu_quota: container.resources.cpu_quota,
+            cpu_period: container.resources.cpu_quota.map(|_| container.resources.cpu_period),
+            memory: container.resources.memory_limit,
+            ..Resources::default()
+        },
+        security: security(&container.security),
+        stdin: container.stdin,
+        stdin_once: container.stdin_once,
+        tty: container.tty,
+        log_path: Some(PathBuf::from(&container.name).join(format!("{attempt}.log"))),
+        ..ContainerConfig::default()
+    })
+}
+
+fn security(security: &KubeSecurity) -> Security {
+    Security {
+        privileged: security.privileged,
+        run_as_user: security.user,
+        run_as_group: security.group,
+        supplemental_groups: security.groups.clone(),
+        require_non_root: security.non_root,
+        add_capabilities: security.cap_add.clone(),
+        drop_capabilities: security.cap_drop.clone(),
+        no_new_privs: !security.allow_escalation,
+        readonly_rootfs: security.read_only_rootfs,
+        seccomp: match security.seccomp {
+            KubeSeccomp::RuntimeDefault => Seccomp::RuntimeDefault,
+            KubeSeccomp::Unconfined => Seccomp::Unconfined,
+        },
+        ..Security::default()
+    }
+}
+
+fn mounts(pod: &Pod, container: &Container, volumes_dir: &Path) -> Result<Vec<Mount>> {
+    let mut out = Vec::new();
+    for mount in &container.mounts {
+        let Some(volume) = pod.volumes.iter().find(|volume| volume.name == mount.volume) else {
+            bail!("the pod has no volume {:?}", mount.volume);
+        };
+        out.push(Mount {
+            host_path: match &volume.source {
+                Source::EmptyDir => volumes_dir.join(&volume.name),
+                Source::HostPath { path, .. } => path.into(),
+            },
+            container_path: mount.path.clone().into(),
+            readonly: mount.read_only,
+            propagation: match mount.propagation {
+                volume::Propagation::None => Propagation::Private,
+                volume::Propagation::HostToContainer => Propagation::HostToContainer,
+                volume::Propagation::Bidirectional => Propagation::Bidirectional,
+            },
+        });
+    }
+    Ok(out)
+}
+
+/// Makes the pod's emptyDirs and what its hostPaths promise to make.
+pub fn prepare_volumes(pod: &Pod, volumes_dir: &Path) -> Result<()> {
+    for volume in &pod.volumes {
+        match &volume.source {
+            Source::EmptyDir => {
+                let dir = volumes_dir.join(&volume.name);
+                // World-writable whatever the umask, as kubelet's: any user of a container may own the data.
+                make_dir(&dir, 0o755)?;
+                fs::set_permissions(&dir, fs::Permissions::from_mode(0o777))
+                    .with_context(|| format!("set the mode of {}", dir.display()))?;
+            }
+            Source::HostPath { path, kind } => {
+                host_path(Path::new(path), *kind).with_context(|| format!("volume {}", volume.name))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+    made.with_context(|| format!("make the directory {}", path.display()))
+}
+
+/// Checks that a hostPath is what its type says, or makes it.
+fn host_path(path: &Path, kind: HostPathKind) -> Result<()> {
+    match kind {
+        HostPathKind::DirectoryOrCreate if !path.exists() => make_dir(path, 0o755)?,
+        HostPathKind::FileOrCreate if !path.exists() => {
+            let made = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path);
+            made.with_context(|| format!("make the file {}", path.display()))?;
+        }
+        _ => {}
+    }
+    let meta = fs::metadata(path).with_context(|| format!("hostPath {}", path.display()))?;
+    let found = meta.file_type();
+    let (right, expected) = match kind {
+        HostPathKind::Any => (true, ""),
+        HostPathKind::DirectoryOrCreate | HostPathKind::Directory => (found.is_dir(), "directory"),
+        HostPathKind::FileOrCreate | HostPathKind::File => (found.is_file(), "file"),
+        HostPathKind::Socket => (found.is_socket(), "socket"),
+        HostPathKind::CharDevice => (found.is_char_device(), "character device"),
+        HostPathKind::BlockDevice => (found.is_block_device(), "block device"),
+    };
+    match right {
+        true => Ok(()),
+        false => bail!("hostPath {} is not a {expected}", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(spec: &str) -> Pod {
+        let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec: {spec}\n");
+        crate::kube::pod::read("web.yaml", &text).unwrap().remove(0)
+    }
+
+    #[test]
+    fn only_host_ports_are_mapped_and_none_in_the_machines_network() {
+        let ports = "ports: [{containerPort: 80, hostPort: 8080, hostIP: 127.0.0.1}, {containerPort: 81}]";
+        let mappings = port_mappings(&pod(&format!("{{containers: [{{name: c, image: b, {ports}}}]}}"))).unwrap();
+        assert_eq!(mappings.len(), 1);
+        assert_eq!((mappings[0].host_port, mappings[0].container_port), (8080, 80));
+        assert_eq!(mappings[0].host_ip, Some("127.0.0.1".parse().unwrap()));
+        let host = "{hostNetwork: true, containers: [{name: c, image: b, ports: [{containerPort: 80, hostPort: 80}]}]}";
+        assert!(port_mappings(&pod(host)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_machines_resolver_settings_are_read_as_the_resolver_does() {
+        let config = resolv_conf("# x\nnameserver 1.1.1.1\nsearch a\ndomain b\noptions ndots:2 edns0\n");
+        assert_eq!((config.servers, config.searches), (vec!["1.1.1.1".to_owned()], vec!["b".to_owned()]));
+        assert_eq!(config.options, ["ndots:2", "edns0"]);
+    }
+
+    #[test]
+    fn host_paths_are_made_or_checked_by_their_type() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        host_path(&path("d/e"), HostPathKind::DirectoryOrCreate).unwrap();
+        host_path(&path("f"), HostPathKind::FileOrCreate).unwrap();
+        assert!(path("d/e").is_dir() && path("f").is_file());
+        let told = |name, kind| format!("{:#}", host_path(&path(name), kind).unwrap_err());
+        assert!(told("f", HostPathKind::Directory).ends_with("is not a directory"));
+        assert!(told("d", HostPathKind::Socket).ends_with("is not a socket"));
+        assert!(told("none", HostPathKind::Any).contains("No such file"));
+        host_path(Path::new("/dev/null"), HostPathKind::CharDevice).unwrap();
+    }
+
+    #[test]
+    fn empty_dirs_are_writable_by_any_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let pod = pod("{containers: [{name: c, image: b}], volumes: [{name: v, emptyDir: {}}]}");
+        prepare_volumes(&pod, dir.path()).unwrap();
+        let mode = fs::metadata(dir.path().join("v")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o777);
+    }
+}

@@ -1,0 +1,251 @@
+//! A pod as `coracle ps` shows it, in kubectl's words.
+
+use coracle_engine::{ContainerState, ContainerStatus, Engine, SandboxState, SandboxStatus};
+use serde::Serialize;
+
+use anyhow::Result;
+
+use super::keep::{Folder, Kept, Tended};
+use super::observe::Observed;
+use super::policy::{Past, Phase};
+use crate::kube::container::Container;
+use crate::time;
+
+/// A pod.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodView {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// The id of its sandbox.
+    pub id: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its phase.
+    pub phase: Phase,
+    /// The phase, or what is more telling: kubectl's STATUS.
+    pub status: String,
+    /// How many of its containers run.
+    pub ready: usize,
+    /// How often its containers were started again.
+    pub restarts: u32,
+    /// Its addresses.
+    pub ips: Vec<String>,
+    /// When it was made: RFC 3339.
+    pub created_at: String,
+    /// Its containers, the init containers first.
+    pub containers: Vec<ContainerView>,
+    #[serde(skip)]
+    /// When it was made, in nanoseconds.
+    pub created: i64,
+}
+
+/// A container of a pod.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerView {
+    /// Its name.
+    pub name: String,
+    /// Whether it is an init container.
+    pub init: bool,
+    /// Its id, once it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The image as the user wrote it.
+    pub image: String,
+    /// `waiting`, `running` or `terminated`.
+    pub state: &'static str,
+    /// Why it waits or ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// More about that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Its exit code, once it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// When it was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<String>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<String>,
+}
+
+/// All that is known of a pod.
+struct Facts<'f> {
+    kept: &'f Kept,
+    tended: &'f Tended,
+    observed: &'f Observed,
+    stopping: bool,
+}
+
+impl PodView {
+    /// Looks at one pod.
+    pub async fn of(engine: &Engine, sandbox: &SandboxStatus) -> Result<PodView> {
+        let folder = Folder::of(engine.paths(), &sandbox.id);
+        let observed = Observed::look(engine, &sandbox.id).await?;
+        let Some(kept) = folder.read_pod()? else { return Ok(PodView::foreign(sandbox, &observed)) };
+        let tended = folder.read_tended()?;
+        let stopping = folder.is_stopping();
+        let mut plan = observed.decide(&kept, &tended, stopping, time::now());
+        if sandbox.state != SandboxState::Ready && !plan.finished() {
+            // Nothing can run or start again without a sandbox: what was not done is lost.
+            plan.phase = Phase::Failed;
+        }
+        let facts = Facts { kept: &kept, tended: &tended, observed: &observed, stopping };
+        let init = kept.pod.init.iter().map(|container| facts.container(container, true));
+        let containers: Vec<ContainerView> =
+            init.chain(kept.pod.containers.iter().map(|container| facts.container(container, false))).collect();
+        let status = facts.status(plan.phase, &containers);
+        Ok(PodView { phase: plan.phase, status, containers, ..PodView::foreign(sandbox, &observed) }.counted())
+    }
+
+    /// A sandbox that another client made: its phase is all that can be told.
+    fn foreign(sandbox: &SandboxStatus, observed: &Observed) -> PodView {
+        let phase = match sandbox.state {
+            SandboxState::Creating => Phase::Pending,
+            SandboxState::Ready => Phase::Running,
+            _ => Phase::Failed,
+        };
+        let view = PodView {
+            name: sandbox.config.name.clone(),
+            namespace: sandbox.config.namespace.clone(),
+            id: sandbox.id.clone(),
+            uid: sandbox.config.uid.clone(),
+            phase,
+            status: format!("Sandbox:{}", sandbox.state.as_str()),
+            ready: 0,
+            restarts: 0,
+            ips: sandbox.ips.iter().map(ToString::to_string).collect(),
+            created_at: time::rfc3339(sandbox.created_at),
+            containers: observed.all_latest().map(ContainerView::recorded).collect(),
+            created: sandbox.created_at,
+        };
+        view.counted()
+    }
+
+    fn counted(self) -> PodView {
+        let running = self.containers.iter().filter(|container| !container.init && container.state == "running");
+        let ready = running.count();
+        let restarts = self.containers.iter().map(|container| container.restarts).sum();
+        PodView { ready, restarts, ..self }
+    }
+
+    /// How many containers there are beside the init containers.
+    pub fn total(&self) -> usize {
+        self.containers.iter().filter(|container| !container.init).count()
+    }
+}
+
+impl ContainerView {
+    fn recorded(status: &ContainerStatus) -> ContainerView {
+        let stamp = |at: i64| Some(at).filter(|at| *at > 0).map(time::rfc3339);
+        let exit = status.exit.as_ref();
+        let state = match status.state {
+            ContainerState::Running | ContainerState::Unknown => "running",
+            ContainerState::Exited => "terminated",
+            _ => "waiting",
+        };
+        ContainerView {
+            name: status.config.name.clone(),
+            init: false,
+            id: Some(status.id.clone()),
+            image: status.config.image_ref.clone(),
+            state,
+            reason: exit.map(|exit| exit.reason.clone()).filter(|reason| !reason.is_empty()),
+            message: exit.map(|exit| exit.message.clone()).filter(|message| !message.is_empty()),
+            exit_code: exit.map(|exit| exit.code),
+            restarts: status.config.attempt,
+            started_at: stamp(status.started_at),
+            finished_at: exit.and_then(|exit| stamp(exit.finished_at)),
+        }
+    }
+}
+
+impl Facts<'_> {
+    fn container(&self, container: &Container, init: bool) -> ContainerView {
+        let name = &container.name;
+        let mut view = match self.observed.latest(name) {
+            Some(status) => ContainerView { init, ..ContainerView::recorded(status) },
+            None => ContainerView::waiting(container, init),
+        };
+        let memory = self.tended.containers.get(name);
+        if let Some(failure) = memory.and_then(|memory| memory.failure.as_ref()) {
+            view.state = "waiting";
+            view.reason = Some("StartError".into());
+            view.message = Some(failure.message.clone());
+        } else if !self.stopping && self.backs_off(name, init) {
+            view.state = "waiting";
+            view.reason = Some("CrashLoopBackOff".into());
+        }
+        view
+    }
+
+    /// Whether a container ended and waits for its delay.
+    fn backs_off(&self, name: &str, init: bool) -> bool {
+        let seen = self.observed.seen(name, self.tended);
+        let Past::Ended { code, at } = seen.past else { return false };
+        super::policy::restarts(self.kept.pod.restart, code, init) && seen.backoff.due(at) > time::now()
+    }
+
+    /// kubectl's STATUS column.
+    fn status(&self, phase: Phase, containers: &[ContainerView]) -> String {
+        let finished = matches!(phase, Phase::Succeeded | Phase::Failed);
+        match (self.stopping, finished) {
+            (true, true) => return "Stopped".into(),
+            (true, false) => return "Terminating".into(),
+            _ => {}
+        }
+        if let Some(status) = self.init_status(containers) {
+            return status;
+        }
+        let plain: Vec<&ContainerView> = containers.iter().filter(|container| !container.init).collect();
+        let telling = plain
+            .iter()
+            .filter(|container| container.state != "running")
+            .find_map(|container| container.reason.as_deref().filter(|reason| *reason != "Completed"));
+        match (telling, phase) {
+            (Some(reason), _) => reason.to_owned(),
+            (None, Phase::Succeeded) => "Completed".into(),
+            (None, phase) => format!("{phase:?}"),
+        }
+    }
+
+    /// `Init:1/2`, `Init:Error` ... until the init containers are done.
+    fn init_status(&self, containers: &[ContainerView]) -> Option<String> {
+        let init: Vec<&ContainerView> = containers.iter().filter(|container| container.init).collect();
+        let others_began = containers.iter().any(|container| !container.init && container.id.is_some());
+        let pending = init.iter().find(|container| container.exit_code != Some(0))?;
+        if others_began {
+            return None;
+        }
+        let done = init.iter().filter(|container| container.exit_code == Some(0)).count();
+        match (pending.state, pending.reason.as_deref()) {
+            ("waiting" | "terminated", Some(reason)) => Some(format!("Init:{reason}")),
+            _ => Some(format!("Init:{done}/{}", init.len())),
+        }
+    }
+}
+
+impl ContainerView {
+    fn waiting(container: &Container, init: bool) -> ContainerView {
+        ContainerView {
+            name: container.name.clone(),
+            init,
+            id: None,
+            image: container.image.clone(),
+            state: "waiting",
+            reason: None,
+            message: None,
+            exit_code: None,
+            restarts: 0,
+            started_at: None,
+            finished_at: None,
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Points in time as nanoseconds since the epoch: now, RFC 3339, and ages as kubectl writes them.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// One second.
+pub const SECOND: i64 = 1_000_000_000;
+
+/// Nanoseconds since the epoch.
+pub fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// `2026-01-02T03:04:05Z`.
+pub fn rfc3339(nanos: i64) -> String {
+    let seconds = nanos.div_euclid(SECOND);
+    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let (year, month, day) = civil(days);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest % 3600 / 60, rest % 60)
+}
+
+/// Year, month and day of a day counted from 1970-01-01 in the Gregorian calendar. Years are counted from March, so
+/// that the leap day is the last of its year; 400 years have 146 097 days.
+fn civil(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+}
+
+/// How long ago that was, as kubectl's AGE column has it: two units while they matter.
+pub fn age(since: i64, now: i64) -> String {
+    let s = (now - since).max(0) / SECOND;
+    let (m, h, d, y) = (s / 60, s / 3600, s / 86_400, s / (365 * 86_400));
+    let two = |big: i64, unit: &str, small: i64, small_unit: &str| match small {
+        0 => format!("{big}{unit}"),
+        small => format!("{big}{unit}{small}{small_unit}"),
+    };
+    match () {
+        () if s < 120 => format!("{s}s"),
+        () if m < 10 => two(m, "m", s % 60, "s"),
+        () if h < 3 => format!("{m}m"),
+        () if h < 8 => two(h, "h", m % 60, "m"),
+        () if h < 48 => format!("{h}h"),
+        () if d < 8 => two(d, "d", h % 24, "h"),
+        () if y < 2 => format!("{d}d"),
+        () if y < 8 => two(y, "y", d % 365, "d"),
+        () => format!("{y}y"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(951_782_400 * SECOND), "2000-02-29T00:00:00Z");
+        assert_eq!(rfc3339(1_767_323_045 * SECOND + 5), "2026-01-02T03:04:05Z");
+        assert_eq!(rfc3339(-SECOND), "1969-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn ages_read_as_kubectls() {
+        let ages = [(5, "5s"), (119, "119s"), (125, "2m5s"), (600, "10m"), (3 * 3600 + 60, "3h1m")];
+        for (seconds, text) in ages.into_iter().chain([(90_000, "25h"), (3 * 86_400, "3d"), (800 * 86_400, "2y70d")]) {
+            assert_eq!(age(0, seconds * SECOND), text);
+        }
+        assert_eq!(age(10 * SECOND, 0), "0s", "a clock that went back");
+    }
+}
