@@ -173,7 +173,9 @@ mod tests {
     fn dotdot_links_stay_inside() {
         let (dir, fd) = root();
         symlink("../../../../../../made-by-dotdot", dir.path().join("up")).unwrap();
-        target(&fd, Path::new("/up/x"), Kind::Directory).unwrap_err();
+        // As in a chroot: the parent of the root is the root.
+        target(&fd, Path::new("/up/x"), Kind::Directory).unwrap();
+        assert!(dir.path().join("made-by-dotdot/x").is_dir());
         assert!(!Path::new("/made-by-dotdot").exists());
     }
 
