@@ -13,18 +13,12 @@ pub const OCI_SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Sp
 
 /// Packs a message under its full name.
 pub fn pack<M: Message + Name>(message: &M) -> Any {
-    Any {
-        type_url: M::full_name(),
-        value: message.encode_to_vec(),
-    }
+    Any { type_url: M::full_name(), value: message.encode_to_vec() }
 }
 
 /// Packs a JSON document under one of the urls above.
 pub fn pack_json(type_url: &str, json: Vec<u8>) -> Any {
-    Any {
-        type_url: type_url.to_owned(),
-        value: json,
-    }
+    Any { type_url: type_url.to_owned(), value: json }
 }
 
 /// Whether the url names the type `M`, with a host before it or without.
@@ -38,9 +32,7 @@ pub fn unpack<M: Message + Name + Default>(any: &Any) -> Option<Result<M, Decode
 }
 
 fn names(type_url: &str, full_name: &str) -> bool {
-    type_url
-        .strip_suffix(full_name)
-        .is_some_and(|host| host.is_empty() || host.ends_with('/'))
+    type_url.strip_suffix(full_name).is_some_and(|host| host.is_empty() || host.ends_with('/'))
 }
 
 #[cfg(test)]
@@ -51,11 +43,7 @@ mod tests {
 
     #[test]
     fn a_message_is_packed_under_its_bare_full_name_and_found_again() {
-        let options = SandboxOptions {
-            hostname: "web".into(),
-            pid: NamespaceMode::Node.into(),
-            ..Default::default()
-        };
+        let options = SandboxOptions { hostname: "web".into(), pid: NamespaceMode::Node.into(), ..Default::default() };
         let any = pack(&options);
         assert_eq!(any.type_url, "coracle.v1.SandboxOptions");
         assert_eq!(unpack::<SandboxOptions>(&any).unwrap().unwrap(), options);

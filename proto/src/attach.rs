@@ -145,14 +145,8 @@ mod tests {
     fn a_lying_length_is_refused_from_the_header_alone() {
         let mut reader = FrameReader::new();
         let bytes = [1, 0xff, 0, 0, 0];
-        assert_eq!(
-            reader.take(&mut &bytes[..]),
-            Err(FrameError::TooLarge(0xff00_0000))
-        );
-        assert_eq!(
-            FrameReader::new().take(&mut &[3u8, 0, 0, 0, 0][..]),
-            Err(FrameError::BadKind(3))
-        );
+        assert_eq!(reader.take(&mut &bytes[..]), Err(FrameError::TooLarge(0xff00_0000)));
+        assert_eq!(FrameReader::new().take(&mut &[3u8, 0, 0, 0, 0][..]), Err(FrameError::BadKind(3)));
     }
 
     #[test]

@@ -29,9 +29,7 @@ pub use generated::containerd::types;
 /// `containerd.v1.types`: task status and process descriptions.
 pub use generated::containerd::v1::types as task_types;
 /// `containerd.events`: what shims tell containerd.
-pub use generated::containerd::{
-    events, runc::v1 as runc, services::events::ttrpc::v1 as event_service,
-};
+pub use generated::containerd::{events, runc::v1 as runc, services::events::ttrpc::v1 as event_service};
 /// `coracle.v1`: sandbox options and the control service.
 pub use generated::coracle::v1 as coracle;
 /// `google.protobuf.Any`, `Timestamp`, `Empty`, and `google.rpc.Status`.

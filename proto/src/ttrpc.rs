@@ -123,19 +123,12 @@ impl Code {
             DataLoss,
             Unauthenticated,
         ];
-        usize::try_from(number)
-            .ok()
-            .and_then(|at| ALL.get(at).copied())
-            .unwrap_or(Unknown)
+        usize::try_from(number).ok().and_then(|at| ALL.get(at).copied()).unwrap_or(Unknown)
     }
 
     /// A status of this code.
     pub fn status(self, message: impl Into<String>) -> Status {
-        Status {
-            code: self as i32,
-            message: message.into(),
-            details: Vec::new(),
-        }
+        Status { code: self as i32, message: message.into(), details: Vec::new() }
     }
 }
 
@@ -192,15 +185,9 @@ impl fmt::Display for FrameError {
             FrameError::TooLarge(length) => {
                 write!(f, "ttrpc frame of {length} bytes exceeds {MAX_PAYLOAD}")
             }
-            FrameError::BadKind(kind) => write!(
-                f,
-                "ttrpc frame of unknown type {kind}: is the peer speaking ttrpc?"
-            ),
+            FrameError::BadKind(kind) => write!(f, "ttrpc frame of unknown type {kind}: is the peer speaking ttrpc?"),
             FrameError::PayloadTooLarge(length) => {
-                write!(
-                    f,
-                    "ttrpc message of {length} bytes to send exceeds {MAX_PAYLOAD}"
-                )
+                write!(f, "ttrpc message of {length} bytes to send exceeds {MAX_PAYLOAD}")
             }
             FrameError::BadMessage(error) => write!(f, "ttrpc message does not decode: {error}"),
             FrameError::Unexpected(kind) => write!(f, "unexpected ttrpc frame of type {kind:?}"),
@@ -231,12 +218,7 @@ impl Header {
             return Err(FrameError::TooLarge(length));
         }
         let stream_id = u32::from_be_bytes([s0, s1, s2, s3]);
-        Ok(Header {
-            length: length as usize,
-            stream_id,
-            kind,
-            flags,
-        })
+        Ok(Header { length: length as usize, stream_id, kind, flags })
     }
 }
 
@@ -271,12 +253,7 @@ impl FrameReader {
         if self.partial.capacity() > IDLE_CAPACITY {
             self.partial = Vec::new();
         }
-        Ok(Some(Frame {
-            stream_id: header.stream_id,
-            kind: header.kind,
-            flags: header.flags,
-            payload,
-        }))
+        Ok(Some(Frame { stream_id: header.stream_id, kind: header.kind, flags: header.flags, payload }))
     }
 
     /// Whether a frame has begun and is not complete: a disconnect now cuts a message.
@@ -293,12 +270,7 @@ impl FrameReader {
 }
 
 /// The bytes of one frame.
-pub fn encode_frame(
-    kind: Kind,
-    stream_id: u32,
-    flags: u8,
-    message: &impl Message,
-) -> Result<Vec<u8>, FrameError> {
+pub fn encode_frame(kind: Kind, stream_id: u32, flags: u8, message: &impl Message) -> Result<Vec<u8>, FrameError> {
     let length = message.encoded_len();
     if length > MAX_PAYLOAD {
         return Err(FrameError::PayloadTooLarge(length));
@@ -330,19 +302,10 @@ pub fn encode_request(
 }
 
 /// The bytes of an answer: an encoded message, or the status of a failure.
-pub fn encode_response(
-    stream_id: u32,
-    result: Result<Vec<u8>, Status>,
-) -> Result<Vec<u8>, FrameError> {
+pub fn encode_response(stream_id: u32, result: Result<Vec<u8>, Status>) -> Result<Vec<u8>, FrameError> {
     let response = match result {
-        Ok(payload) => Response {
-            status: None,
-            payload,
-        },
-        Err(status) => Response {
-            status: Some(status),
-            payload: Vec::new(),
-        },
+        Ok(payload) => Response { status: None, payload },
+        Err(status) => Response { status: Some(status), payload: Vec::new() },
     };
     encode_frame(Kind::Response, stream_id, 0, &response)
 }

@@ -8,6 +8,7 @@ pub mod image;
 pub mod machine;
 pub mod registry;
 pub mod token;
+pub mod ttrpc;
 
 use std::path::PathBuf;
 

@@ -3,10 +3,7 @@ use crate::task::{WaitRequest, WaitResponse};
 use proptest::prelude::*;
 
 fn wait() -> WaitRequest {
-    WaitRequest {
-        id: "web".into(),
-        exec_id: String::new(),
-    }
+    WaitRequest { id: "web".into(), exec_id: String::new() }
 }
 
 #[test]
@@ -22,10 +19,7 @@ fn a_request_survives_the_round_trip() {
     let frame = FrameReader::new().take(&mut &bytes[..]).unwrap().unwrap();
     assert_eq!(frame.stream_id, 7);
     let request = frame.into_request().unwrap();
-    assert_eq!(
-        (request.service.as_str(), request.method.as_str()),
-        (service::TASK_V2, method::WAIT)
-    );
+    assert_eq!((request.service.as_str(), request.method.as_str()), (service::TASK_V2, method::WAIT));
     assert_eq!(request.timeout_nano, 5);
     assert_eq!(WaitRequest::decode(&request.payload[..]).unwrap(), wait());
 }
@@ -41,15 +35,8 @@ fn a_failure_reaches_the_client_with_its_code() {
 
 #[test]
 fn a_status_of_code_zero_is_success() {
-    let payload = WaitResponse {
-        exit_status: 3,
-        exited_at: None,
-    }
-    .encode_to_vec();
-    let response = Response {
-        status: Some(Code::Ok.status("")),
-        payload: payload.clone(),
-    };
+    let payload = WaitResponse { exit_status: 3, exited_at: None }.encode_to_vec();
+    let response = Response { status: Some(Code::Ok.status("")), payload: payload.clone() };
     let bytes = encode_frame(Kind::Response, 1, 0, &response).unwrap();
     let frame = FrameReader::new().take(&mut &bytes[..]).unwrap().unwrap();
     assert_eq!(frame.into_response().unwrap(), Ok(payload));
@@ -59,10 +46,7 @@ fn a_status_of_code_zero_is_success() {
 fn an_oversized_frame_is_refused_from_its_header_and_nothing_is_held() {
     let mut reader = FrameReader::new();
     let header = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1, 1, 0];
-    assert_eq!(
-        reader.take(&mut &header[..]),
-        Err(FrameError::TooLarge(u32::MAX))
-    );
+    assert_eq!(reader.take(&mut &header[..]), Err(FrameError::TooLarge(u32::MAX)));
     assert!(reader.partial.capacity() < 64);
 }
 
@@ -77,22 +61,13 @@ fn a_large_announcement_allocates_nothing_before_the_bytes_arrive() {
 #[test]
 fn another_protocol_is_recognised_as_such() {
     let http = b"GET / HTTP/1.1\r\n\r\n";
-    assert_eq!(
-        FrameReader::new().take(&mut &http[..]),
-        Err(FrameError::BadKind(b'T'))
-    );
+    assert_eq!(FrameReader::new().take(&mut &http[..]), Err(FrameError::BadKind(b'T')));
 }
 
 #[test]
 fn too_long_a_message_is_not_sent() {
-    let request = Request {
-        payload: vec![0; MAX_PAYLOAD],
-        ..Default::default()
-    };
-    assert!(matches!(
-        encode_frame(Kind::Request, 1, 0, &request),
-        Err(FrameError::PayloadTooLarge(_))
-    ));
+    let request = Request { payload: vec![0; MAX_PAYLOAD], ..Default::default() };
+    assert!(matches!(encode_frame(Kind::Request, 1, 0, &request), Err(FrameError::PayloadTooLarge(_))));
 }
 
 #[test]
@@ -108,10 +83,7 @@ fn codes_of_the_wire_have_one_meaning() {
     for number in 0..17 {
         assert_eq!(Code::from_i32(number) as i32, number);
     }
-    assert_eq!(
-        (Code::from_i32(-1), Code::from_i32(17)),
-        (Code::Unknown, Code::Unknown)
-    );
+    assert_eq!((Code::from_i32(-1), Code::from_i32(17)), (Code::Unknown, Code::Unknown));
 }
 
 proptest! {

@@ -1,2 +1,74 @@
-//! Placeholder head.
-fn main() {}
+//! `containerd-shim-coracle-v1`: one small process for each pod, the parent of its containers.
+//!
+//! It speaks containerd's task and sandbox API over ttrpc on `<bundle>/supervisor.sock`, writes the containers' CRI logs,
+//! serves attach clients on `<bundle>/attach.sock`, and keeps exit codes on disk. Everything else may come and go.
+//!
+//! ```text
+//! arguments   the command line             service     which handler answers what
+//! daemon      start                        tasks       containers and execs
+//! cleanup     delete                       sandbox     the pod around them
+//! supervisor  what is known, the loop      task        the states of a process (pure)
+//! reactor     epoll                        worker      forks for what may hang; ops: what they do
+//! connection  a task client                streams     what processes say and hear
+//! attach      an attach client             stdio       where that comes from and goes to
+//! buffer      bytes on their way           log         CRI log files
+//! exits       exit.json                    tender      calling the engine when a container exits
+//! failure     status codes                 stats       runtime's numbers in containerd's messages
+//! time        RFC 3339                     sys         all of the crate's unsafe code
+//! ```
+
+mod arguments;
+mod attach;
+mod buffer;
+mod cleanup;
+mod connection;
+mod daemon;
+mod exits;
+mod failure;
+mod log;
+mod ops;
+mod reactor;
+mod sandbox;
+mod service;
+mod stats;
+mod stdio;
+mod streams;
+mod supervisor;
+mod sys;
+mod task;
+mod tasks;
+mod tender;
+mod time;
+mod worker;
+
+use arguments::{Action, Arguments};
+use std::process::ExitCode;
+
+const NAME: &str = "containerd-shim-coracle-v1";
+const USAGE: &str = "usage: containerd-shim-coracle-v1 -id ID [-bundle DIR] [-debug] start|delete
+  start    begin the supervisor of sandbox ID in DIR (default: the working directory) and print its address
+  delete   clear up after a supervisor that died
+  -v       print the version";
+
+fn main() -> ExitCode {
+    let done = Arguments::parse(std::env::args_os().skip(1)).and_then(|arguments| match arguments.action {
+        Action::Start => daemon::start(&arguments),
+        Action::Delete => cleanup::delete(&arguments),
+        Action::Version => {
+            println!("{NAME}:\n  Version:  {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        Action::Help => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        Action::None => anyhow::bail!("no action is given\n{USAGE}"),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{NAME}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

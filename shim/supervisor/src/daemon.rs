@@ -1,0 +1,143 @@
+//! `start`: from the command line to a process of its own that listens.
+//!
+//! The child binds its sockets and takes its lock before the parent, who waits for its word, prints the address and
+//! exits: whoever reads the address can connect. What goes wrong is told by the parent, on stderr.
+//!
+//! The lock is a POSIX record lock on `<bundle>/lock`: the kernel ties it to this one process (forks do not inherit it)
+//! and drops it when the process dies, however it dies. Who holds it is alive; if nobody does, the supervisor is dead.
+
+use crate::arguments::Arguments;
+use crate::sandbox::{ATTACH_SOCKET, PID_FILE, SOCKET, Sandbox};
+use crate::supervisor::Supervisor;
+use crate::sys::{self, Fork};
+use crate::tender::lock_holder;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// The lock's name in the bundle.
+pub const LOCK: &str = "lock";
+/// With -debug, and where containerd put a fifo of this name, messages go here.
+const LOG: &str = "log";
+/// What the child says when it listens; anything else is an error.
+const READY: &[u8] = b"ready";
+
+/// Runs `start`.
+pub fn start(arguments: &Arguments) -> Result<()> {
+    ensure!(!arguments.id.is_empty(), "start: -id is required");
+    let bundle = arguments.bundle()?;
+    std::env::set_current_dir(&bundle).with_context(|| format!("start: enter bundle {}", bundle.display()))?;
+    let address = format!("unix://{}", bundle.join(SOCKET).display());
+    if let Some(pid) = lock_holder(Path::new(LOCK)).context("start: ask for the lock")? {
+        // Started twice: the one that runs is as good.
+        UnixStream::connect(SOCKET).with_context(|| format!("start: supervisor {pid} runs but does not listen"))?;
+        print!("{address}");
+        return Ok(());
+    }
+    let (mut reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map(|(r, w)| (File::from(r), File::from(w)))?;
+    match sys::fork().context("start: fork")? {
+        Fork::Child => child(arguments, bundle, writer),
+        Fork::Parent(_) => {
+            drop(writer);
+            let mut word = Vec::new();
+            reader.read_to_end(&mut word).context("start: wait for the supervisor")?;
+            match word.as_slice() {
+                READY => print!("{address}"),
+                b"" => bail!("start: the supervisor died at once"),
+                error => bail!("start: {}", String::from_utf8_lossy(error)),
+            }
+            Ok(io::stdout().flush()?)
+        }
+    }
+}
+
+fn child(arguments: &Arguments, bundle: PathBuf, mut parent: File) -> ! {
+    let prepared = prepare(arguments, bundle, &parent);
+    let told = match &prepared {
+        Ok(_) => parent.write_all(READY),
+        Err(error) => parent.write_all(format!("{error:#}").as_bytes()),
+    };
+    drop(parent);
+    let code = match prepared {
+        // Nobody knows of a supervisor whose parent died before it could tell: it must not stay.
+        Ok((mut supervisor, _lock)) if told.is_ok() => match supervisor.run() {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("containerd-shim-coracle-v1: {error:#}");
+                1
+            }
+        },
+        _ => 1,
+    };
+    sys::exit_now(code)
+}
+
+/// Everything up to listening. The lock lives as long as the returned file.
+fn prepare(arguments: &Arguments, bundle: PathBuf, parent: &File) -> Result<(Supervisor, File)> {
+    nix::unistd::setsid().context("begin a session")?;
+    sys::close_all_but(&mut [parent.as_raw_fd()]);
+    redirect(arguments.debug)?;
+    nix::sys::prctl::set_child_subreaper(true).context("become the reaper of orphans")?;
+    let signals = take_signals()?;
+    umask(Mode::from_bits_truncate(0o022));
+    let lock = lock()?;
+    fs::write(PID_FILE, std::process::id().to_string()).context("write the pid file")?;
+    let (listener, attach_listener) = (listen(SOCKET)?, listen(ATTACH_SOCKET)?);
+    let sandbox = Sandbox::new(arguments.id.clone(), bundle);
+    Ok((Supervisor::new(sandbox, listener, attach_listener, signals)?, lock))
+}
+
+/// Standard input and output are nobody's. Messages go to the bundle's log if one is wanted.
+fn redirect(debug: bool) -> Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+    let wanted = debug || Path::new(LOG).exists();
+    // Both ways: a fifo whose reader has left must neither block nor kill.
+    let log = wanted.then(|| OpenOptions::new().read(true).append(true).create(true).mode(0o640).open(LOG)).transpose();
+    let log = log.context("open the log")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(log.as_ref().unwrap_or(&null))?;
+    Ok(())
+}
+
+/// The loop hears of SIGCHLD and SIGTERM through a descriptor; SIGINT and SIGHUP are not for a pod.
+fn take_signals() -> Result<SignalFd> {
+    use nix::sys::signal::Signal::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+    let mut mask = SigSet::empty();
+    [SIGCHLD, SIGTERM, SIGINT, SIGHUP].into_iter().for_each(|signal| mask.add(signal));
+    mask.thread_block().context("block signals")?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signalfd")
+}
+
+fn lock() -> Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(LOCK);
+    let file = file.context("open the lock")?;
+    match fcntl(&file, FcntlArg::F_SETLK(&sys::write_lock())) {
+        Ok(_) => Ok(file),
+        Err(nix::Error::EAGAIN | nix::Error::EACCES) => bail!("another supervisor took the lock at the same time"),
+        Err(error) => Err(error).context("take the lock"),
+    }
+}
+
+/// Binds by the short relative name, so that no bundle's path is too long. A socket that is there already belonged to a
+/// dead supervisor: we hold the lock.
+fn listen(name: &str) -> Result<UnixListener> {
+    match fs::remove_file(name) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(anyhow!(error).context(format!("remove the old {name}")));
+        }
+        _ => {}
+    }
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(name).with_context(|| format!("bind {name}"));
+    umask(before);
+    listener
+}

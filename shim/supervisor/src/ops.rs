@@ -1,0 +1,258 @@
+//! What workers do: requests turned into calls of the runtime library. Nothing here runs in the long-lived process.
+
+use crate::failure::{Fail, Failure};
+use crate::stdio::ProcessEnds;
+use coracle_proto::runc;
+use coracle_proto::task_types::ProcessInfo;
+use coracle_proto::ttrpc::Code;
+use coracle_proto::types::Mount;
+use coracle_proto::{Message, any, task};
+use coracle_runtime::cgroup::{Cgroup, CgroupPath, CgroupState, Version};
+use coracle_runtime::{CreateOptions, ExecOptions, Parent, Process, RootfsMount, Runtime, Stdio};
+use oci_spec::runtime::LinuxResources;
+use serde::Deserialize;
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+/// What the supervisor has to know of a container it did not make itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Created {
+    /// The init's pid.
+    pub pid: i32,
+    /// It is the first of its own PID namespace: when it dies all die.
+    pub own_pid_namespace: bool,
+    /// Where the kernel counts its OOM kills; may be empty.
+    pub oom_file: String,
+}
+
+impl Created {
+    /// For the worker's report.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.pid.to_le_bytes().to_vec();
+        bytes.push(u8::from(self.own_pid_namespace));
+        bytes.extend_from_slice(self.oom_file.as_bytes());
+        bytes
+    }
+
+    /// From the worker's report.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (pid, rest) = bytes.split_first_chunk::<4>()?;
+        let (own, file) = rest.split_first()?;
+        let oom_file = String::from_utf8(file.to_vec()).ok()?;
+        Some(Created { pid: i32::from_le_bytes(*pid), own_pid_namespace: *own == 1, oom_file })
+    }
+}
+
+impl ProcessEnds {
+    /// The descriptors a worker must keep.
+    pub fn raw(&self) -> Vec<RawFd> {
+        let ends = [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten().map(AsRawFd::as_raw_fd);
+        ends.chain(self.console.iter().map(AsRawFd::as_raw_fd)).collect()
+    }
+
+    fn into_runtime(self) -> Result<(Stdio, Option<OwnedFd>), Failure> {
+        let null = || -> Result<OwnedFd, Failure> {
+            let file = File::options().read(true).write(true).open("/dev/null");
+            Ok(file.map_err(|error| Code::Unknown.failure(format!("open /dev/null: {error}")))?.into())
+        };
+        let or_null = |end: Option<OwnedFd>| end.map_or_else(null, Ok).map(Some);
+        let console = self.console.map(OwnedFd::from);
+        if console.is_some() {
+            return Ok((Stdio::default(), console));
+        }
+        let stdio = Stdio { stdin: or_null(self.stdin)?, stdout: or_null(self.stdout)?, stderr: or_null(self.stderr)? };
+        Ok((stdio, None))
+    }
+}
+
+fn invalid(message: String) -> Failure {
+    Code::InvalidArgument.failure(message)
+}
+
+/// The options of containerd's that are honoured; the others are refused by name.
+fn runc_options(request: &task::CreateTaskRequest) -> Result<runc::Options, Failure> {
+    let Some(packed) = &request.options else { return Ok(runc::Options::default()) };
+    if packed.type_url.is_empty() {
+        return Ok(runc::Options::default());
+    }
+    let options = match any::unpack::<runc::Options>(packed) {
+        Some(Ok(options)) => options,
+        Some(Err(error)) => return Err(invalid(format!("options of container {}: {error}", request.id))),
+        None => return Err(invalid(format!("options of type {} are not known", packed.type_url))),
+    };
+    let refused = [
+        ("binary_name", !options.binary_name.is_empty()),
+        ("shim_cgroup", !options.shim_cgroup.is_empty()),
+        ("io_uid", options.io_uid != 0),
+        ("io_gid", options.io_gid != 0),
+    ];
+    match refused.iter().find(|(_, set)| *set) {
+        Some((name, _)) => Err(Code::Unimplemented.failure(format!("runtime option {name} is not supported"))),
+        None => Ok(options),
+    }
+}
+
+/// Task.Create.
+pub fn create(root: &Path, request: task::CreateTaskRequest, ends: ProcessEnds) -> Result<Vec<u8>, Failure> {
+    let options = runc_options(&request)?;
+    let mount = |mount: Mount| RootfsMount {
+        fstype: mount.r#type,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+    };
+    let (stdio, console_fd) = ends.into_runtime()?;
+    let create = CreateOptions {
+        bundle: PathBuf::from(&request.bundle),
+        stdio,
+        console_fd,
+        no_pivot: options.no_pivot_root,
+        no_new_keyring: options.no_new_keyring,
+        systemd_cgroup: options.systemd_cgroup,
+        rootfs_mounts: request.rootfs.into_iter().map(mount).collect(),
+        parent: Parent::Grandparent,
+        ..CreateOptions::default()
+    };
+    let pid = Runtime::new(root).create(&request.id, create)?;
+    let known = known(&root.join(&request.id).join("state.json"))?;
+    let oom_file = oom_file(&known.cgroup).unwrap_or_default();
+    Ok(Created { pid, own_pid_namespace: known.own_pid_namespace, oom_file }.encode())
+}
+
+/// What the runtime's record of a container tells beyond its OCI state.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Known {
+    cgroup: CgroupState,
+    own_pid_namespace: bool,
+}
+
+fn known(path: &Path) -> Result<Known, Failure> {
+    let text = fs::read(path).map_err(|error| Code::Unknown.failure(format!("read {}: {error}", path.display())))?;
+    serde_json::from_slice(&text).map_err(|error| Code::Unknown.failure(format!("read {}: {error}", path.display())))
+}
+
+fn oom_file(cgroup: &CgroupState) -> Option<String> {
+    let file = match cgroup.version {
+        Version::V1 => {
+            let memory = |name: &String| name == "memory";
+            cgroup.groups.iter().find(|group| group.controllers.iter().any(memory))?.path.join("memory.oom_control")
+        }
+        Version::V2 => cgroup.groups.first()?.path.join("memory.events"),
+    };
+    file.into_os_string().into_string().ok()
+}
+
+/// Task.Start of a container.
+pub fn start(root: &Path, id: &str) -> Result<Vec<u8>, Failure> {
+    Runtime::new(root).start(id)?;
+    Ok(Vec::new())
+}
+
+/// Task.Start of an exec: answers its pid.
+pub fn exec(root: &Path, id: &str, spec: &[u8], terminal: bool, ends: ProcessEnds) -> Result<Vec<u8>, Failure> {
+    let mut process: Process =
+        serde_json::from_slice(spec).map_err(|error| invalid(format!("process to exec in {id}: {error}")))?;
+    process.terminal = terminal;
+    let (stdio, console_fd) = ends.into_runtime()?;
+    let options = ExecOptions { process, stdio, console_fd, parent: Parent::Grandparent, ..ExecOptions::default() };
+    let pid = Runtime::new(root).exec(id, options)?;
+    Ok(Created { pid, ..Created::default() }.encode())
+}
+
+/// Task.Kill with `all`, and the end of what a dead container leaves running.
+pub fn kill_all(root: &Path, id: &str, signal: i32) -> Result<Vec<u8>, Failure> {
+    Runtime::new(root).kill(id, signal, true)?;
+    Ok(Vec::new())
+}
+
+/// Task.Delete of a container.
+pub fn delete(root: &Path, id: &str) -> Result<Vec<u8>, Failure> {
+    match Runtime::new(root).delete(id, true) {
+        // Gone already: that is what was asked for.
+        Ok(()) | Err(coracle_runtime::Error::NotFound(_)) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Task.Pause and Task.Resume.
+pub fn freeze(root: &Path, id: &str, frozen: bool) -> Result<Vec<u8>, Failure> {
+    let runtime = Runtime::new(root);
+    if frozen {
+        runtime.pause(id)?
+    } else {
+        runtime.resume(id)?
+    }
+    Ok(Vec::new())
+}
+
+/// Task.Update.
+pub fn update(root: &Path, id: &str, resources: &[u8]) -> Result<Vec<u8>, Failure> {
+    let resources: LinuxResources =
+        serde_json::from_slice(resources).map_err(|error| invalid(format!("resources for {id}: {error}")))?;
+    Runtime::new(root).update(id, &resources)?;
+    Ok(Vec::new())
+}
+
+/// Task.Pids; `execs` are the pids of processes started by Exec.
+pub fn pids(root: &Path, id: &str, execs: &[(i32, String)]) -> Result<Vec<u8>, Failure> {
+    let info = |pid: i32| {
+        let exec = execs.iter().find(|(other, _)| *other == pid);
+        let info = exec.map(|(_, id)| any::pack(&runc::ProcessDetails { exec_id: id.clone() }));
+        ProcessInfo { pid: pid as u32, info }
+    };
+    let processes = Runtime::new(root).pids(id)?.into_iter().map(info).collect();
+    Ok(task::PidsResponse { processes }.encode_to_vec())
+}
+
+/// Task.Stats.
+pub fn stats(root: &Path, id: &str, oom_file: &str) -> Result<Vec<u8>, Failure> {
+    let stats = Runtime::new(root).stats(id)?;
+    let version = if oom_file.ends_with("memory.events") { Version::V2 } else { Version::V1 };
+    let stats = crate::stats::message(&stats, version, crate::exits::oom_kills(oom_file));
+    Ok(task::StatsResponse { stats: Some(stats) }.encode_to_vec())
+}
+
+/// Makes the pod's cgroup and notes in `record` where it is, for its removal by whoever comes to it.
+pub fn make_pod_cgroup(record: &Path, path: &str, resources: &[u8]) -> Result<Vec<u8>, Failure> {
+    let unknown = |text: String| Code::Unknown.failure(text);
+    let resources: Option<LinuxResources> = match resources.is_empty() {
+        true => None,
+        false => {
+            let parsed = serde_json::from_slice(resources);
+            Some(parsed.map_err(|error| invalid(format!("resources of the sandbox: {error}")))?)
+        }
+    };
+    let path = CgroupPath::new(Some(Path::new(path)), path).map_err(|error| invalid(error.to_string()))?;
+    let cgroup = Cgroup::create(&path, resources.as_ref()).map_err(|error| unknown(error.to_string()))?;
+    let saved = serde_json::to_vec(&cgroup.state()).map_err(|error| unknown(error.to_string()));
+    let saved = saved.and_then(|text| {
+        fs::write(record, text).map_err(|error| unknown(format!("write {}: {error}", record.display())))
+    });
+    if let Err(failure) = saved {
+        // Nobody could find it again: it goes, or its removal fails for the same reason as the note.
+        let _ = cgroup.remove();
+        return Err(failure);
+    }
+    Ok(Vec::new())
+}
+
+/// Clears up after all containers and removes the pod's cgroup: the last thing done for a sandbox.
+pub fn release(root: &Path, containers: &[String], cgroup_record: &Path) -> Result<Vec<u8>, Failure> {
+    for id in containers {
+        delete(root, id)?;
+    }
+    remove_pod_cgroup(cgroup_record)?;
+    Ok(Vec::new())
+}
+
+/// Removes the pod's cgroup, if one was recorded.
+pub fn remove_pod_cgroup(record: &Path) -> Result<(), Failure> {
+    let Ok(text) = fs::read(record) else { return Ok(()) };
+    let unknown = |text: String| Code::Unknown.failure(text);
+    let saved: CgroupState =
+        serde_json::from_slice(&text).map_err(|error| unknown(format!("read {}: {error}", record.display())))?;
+    Cgroup::open(&saved).remove().map_err(|error| unknown(error.to_string()))?;
+    fs::remove_file(record).map_err(|error| unknown(format!("remove {}: {error}", record.display())))
+}

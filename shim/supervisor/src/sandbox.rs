@@ -1,0 +1,657 @@
+//! The sandbox service: the pod around the containers, which is this process itself.
+//!
+//! ```text
+//! None -> Created -> Ready -> Stopping -> Stopped -> (the program ends)
+//! ```
+//! The supervisor unshares the pod's namespaces itself, so `/proc/<its pid>/ns/net` is the pod's network and goes when it
+//! goes. It keeps the namespaces it came from open: workers and the tender return to them. A shared PID namespace needs
+//! a first process: a fork that sleeps, dies with the supervisor, and never takes more than a few pages.
+//!
+//! Without CreateSandbox (containerd starting single tasks) the pod is just the process.
+
+use crate::connection::Call;
+use crate::failure::{Fail, Failure};
+use crate::ops;
+use crate::service::{Outcome, answered, decode, done};
+use crate::supervisor::{Job, Supervisor};
+use crate::sys::{self, Fork};
+use crate::task::State;
+use crate::tender;
+use coracle_proto::coracle::{InfoResponse, NamespaceMode, ReopenLogRequest, SandboxOptions};
+use coracle_proto::ttrpc::Code;
+use coracle_proto::types::Platform;
+use coracle_proto::{Timestamp, any, sandbox, task};
+use nix::libc::{SIGKILL, SIGTERM};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::Signal;
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long killed processes may take to die before StopSandbox gives up: they sit in the kernel, waiting for a device.
+const KILL_GRACE: Duration = Duration::from_secs(10);
+/// How long clients may take to fetch the last answers before the program ends.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// What the supervisor writes into its bundle and takes away again.
+pub const SOCKET: &str = "supervisor.sock";
+/// Attach clients connect here.
+pub const ATTACH_SOCKET: &str = "attach.sock";
+/// The pid, as text.
+pub const PID_FILE: &str = "pid";
+/// Where the pod's cgroup is.
+pub const CGROUP_RECORD: &str = "cgroup.json";
+/// State of the containers, by the runtime.
+pub const RUNTIME_ROOT: &str = "oci";
+
+/// Where the sandbox stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nobody asked for one.
+    None,
+    /// Its namespaces are there.
+    Created,
+    /// Containers may run in it.
+    Ready,
+    /// Everything in it is being killed.
+    Stopping,
+    /// Nothing runs in it, nor will.
+    Stopped,
+}
+
+/// The sandbox.
+pub struct Sandbox {
+    /// Its id.
+    pub id: String,
+    /// Its directory, also the working directory.
+    pub bundle: PathBuf,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The namespaces the supervisor was started in, those of them that it left.
+    pub host_namespaces: Vec<(OwnedFd, CloneFlags)>,
+    /// When the loop has to look again: a stop that takes long, or the end of the program.
+    pub deadline: Option<Instant>,
+    options: SandboxOptions,
+    pod_init: i32,
+    created_at: SystemTime,
+    exited_at: Option<SystemTime>,
+    killing: bool,
+    /// The program ends when the sandbox has stopped.
+    ending: bool,
+    releasing: bool,
+    released: bool,
+    waiters: Vec<Call>,
+    stop_calls: Vec<Call>,
+    end_calls: Vec<Call>,
+}
+
+impl Sandbox {
+    /// Before anything was asked for.
+    pub fn new(id: String, bundle: PathBuf) -> Self {
+        Sandbox {
+            id,
+            bundle,
+            phase: Phase::None,
+            host_namespaces: Vec::new(),
+            deadline: None,
+            options: SandboxOptions::default(),
+            pod_init: 0,
+            created_at: SystemTime::now(),
+            exited_at: None,
+            killing: false,
+            ending: false,
+            releasing: false,
+            released: false,
+            waiters: Vec::new(),
+            stop_calls: Vec::new(),
+            end_calls: Vec::new(),
+        }
+    }
+
+    /// Where the runtime keeps the containers' state.
+    pub fn runtime_root(&self) -> PathBuf {
+        self.bundle.join(RUNTIME_ROOT)
+    }
+
+    /// The limit of each container's log.
+    pub fn log_max_bytes(&self) -> u64 {
+        self.options.log_max_bytes
+    }
+
+    /// Whether something new may run here.
+    pub fn check_open(&self) -> Result<(), Failure> {
+        match self.phase {
+            Phase::None | Phase::Ready if !self.ending => Ok(()),
+            Phase::Created => Err(Code::FailedPrecondition.failure(format!("sandbox {} is not started", self.id))),
+            _ => Err(Code::FailedPrecondition.failure(format!("sandbox {} is stopped", self.id))),
+        }
+    }
+
+    fn check_id(&self, id: &str) -> Result<(), Failure> {
+        match id == self.id {
+            true => Ok(()),
+            false => Err(Code::NotFound.failure(format!("sandbox {id}: not found; this is {}", self.id))),
+        }
+    }
+
+    /// The first process of the shared PID namespace was reaped. False if this is another.
+    pub fn pod_init_died(&mut self, pid: i32) -> bool {
+        if pid != self.pod_init {
+            return false;
+        }
+        self.pod_init = 0;
+        true
+    }
+
+    /// A container has exited: calls the tender, unless one holds the lock or the pod is being stopped.
+    pub fn call_tender(&self) {
+        if self.phase == Phase::Ready
+            && !self.ending
+            && let Err(error) = tender::call(&self.options.on_exit, &self.bundle, &self.host_namespaces)
+        {
+            eprintln!("call the tender {:?}: {error}", self.options.on_exit);
+        }
+    }
+
+    fn mode(&self, mode: i32) -> NamespaceMode {
+        NamespaceMode::try_from(mode).unwrap_or(NamespaceMode::Pod)
+    }
+
+    /// Makes the namespaces and all that lives in them. On failure everything is as before.
+    fn enter_namespaces(&mut self) -> Result<(), Failure> {
+        let made = self.unshare().and_then(|()| self.set_names()).and_then(|()| self.set_sysctls());
+        let made = made.and_then(|()| self.adjust_oom_score()).and_then(|()| self.start_pod_init());
+        made.inspect_err(|_| self.leave_namespaces())
+    }
+
+    fn unshare(&mut self) -> Result<(), Failure> {
+        let wanted = [
+            (self.options.network, "net", CloneFlags::CLONE_NEWNET),
+            (self.options.ipc, "ipc", CloneFlags::CLONE_NEWIPC),
+            (self.options.uts, "uts", CloneFlags::CLONE_NEWUTS),
+        ];
+        let mut flags = CloneFlags::empty();
+        for (mode, name, flag) in wanted {
+            match self.mode(mode) {
+                NamespaceMode::Node => {}
+                NamespaceMode::Pod => {
+                    let path = format!("/proc/self/ns/{name}");
+                    let namespace = File::open(&path).map_err(|error| failed(&format!("open {path}"), error))?;
+                    self.host_namespaces.push((namespace.into(), flag));
+                    flags |= flag;
+                }
+                NamespaceMode::Container => {
+                    let text = format!("{name} namespaces are the pod's or the node's, not a container's");
+                    return Err(Code::InvalidArgument.failure(text));
+                }
+            }
+        }
+        if flags.is_empty() {
+            return Ok(());
+        }
+        unshare(flags).map_err(|error| failed("make the sandbox's namespaces", error.into()))
+    }
+
+    fn set_names(&self) -> Result<(), Failure> {
+        if self.mode(self.options.uts) != NamespaceMode::Pod {
+            return Ok(());
+        }
+        let (host, domain) = (&self.options.hostname, &self.options.domainname);
+        if !host.is_empty() {
+            nix::unistd::sethostname(host).map_err(|error| failed(&format!("set hostname {host:?}"), error.into()))?;
+        }
+        if !domain.is_empty() {
+            let path = "/proc/sys/kernel/domainname";
+            fs::write(path, domain).map_err(|error| failed(&format!("set domainname {domain:?}"), error))?;
+        }
+        Ok(())
+    }
+
+    fn set_sysctls(&self) -> Result<(), Failure> {
+        let own_net = self.mode(self.options.network) == NamespaceMode::Pod;
+        let own_ipc = self.mode(self.options.ipc) == NamespaceMode::Pod;
+        for (name, value) in &self.options.sysctls {
+            let path = sysctl_path(name, own_net, own_ipc)?;
+            fs::write(&path, value).map_err(|error| failed(&format!("set sysctl {name} to {value:?}"), error))?;
+        }
+        Ok(())
+    }
+
+    /// Below what the kernel allows without CAP_SYS_RESOURCE it stays where it is; SandboxStatus tells the value.
+    fn adjust_oom_score(&self) -> Result<(), Failure> {
+        let Some(score) = self.options.oom_score_adj else { return Ok(()) };
+        match fs::write(OOM_SCORE, score.to_string()) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+            Err(error) => Err(failed(&format!("set oom_score_adj to {score}"), error)),
+        }
+    }
+
+    fn start_pod_init(&mut self) -> Result<(), Failure> {
+        if self.mode(self.options.pid) != NamespaceMode::Pod {
+            return Ok(());
+        }
+        match sys::fork_pid_namespace().map_err(|error| failed("make the pod's PID namespace", error))? {
+            Fork::Parent(pid) => self.pod_init = pid,
+            Fork::Child => pod_init(),
+        }
+        Ok(())
+    }
+
+    fn leave_namespaces(&mut self) {
+        self.kill_pod_init();
+        for (namespace, kind) in self.host_namespaces.drain(..) {
+            // These are the namespaces this process came from a moment ago.
+            let _ = setns(namespace, kind);
+        }
+    }
+
+    fn kill_pod_init(&self) {
+        if self.pod_init != 0 {
+            let _ = sys::kill(self.pod_init, SIGKILL);
+        }
+    }
+
+    fn info(&self) -> Vec<(&'static str, String)> {
+        let pid = std::process::id();
+        let mut info = vec![("supervisor_pid", pid.to_string())];
+        for (key, mode, name) in [
+            ("netns", self.options.network, "net"),
+            ("ipcns", self.options.ipc, "ipc"),
+            ("utsns", self.options.uts, "uts"),
+        ] {
+            if self.mode(mode) == NamespaceMode::Pod {
+                info.push((key, format!("/proc/{pid}/ns/{name}")));
+            }
+        }
+        if self.pod_init != 0 {
+            info.push(("pid_ns_pid", self.pod_init.to_string()));
+        }
+        if let Ok(score) = fs::read_to_string(OOM_SCORE) {
+            info.push(("oom_score_adj", score.trim().to_owned()));
+        }
+        info
+    }
+}
+
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+
+fn failed(what: &str, error: std::io::Error) -> Failure {
+    let code = match error.kind() {
+        std::io::ErrorKind::PermissionDenied => Code::PermissionDenied,
+        std::io::ErrorKind::NotFound => Code::NotFound,
+        std::io::ErrorKind::InvalidInput => Code::InvalidArgument,
+        _ => Code::Unknown,
+    };
+    code.failure(format!("{what}: {error}"))
+}
+
+/// The file of a sysctl that belongs to one of the sandbox's own namespaces. As in sysctl(8), a name with slashes may
+/// hold dots in its parts.
+fn sysctl_path(name: &str, own_net: bool, own_ipc: bool) -> Result<PathBuf, Failure> {
+    let invalid = |why: &str| Err(Code::InvalidArgument.failure(format!("sysctl {name}: {why}")));
+    let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+        return invalid("not a name");
+    }
+    let ipc = ["kernel/msg", "kernel/sem", "kernel/shm", "fs/mqueue/"].iter().any(|start| path.starts_with(start));
+    if path.starts_with("net/") && !own_net {
+        return invalid("the pod uses the node's network");
+    }
+    if ipc && !own_ipc {
+        return invalid("the pod uses the node's IPC namespace");
+    }
+    if !ipc && !path.starts_with("net/") {
+        return invalid("belongs to the whole machine, not to a pod");
+    }
+    Ok(PathBuf::from("/proc/sys").join(path))
+}
+
+/// The first process of the pod's PID namespace. Its children are reaped by the kernel, since it ignores their deaths.
+/// It makes no allocation, so it shares its pages with the supervisor.
+fn pod_init() -> ! {
+    sys::close_all_but(&mut []);
+    sys::become_pod_init();
+    let tied = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+    if tied.is_err() || nix::unistd::getppid().as_raw() == 1 {
+        sys::exit_now(1);
+    }
+    loop {
+        sys::pause();
+    }
+}
+
+impl Supervisor {
+    /// Sandbox.CreateSandbox
+    pub(crate) fn create_sandbox(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: sandbox::CreateSandboxRequest = decode(payload)?;
+        self.sandbox.check_id(&request.sandbox_id)?;
+        if self.sandbox.phase != Phase::None || self.sandbox.ending {
+            return Err(Code::AlreadyExists.failure(format!("sandbox {}: already exists", request.sandbox_id)));
+        }
+        if !request.netns_path.is_empty() {
+            let text = "netns_path is not supported: the sandbox has a network namespace of its own or the node's";
+            return Err(Code::Unimplemented.failure(text.into()));
+        }
+        self.sandbox.options = match &request.options {
+            None => SandboxOptions::default(),
+            Some(packed) => match any::unpack(packed) {
+                Some(Ok(options)) => options,
+                Some(Err(error)) => {
+                    return Err(Code::InvalidArgument.failure(format!("options of the sandbox: {error}")));
+                }
+                None => {
+                    let text = format!("options of type {} are not known", packed.type_url);
+                    return Err(Code::InvalidArgument.failure(text));
+                }
+            },
+        };
+        self.sandbox.enter_namespaces()?;
+        self.sandbox.phase = Phase::Created;
+        self.sandbox.created_at = SystemTime::now();
+        if self.sandbox.options.cgroup_parent.is_empty() {
+            return done();
+        }
+        let record = self.sandbox.bundle.join(CGROUP_RECORD);
+        let path = self.sandbox.options.cgroup_parent.clone();
+        let resources = std::mem::take(&mut self.sandbox.options.resources);
+        let body = Box::new(move || ops::make_pod_cgroup(&record, &path, &resources));
+        let asked = self.work(Job::PodCgroup { call }, &[], body);
+        asked.inspect_err(|_| self.sandbox_not_created())?;
+        Ok(None)
+    }
+
+    pub(crate) fn pod_cgroup_done(&mut self, call: Call, result: Result<Vec<u8>, Failure>) {
+        if result.is_err() {
+            self.sandbox_not_created();
+        }
+        self.answer(call, result);
+    }
+
+    fn sandbox_not_created(&mut self) {
+        self.sandbox.leave_namespaces();
+        self.sandbox.phase = Phase::None;
+    }
+
+    /// Sandbox.StartSandbox
+    pub(crate) fn start_sandbox(&mut self, _: Call, payload: &[u8]) -> Outcome {
+        let request: sandbox::StartSandboxRequest = decode(payload)?;
+        self.sandbox.check_id(&request.sandbox_id)?;
+        match self.sandbox.phase {
+            Phase::Created | Phase::Ready => self.sandbox.phase = Phase::Ready,
+            Phase::None => {
+                let text = format!("sandbox {} is not created", request.sandbox_id);
+                return Err(Code::FailedPrecondition.failure(text));
+            }
+            Phase::Stopping | Phase::Stopped => {
+                let text = format!("sandbox {} is stopped", request.sandbox_id);
+                return Err(Code::FailedPrecondition.failure(text));
+            }
+        }
+        answered(&sandbox::StartSandboxResponse {
+            pid: std::process::id(),
+            created_at: Some(self.sandbox.created_at.into()),
+            spec: None,
+        })
+    }
+
+    /// Sandbox.Platform
+    pub(crate) fn platform(&mut self, _: Call, payload: &[u8]) -> Outcome {
+        let _: sandbox::PlatformRequest = decode(payload)?;
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        let platform = Platform { os: "linux".into(), architecture: architecture.into(), ..Default::default() };
+        answered(&sandbox::PlatformResponse { platform: Some(platform) })
+    }
+
+    /// Sandbox.PingSandbox
+    pub(crate) fn ping_sandbox(&mut self, _: Call, payload: &[u8]) -> Outcome {
+        let _: sandbox::PingRequest = decode(payload)?;
+        done()
+    }
+
+    /// Sandbox.SandboxStatus
+    pub(crate) fn sandbox_status(&mut self, _: Call, payload: &[u8]) -> Outcome {
+        let request: sandbox::SandboxStatusRequest = decode(payload)?;
+        self.sandbox.check_id(&request.sandbox_id)?;
+        let sandbox = &self.sandbox;
+        let ready = sandbox.phase == Phase::Ready;
+        answered(&sandbox::SandboxStatusResponse {
+            sandbox_id: sandbox.id.clone(),
+            pid: std::process::id(),
+            state: if ready { "SANDBOX_READY" } else { "SANDBOX_NOTREADY" }.to_owned(),
+            info: sandbox.info().into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            created_at: Some(sandbox.created_at.into()),
+            exited_at: sandbox.exited_at.map(Timestamp::from),
+            extra: None,
+        })
+    }
+
+    /// Sandbox.WaitSandbox
+    pub(crate) fn wait_sandbox(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: sandbox::WaitSandboxRequest = decode(payload)?;
+        self.sandbox.check_id(&request.sandbox_id)?;
+        match self.sandbox.exited_at {
+            Some(at) => answered(&sandbox::WaitSandboxResponse { exit_status: 0, exited_at: Some(at.into()) }),
+            None => {
+                self.sandbox.waiters.push(call);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Sandbox.StopSandbox
+    pub(crate) fn stop_sandbox(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: sandbox::StopSandboxRequest = decode(payload)?;
+        self.sandbox.check_id(&request.sandbox_id)?;
+        self.sandbox.stop_calls.push(call);
+        self.begin_stop(Duration::from_secs(request.timeout_secs.into()));
+        Ok(None)
+    }
+
+    /// Sandbox.ShutdownSandbox
+    pub(crate) fn shutdown_sandbox(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: sandbox::ShutdownSandboxRequest = decode(payload)?;
+        self.sandbox.check_id(&request.sandbox_id)?;
+        self.sandbox.end_calls.push(call);
+        self.end();
+        Ok(None)
+    }
+
+    /// Task.Shutdown: ends a supervisor of single tasks once it has none. A sandbox's end is asked of the sandbox.
+    pub(crate) fn shutdown(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: task::ShutdownRequest = decode(payload)?;
+        if self.sandbox.phase != Phase::None || !(self.containers.is_empty() || request.now) {
+            return done();
+        }
+        self.sandbox.end_calls.push(call);
+        self.end();
+        Ok(None)
+    }
+
+    /// SIGTERM: ignored, but by a supervisor that nobody would miss.
+    pub(crate) fn terminate(&mut self) {
+        if self.containers.is_empty() && matches!(self.sandbox.phase, Phase::None | Phase::Stopped) {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        self.sandbox.ending = true;
+        self.begin_stop(Duration::ZERO);
+    }
+
+    fn begin_stop(&mut self, grace: Duration) {
+        if self.sandbox.phase == Phase::Stopped {
+            return;
+        }
+        self.sandbox.phase = Phase::Stopping;
+        if grace.is_zero() || self.sandbox.killing {
+            self.kill_everything();
+        } else if self.sandbox.deadline.is_none() {
+            self.sandbox.deadline = Some(Instant::now() + grace);
+            self.signal_all(SIGTERM);
+        }
+    }
+
+    fn kill_everything(&mut self) {
+        self.sandbox.killing = true;
+        self.sandbox.deadline = Some(Instant::now() + KILL_GRACE);
+        // A worker that hangs in a hook would hold its container in the making for ever.
+        for (_, worker) in self.workers.iter() {
+            if matches!(worker.job, Job::Create { .. } | Job::Start { .. } | Job::Exec { .. }) {
+                let _ = sys::kill(worker.pid, SIGKILL);
+            }
+        }
+        self.signal_all(SIGKILL);
+        self.sandbox.kill_pod_init();
+    }
+
+    fn signal_all(&mut self, signal: i32) {
+        let mut frozen = Vec::new();
+        for container in &self.containers {
+            for process in std::iter::once(&container.init).chain(&container.execs) {
+                if process.state.alive() && process.pid != 0 {
+                    // It may have died this very moment; its exit is on the way.
+                    let _ = sys::kill(process.pid, signal);
+                }
+            }
+            if container.init.state == State::Paused {
+                frozen.push(container.id.clone());
+            }
+        }
+        for id in frozen {
+            self.thaw_to_die(&id, signal);
+        }
+    }
+
+    /// Draws the conclusions that hang on several events: a stop is complete, or takes too long; the program can end.
+    pub(crate) fn settle(&mut self) {
+        let late = self.sandbox.deadline.is_some_and(|at| Instant::now() >= at);
+        if self.sandbox.released {
+            self.finished = late || !(self.answers_wait() || self.streams.busy());
+            return;
+        }
+        if self.sandbox.phase == Phase::Stopping {
+            let living = self.living();
+            if living.is_empty() {
+                self.stopped();
+            } else if late && !self.sandbox.killing {
+                self.kill_everything();
+            } else if late {
+                self.stop_failed(&living);
+            }
+        }
+        if self.sandbox.phase == Phase::Stopped && self.sandbox.ending && !self.sandbox.releasing {
+            self.begin_release();
+        }
+    }
+
+    fn living(&self) -> Vec<String> {
+        let living = self.containers.iter().filter(|container| {
+            let init = &container.init;
+            init.state == State::Creating || init.exit.is_none()
+        });
+        living.map(|container| container.id.clone()).collect()
+    }
+
+    fn stopped(&mut self) {
+        let now = SystemTime::now();
+        self.sandbox.phase = Phase::Stopped;
+        self.sandbox.deadline = None;
+        self.sandbox.exited_at = Some(now);
+        for call in std::mem::take(&mut self.sandbox.stop_calls) {
+            self.answer(call, Ok(Vec::new()));
+        }
+        for call in std::mem::take(&mut self.sandbox.waiters) {
+            let answer = sandbox::WaitSandboxResponse { exit_status: 0, exited_at: Some(now.into()) };
+            self.answer(call, Ok(coracle_proto::Message::encode_to_vec(&answer)));
+        }
+    }
+
+    /// Some process does not die. The stop can be asked for again.
+    fn stop_failed(&mut self, living: &[String]) {
+        self.sandbox.deadline = None;
+        self.sandbox.ending = false;
+        let text = format!("stop sandbox {}: still alive after SIGKILL: {}", self.sandbox.id, living.join(", "));
+        let calls = std::mem::take(&mut self.sandbox.stop_calls);
+        for call in calls.into_iter().chain(std::mem::take(&mut self.sandbox.end_calls)) {
+            self.answer(call, Err(Code::DeadlineExceeded.failure(text.clone())));
+        }
+    }
+
+    fn begin_release(&mut self) {
+        self.sandbox.releasing = true;
+        let (root, record) = (self.sandbox.runtime_root(), self.sandbox.bundle.join(CGROUP_RECORD));
+        let containers: Vec<String> = self.containers.iter().map(|container| container.id.clone()).collect();
+        let body = Box::new(move || ops::release(&root, &containers, &record));
+        if let Err(failure) = self.work(Job::Release, &[], body) {
+            self.release_done(Err(failure));
+        }
+    }
+
+    /// Everything is released, or something could not be: then the supervisor stays, and can be asked again.
+    pub(crate) fn release_done(&mut self, result: Result<Vec<u8>, Failure>) {
+        self.sandbox.releasing = false;
+        if result.is_err() {
+            self.sandbox.ending = false;
+        } else {
+            self.sandbox.released = true;
+            self.sandbox.deadline = Some(Instant::now() + FAREWELL);
+            let ids: Vec<String> = self.containers.iter().map(|container| container.id.clone()).collect();
+            ids.iter().for_each(|id| self.forget_container(id));
+            self.remove_files();
+        }
+        for call in std::mem::take(&mut self.sandbox.end_calls) {
+            self.answer(call, result.clone());
+        }
+    }
+
+    /// The bundle belongs to whoever made it; the supervisor takes away what it brought. The lock goes last, with it.
+    fn remove_files(&self) {
+        for name in [SOCKET, ATTACH_SOCKET, PID_FILE] {
+            let _ = fs::remove_file(self.sandbox.bundle.join(name));
+        }
+        let _ = fs::remove_dir(self.sandbox.runtime_root());
+    }
+
+    /// Control.ReopenLog
+    pub(crate) fn reopen_log(&mut self, _: Call, payload: &[u8]) -> Outcome {
+        let request: ReopenLogRequest = decode(payload)?;
+        let io = self.process(&request.id, "")?.io;
+        self.streams.reopen_log(io)?;
+        done()
+    }
+
+    /// Control.Info
+    pub(crate) fn info(&mut self, _: Call, _: &[u8]) -> Outcome {
+        answered(&InfoResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            sandbox_id: self.sandbox.id.clone(),
+            containers: self.containers.iter().map(|container| container.id.clone()).collect(),
+            dropped_log_lines: self.streams.dropped_lines,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sysctl_must_belong_to_a_namespace_of_the_pod() {
+        let path = |name| sysctl_path(name, true, true).map(|path| path.display().to_string());
+        assert_eq!(path("net.core.somaxconn").unwrap(), "/proc/sys/net/core/somaxconn");
+        assert_eq!(path("net/ipv4/conf/eth0.1/forwarding").unwrap(), "/proc/sys/net/ipv4/conf/eth0.1/forwarding");
+        assert_eq!(path("kernel.shm_rmid_forced").unwrap(), "/proc/sys/kernel/shm_rmid_forced");
+        for name in ["vm.swappiness", "kernel.hostname", "net/../kernel/panic", "", "net."] {
+            assert_eq!(path(name).unwrap_err().code, Code::InvalidArgument, "{name}");
+        }
+        assert!(sysctl_path("net.core.somaxconn", false, true).is_err());
+        assert!(sysctl_path("kernel.sem", true, false).is_err());
+    }
+}

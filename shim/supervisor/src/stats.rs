@@ -1,0 +1,236 @@
+//! Task.Stats: the runtime's statistics as the messages containerd's clients know, one for each cgroup version.
+
+use coracle_proto::{Any, any, cgroups_v1 as v1, cgroups_v2 as v2};
+use coracle_runtime::cgroup::{MemoryEntry, Stats, Version};
+
+/// The message for this version; `oom_kills` is counted apart.
+pub fn message(stats: &Stats, version: Version, oom_kills: u64) -> Any {
+    match version {
+        Version::V1 => any::pack(&metrics_v1(stats, oom_kills)),
+        Version::V2 => any::pack(&metrics_v2(stats, oom_kills)),
+    }
+}
+
+fn metrics_v1(stats: &Stats, oom_kills: u64) -> v1::Metrics {
+    let usage = v1::CpuUsage {
+        total: stats.cpu.usage.total,
+        kernel: stats.cpu.usage.kernel,
+        user: stats.cpu.usage.user,
+        per_cpu: stats.cpu.usage.percpu.clone(),
+    };
+    let throttling = v1::Throttle {
+        periods: stats.cpu.throttling.periods,
+        throttled_periods: stats.cpu.throttling.throttled_periods,
+        throttled_time: stats.cpu.throttling.throttled_time,
+    };
+    let hugetlb = stats.hugetlb.iter().map(|(size, pages)| v1::HugetlbStat {
+        usage: pages.usage,
+        max: pages.max,
+        failcnt: pages.failcnt,
+        pagesize: size.clone(),
+    });
+    v1::Metrics {
+        hugetlb: hugetlb.collect(),
+        pids: Some(v1::PidsStat { current: stats.pids.current, limit: stats.pids.limit }),
+        cpu: Some(v1::CpuStat { usage: Some(usage), throttling: Some(throttling) }),
+        memory: Some(memory_v1(stats)),
+        blkio: Some(blkio_v1(stats)),
+        memory_oom_control: Some(v1::MemoryOomControl { oom_kill: oom_kills, ..Default::default() }),
+    }
+}
+
+fn memory_v1(stats: &Stats) -> v1::MemoryStat {
+    let raw = |name: &str| stats.memory.raw.get(name).copied().unwrap_or(0);
+    let entry = |entry: &MemoryEntry| {
+        Some(v1::MemoryEntry { limit: entry.limit, usage: entry.usage, max: entry.max, failcnt: entry.failcnt })
+    };
+    v1::MemoryStat {
+        cache: raw("cache"),
+        rss: raw("rss"),
+        rss_huge: raw("rss_huge"),
+        mapped_file: raw("mapped_file"),
+        dirty: raw("dirty"),
+        writeback: raw("writeback"),
+        pg_pg_in: raw("pgpgin"),
+        pg_pg_out: raw("pgpgout"),
+        pg_fault: raw("pgfault"),
+        pg_maj_fault: raw("pgmajfault"),
+        inactive_anon: raw("inactive_anon"),
+        active_anon: raw("active_anon"),
+        inactive_file: raw("inactive_file"),
+        active_file: raw("active_file"),
+        unevictable: raw("unevictable"),
+        hierarchical_memory_limit: raw("hierarchical_memory_limit"),
+        hierarchical_swap_limit: raw("hierarchical_memsw_limit"),
+        total_cache: raw("total_cache"),
+        total_rss: raw("total_rss"),
+        total_rss_huge: raw("total_rss_huge"),
+        total_mapped_file: raw("total_mapped_file"),
+        total_dirty: raw("total_dirty"),
+        total_writeback: raw("total_writeback"),
+        total_pg_pg_in: raw("total_pgpgin"),
+        total_pg_pg_out: raw("total_pgpgout"),
+        total_pg_fault: raw("total_pgfault"),
+        total_pg_maj_fault: raw("total_pgmajfault"),
+        total_inactive_anon: raw("total_inactive_anon"),
+        total_active_anon: raw("total_active_anon"),
+        total_inactive_file: raw("total_inactive_file"),
+        total_active_file: raw("total_active_file"),
+        total_unevictable: raw("total_unevictable"),
+        usage: entry(&stats.memory.usage),
+        swap: entry(&stats.memory.swap),
+        kernel: entry(&stats.memory.kernel),
+        kernel_tcp: entry(&stats.memory.kernel_tcp),
+    }
+}
+
+fn blkio_v1(stats: &Stats) -> v1::BlkIoStat {
+    let entries = |list: &[coracle_runtime::cgroup::BlkioEntry]| {
+        let entry = |one: &coracle_runtime::cgroup::BlkioEntry| v1::BlkIoEntry {
+            op: one.op.clone(),
+            device: String::new(),
+            major: one.major,
+            minor: one.minor,
+            value: one.value,
+        };
+        list.iter().map(entry).collect()
+    };
+    v1::BlkIoStat {
+        io_service_bytes_recursive: entries(&stats.blkio.io_service_bytes_recursive),
+        io_serviced_recursive: entries(&stats.blkio.io_serviced_recursive),
+        ..Default::default()
+    }
+}
+
+const NANOS_PER_MICRO: u64 = 1000;
+
+fn metrics_v2(stats: &Stats, oom_kills: u64) -> v2::Metrics {
+    let cpu = v2::CpuStat {
+        usage_usec: stats.cpu.usage.total / NANOS_PER_MICRO,
+        user_usec: stats.cpu.usage.user / NANOS_PER_MICRO,
+        system_usec: stats.cpu.usage.kernel / NANOS_PER_MICRO,
+        nr_periods: stats.cpu.throttling.periods,
+        nr_throttled: stats.cpu.throttling.throttled_periods,
+        throttled_usec: stats.cpu.throttling.throttled_time / NANOS_PER_MICRO,
+    };
+    let hugetlb = stats.hugetlb.iter().map(|(size, pages)| v2::HugeTlbStat {
+        current: pages.usage,
+        max: pages.max,
+        pagesize: size.clone(),
+    });
+    v2::Metrics {
+        pids: Some(v2::PidsStat { current: stats.pids.current, limit: stats.pids.limit }),
+        cpu: Some(cpu),
+        memory: Some(memory_v2(stats)),
+        io: Some(io_v2(stats)),
+        hugetlb: hugetlb.collect(),
+        memory_events: Some(v2::MemoryEvents { oom_kill: oom_kills, ..Default::default() }),
+    }
+}
+
+fn memory_v2(stats: &Stats) -> v2::MemoryStat {
+    let raw = |name: &str| stats.memory.raw.get(name).copied().unwrap_or(0);
+    let (memory, swap) = (&stats.memory.usage, &stats.memory.swap);
+    v2::MemoryStat {
+        anon: raw("anon"),
+        file: raw("file"),
+        kernel_stack: raw("kernel_stack"),
+        slab: raw("slab"),
+        sock: raw("sock"),
+        shmem: raw("shmem"),
+        file_mapped: raw("file_mapped"),
+        file_dirty: raw("file_dirty"),
+        file_writeback: raw("file_writeback"),
+        anon_thp: raw("anon_thp"),
+        inactive_anon: raw("inactive_anon"),
+        active_anon: raw("active_anon"),
+        inactive_file: raw("inactive_file"),
+        active_file: raw("active_file"),
+        unevictable: raw("unevictable"),
+        slab_reclaimable: raw("slab_reclaimable"),
+        slab_unreclaimable: raw("slab_unreclaimable"),
+        pgfault: raw("pgfault"),
+        pgmajfault: raw("pgmajfault"),
+        workingset_refault: raw("workingset_refault_file") + raw("workingset_refault_anon"),
+        workingset_activate: raw("workingset_activate_file") + raw("workingset_activate_anon"),
+        workingset_nodereclaim: raw("workingset_nodereclaim"),
+        pgrefill: raw("pgrefill"),
+        pgscan: raw("pgscan"),
+        pgsteal: raw("pgsteal"),
+        pgactivate: raw("pgactivate"),
+        pgdeactivate: raw("pgdeactivate"),
+        pglazyfree: raw("pglazyfree"),
+        pglazyfreed: raw("pglazyfreed"),
+        thp_fault_alloc: raw("thp_fault_alloc"),
+        thp_collapse_alloc: raw("thp_collapse_alloc"),
+        usage: memory.usage,
+        usage_limit: memory.limit,
+        // The runtime counts memory and swap together, as v1 does; here they are apart.
+        swap_usage: swap.usage.saturating_sub(memory.usage),
+        swap_limit: if swap.limit == u64::MAX { u64::MAX } else { swap.limit.saturating_sub(memory.limit) },
+        max_usage: memory.max,
+        swap_max_usage: swap.max,
+    }
+}
+
+/// One entry for each device, from the runtime's list of one entry for each counter.
+fn io_v2(stats: &Stats) -> v2::IoStat {
+    let mut usage: Vec<v2::IoEntry> = Vec::new();
+    let mut add = |major: u64, minor: u64, set: &dyn Fn(&mut v2::IoEntry)| {
+        let at = usage.iter().position(|entry| (entry.major, entry.minor) == (major, minor)).unwrap_or_else(|| {
+            usage.push(v2::IoEntry { major, minor, ..Default::default() });
+            usage.len() - 1
+        });
+        set(&mut usage[at]);
+    };
+    for one in &stats.blkio.io_service_bytes_recursive {
+        add(one.major, one.minor, &|entry| match one.op.to_ascii_lowercase().as_str() {
+            "read" => entry.rbytes = one.value,
+            "write" => entry.wbytes = one.value,
+            _ => {}
+        });
+    }
+    for one in &stats.blkio.io_serviced_recursive {
+        add(one.major, one.minor, &|entry| match one.op.to_ascii_lowercase().as_str() {
+            "read" => entry.rios = one.value,
+            "write" => entry.wios = one.value,
+            _ => {}
+        });
+    }
+    v2::IoStat { usage }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coracle_runtime::cgroup::BlkioEntry;
+
+    fn sample() -> Stats {
+        let mut stats = Stats::default();
+        stats.cpu.usage.total = 5_000_000;
+        stats.memory.usage.usage = 4096;
+        stats.memory.raw.insert("total_inactive_file".into(), 12);
+        stats.memory.raw.insert("inactive_file".into(), 7);
+        let entry = |op: &str, value| BlkioEntry { major: 8, minor: 1, op: op.into(), value };
+        stats.blkio.io_service_bytes_recursive = vec![entry("Read", 10), entry("Write", 20)];
+        stats.blkio.io_serviced_recursive = vec![entry("Read", 1)];
+        stats
+    }
+
+    #[test]
+    fn each_version_has_its_message() {
+        let any = message(&sample(), Version::V1, 3);
+        assert_eq!(any.type_url, "io.containerd.cgroups.v1.Metrics");
+        let metrics: v1::Metrics = any::unpack(&any).unwrap().unwrap();
+        assert_eq!(metrics.cpu.unwrap().usage.unwrap().total, 5_000_000);
+        assert_eq!(metrics.memory.as_ref().unwrap().total_inactive_file, 12);
+        assert_eq!(metrics.memory_oom_control.unwrap().oom_kill, 3);
+
+        let any = message(&sample(), Version::V2, 0);
+        assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
+        let metrics: v2::Metrics = any::unpack(&any).unwrap().unwrap();
+        assert_eq!(metrics.cpu.unwrap().usage_usec, 5_000);
+        let expected = v2::IoEntry { major: 8, minor: 1, rbytes: 10, wbytes: 20, rios: 1, wios: 0 };
+        assert_eq!(metrics.io.unwrap().usage, [expected]);
+    }
+}

@@ -1,0 +1,303 @@
+//! Where a process' input comes from and its outputs go: the words of the requests, and the descriptors made of them.
+//!
+//! | word | as input | as output |
+//! |---|---|---|
+//! | empty | /dev/null | /dev/null |
+//! | `attach:` | fed by attach clients, stays open when they leave | read by attach clients alone |
+//! | `attach:once` | the same, closed when the first client ends it or leaves | |
+//! | `cri:/PATH` | | a CRI log file, and attach clients |
+//! | `/PATH`, `fifo:///PATH` | a fifo of containerd's | the same |
+//! | `file:///PATH` | | appended to by the process itself |
+//!
+//! Fifos and files are handed to the process as they are: nothing is copied. The supervisor keeps the other end of
+//! each fifo open, so that a containerd that restarts costs the process neither a signal nor its output.
+
+use crate::failure::{Fail, Failure};
+use coracle_proto::ttrpc::Code;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+
+/// The three words of a request.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// The process gets a terminal; its output is all standard output.
+    pub terminal: bool,
+    /// Input.
+    pub stdin: String,
+    /// Output.
+    pub stdout: String,
+    /// Error output.
+    pub stderr: String,
+}
+
+/// Where input comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input<'a> {
+    /// Nowhere.
+    Null,
+    /// Attach clients; `once`: the first to leave closes it.
+    Attach {
+        /// Closed with its first client.
+        once: bool,
+    },
+    /// A fifo.
+    Fifo(&'a str),
+}
+
+/// Where output goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output<'a> {
+    /// Nowhere.
+    Null,
+    /// Attach clients alone.
+    Attach,
+    /// A CRI log, and attach clients.
+    Log(&'a str),
+    /// A fifo.
+    Fifo(&'a str),
+    /// A file.
+    File(&'a str),
+}
+
+fn unknown(which: &str, word: &str, known: &str) -> Failure {
+    Code::InvalidArgument.failure(format!("{which} {word:?} is not known; use {known}"))
+}
+
+/// The meaning of an input's word.
+pub fn input(word: &str) -> Result<Input<'_>, Failure> {
+    match word {
+        "" => Ok(Input::Null),
+        "attach:" => Ok(Input::Attach { once: false }),
+        "attach:once" => Ok(Input::Attach { once: true }),
+        _ => match path_of(word, "fifo://") {
+            Some(path) => Ok(Input::Fifo(path)),
+            None => Err(unknown("stdin", word, "attach:, attach:once or the absolute path of a fifo")),
+        },
+    }
+}
+
+/// The meaning of an output's word.
+pub fn output<'a>(which: &str, word: &'a str) -> Result<Output<'a>, Failure> {
+    if word.is_empty() {
+        return Ok(Output::Null);
+    }
+    if word == "attach:" {
+        return Ok(Output::Attach);
+    }
+    if let Some(path) = word.strip_prefix("cri:").filter(|path| path.starts_with('/')) {
+        return Ok(Output::Log(path));
+    }
+    if let Some(path) = word.strip_prefix("file://").filter(|path| path.starts_with('/')) {
+        return Ok(Output::File(path));
+    }
+    match path_of(word, "fifo://") {
+        Some(path) => Ok(Output::Fifo(path)),
+        None => Err(unknown(which, word, "attach:, cri:/PATH, file:///PATH or the absolute path of a fifo")),
+    }
+}
+
+fn path_of<'a>(word: &'a str, scheme: &str) -> Option<&'a str> {
+    Some(word.strip_prefix(scheme).unwrap_or(word)).filter(|path| path.starts_with('/'))
+}
+
+impl Names {
+    /// Refuses what cannot be done, before anything is opened.
+    pub fn check(&self) -> Result<(), Failure> {
+        let (input, stdout, stderr) =
+            (input(&self.stdin)?, output("stdout", &self.stdout)?, output("stderr", &self.stderr)?);
+        let fifo = matches!(input, Input::Fifo(_))
+            || [stdout, stderr].iter().any(|out| matches!(out, Output::Fifo(_) | Output::File(_)));
+        if self.terminal && fifo {
+            let text = "a terminal over fifos or files is not supported; use attach: or cri:/PATH";
+            return Err(Code::Unimplemented.failure(text.into()));
+        }
+        if let (Output::Log(one), Output::Log(other)) = (stdout, stderr)
+            && one != other
+        {
+            let text = format!("stdout and stderr name different CRI logs, {one} and {other}");
+            return Err(Code::InvalidArgument.failure(text));
+        }
+        Ok(())
+    }
+
+    /// The CRI log, if either output names one.
+    pub fn log_path(&self) -> Option<&str> {
+        [&self.stdout, &self.stderr].into_iter().find_map(|word| match output("", word) {
+            Ok(Output::Log(path)) => Some(path),
+            _ => None,
+        })
+    }
+
+    /// Whether the input, if fed by attach clients, ends with the first of them.
+    pub fn stdin_once(&self) -> bool {
+        self.stdin == "attach:once"
+    }
+}
+
+/// The process' ends: what a worker hands to the runtime. `None` is /dev/null.
+#[derive(Debug, Default)]
+pub struct ProcessEnds {
+    /// Input.
+    pub stdin: Option<OwnedFd>,
+    /// Output.
+    pub stdout: Option<OwnedFd>,
+    /// Error output.
+    pub stderr: Option<OwnedFd>,
+    /// The socket over which the runtime sends the terminal.
+    pub console: Option<UnixStream>,
+}
+
+/// The supervisor's ends.
+#[derive(Debug, Default)]
+pub struct OurEnds {
+    /// The write end of the input.
+    pub stdin: Option<OwnedFd>,
+    /// The read end of the output.
+    pub stdout: Option<OwnedFd>,
+    /// The read end of the error output.
+    pub stderr: Option<OwnedFd>,
+    /// The other end of the terminal's socket.
+    pub console: Option<UnixStream>,
+    /// Other ends of containerd's fifos, never read or written.
+    pub kept: Kept,
+}
+
+/// Other ends of fifos.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Until CloseIO: as long as it is open the process sees no end of input.
+    pub stdin: Option<OwnedFd>,
+    /// For the life of the process.
+    pub outputs: Vec<OwnedFd>,
+}
+
+/// Opens or makes all ends.
+pub fn open(names: &Names) -> Result<(ProcessEnds, OurEnds), Failure> {
+    let (mut theirs, mut ours) = (ProcessEnds::default(), OurEnds::default());
+    if names.terminal {
+        let (one, other) = UnixStream::pair().map_err(|error| failed("make the terminal's socket", "", error))?;
+        (theirs.console, ours.console) = (Some(one), Some(other));
+        return Ok((theirs, ours));
+    }
+    match input(&names.stdin)? {
+        Input::Null => {}
+        Input::Attach { .. } => {
+            let (reader, writer) = pipe(false)?;
+            (theirs.stdin, ours.stdin) = (Some(reader), Some(writer));
+        }
+        Input::Fifo(path) => {
+            let (end, keeper) = open_fifo(path, false)?;
+            (theirs.stdin, ours.kept.stdin) = (Some(end), Some(keeper));
+        }
+    }
+    let mut open_output = |which, word| -> Result<(Option<OwnedFd>, Option<OwnedFd>), Failure> {
+        Ok(match output(which, word)? {
+            Output::Null => (None, None),
+            Output::Attach | Output::Log(_) => {
+                let (reader, writer) = pipe(true)?;
+                (Some(writer), Some(reader))
+            }
+            Output::Fifo(path) => {
+                let (end, keeper) = open_fifo(path, true)?;
+                ours.kept.outputs.push(keeper);
+                (Some(end), None)
+            }
+            Output::File(path) => (Some(open_file(path)?), None),
+        })
+    };
+    (theirs.stdout, ours.stdout) = open_output("stdout", &names.stdout)?;
+    (theirs.stderr, ours.stderr) = open_output("stderr", &names.stderr)?;
+    Ok((theirs, ours))
+}
+
+fn failed(what: &str, path: &str, error: io::Error) -> Failure {
+    let code = match error.kind() {
+        io::ErrorKind::NotFound => Code::NotFound,
+        io::ErrorKind::PermissionDenied => Code::PermissionDenied,
+        _ => Code::Unknown,
+    };
+    let space = if path.is_empty() { "" } else { " " };
+    code.failure(format!("{what}{space}{path}: {error}"))
+}
+
+/// A pipe whose end on our side does not block: the reader's when `read_here`, else the writer's.
+fn pipe(read_here: bool) -> Result<(OwnedFd, OwnedFd), Failure> {
+    let (reader, writer) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed("make a pipe", "", error.into()))?;
+    let ours = if read_here { &reader } else { &writer };
+    set_nonblocking(ours, true).map_err(|error| failed("make a pipe", "", error))?;
+    Ok((reader, writer))
+}
+
+/// Sets or clears O_NONBLOCK of an open file.
+pub fn set_nonblocking(fd: &OwnedFd, on: bool) -> io::Result<()> {
+    let mut flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    flags.set(OFlag::O_NONBLOCK, on);
+    fcntl(fd, FcntlArg::F_SETFL(flags))?;
+    Ok(())
+}
+
+/// The process' end of a fifo, and a keeper that holds both ends open. The keeper comes first: with it neither open waits.
+fn open_fifo(path: &str, write: bool) -> Result<(OwnedFd, OwnedFd), Failure> {
+    let open = |options: &mut OpenOptions| -> io::Result<File> {
+        let file = options.custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+        match file.metadata()?.file_type().is_fifo() {
+            true => Ok(file),
+            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a fifo")),
+        }
+    };
+    let both = open(OpenOptions::new().read(true).write(true)).map_err(|error| failed("open fifo", path, error))?;
+    let end = open(OpenOptions::new().read(!write).write(write)).map_err(|error| failed("open fifo", path, error))?;
+    let end = OwnedFd::from(end);
+    set_nonblocking(&end, false).map_err(|error| failed("open fifo", path, error))?;
+    Ok((end, both.into()))
+}
+
+fn open_file(path: &str) -> Result<OwnedFd, Failure> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
+    Ok(file.map_err(|error| failed("open", path, error))?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_word_has_one_meaning() {
+        assert_eq!(input("").unwrap(), Input::Null);
+        assert_eq!(input("attach:once").unwrap(), Input::Attach { once: true });
+        assert_eq!(input("/run/fifo").unwrap(), Input::Fifo("/run/fifo"));
+        assert_eq!(output("stdout", "cri:/var/log/x").unwrap(), Output::Log("/var/log/x"));
+        assert_eq!(output("stdout", "fifo:///run/x").unwrap(), Output::Fifo("/run/x"));
+        assert_eq!(output("stdout", "file:///x").unwrap(), Output::File("/x"));
+    }
+
+    #[test]
+    fn an_unknown_word_is_refused_by_name() {
+        for word in ["binary:///logger", "cri:relative", "relative", "attach:twice"] {
+            let failure = output("stderr", word).unwrap_err();
+            assert!(failure.message.starts_with(&format!("stderr {word:?}")), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn two_logs_for_one_process_are_refused() {
+        let names = Names { stdout: "cri:/a".into(), stderr: "cri:/b".into(), ..Default::default() };
+        assert!(names.check().is_err());
+    }
+
+    #[test]
+    fn a_fifo_without_a_reader_can_be_written_and_is_kept_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let names = Names { stdout: path.to_str().unwrap().into(), ..Default::default() };
+        let (theirs, ours) = open(&names).unwrap();
+        nix::unistd::write(theirs.stdout.as_ref().unwrap(), b"x").unwrap();
+        assert_eq!(ours.kept.outputs.len(), 1);
+    }
+}

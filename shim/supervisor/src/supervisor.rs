@@ -1,0 +1,324 @@
+//! Everything the supervisor knows, and the loop that drives it.
+//!
+//! One thread. An event changes what is known and may answer requests; afterwards [`Supervisor::settle`] draws the
+//! conclusions that depend on several things at once (the sandbox has stopped, the program may end). Nothing in the loop
+//! waits: what could is given to a [worker](crate::worker).
+
+use crate::connection::{Call, Connection};
+use crate::exits::Exit;
+use crate::failure::{Fail, Failure};
+use crate::reactor::{Interest, Reactor, Ready, Table, Token};
+use crate::sandbox::Sandbox;
+use crate::stdio::{Names, OurEnds};
+use crate::streams::Streams;
+use crate::sys;
+use crate::task::State;
+use crate::worker::{Body, Worker};
+use anyhow::{Context, Result};
+use coracle_proto::ttrpc::{Code, encode_response};
+use nix::sys::signalfd::SignalFd;
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Task clients at once.
+const MAX_CONNECTIONS: usize = 512;
+/// Clients accepted before others have their turn.
+const ACCEPT_TURN: usize = 16;
+/// Exits kept of children nobody has claimed yet: workers report the pids of theirs a moment later.
+const MAX_UNCLAIMED: usize = 256;
+/// With nothing to do for this long, the pages of code that ran once are given back.
+const IDLE_AFTER: Duration = Duration::from_millis(500);
+
+/// One process: a container's init or an exec.
+pub struct Process {
+    /// Empty for the init.
+    pub exec_id: String,
+    /// Where it stands.
+    pub state: State,
+    /// 0 before it exists.
+    pub pid: i32,
+    /// The words it was asked for with.
+    pub names: Names,
+    /// Key of its streams.
+    pub io: u32,
+    /// How it ended.
+    pub exit: Option<Exit>,
+    /// Who waits for that.
+    pub waiters: Vec<Call>,
+    /// An exec's OCI process as JSON, until it is started.
+    pub spec: Vec<u8>,
+}
+
+/// One container.
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// The directory of config.json.
+    pub bundle: PathBuf,
+    /// Its first process.
+    pub init: Process,
+    /// Processes started by Exec.
+    pub execs: Vec<Process>,
+    /// Its init's death takes all others along.
+    pub own_pid_namespace: bool,
+    /// Where the kernel counts its OOM kills.
+    pub oom_file: String,
+    /// Who asked for its deletion.
+    pub deleting: Option<Call>,
+}
+
+/// What a worker was started for. `container` and `exec` are ids, looked up again when it reports.
+pub enum Job {
+    /// Task.Create.
+    Create { call: Call, container: String, ends: OurEnds },
+    /// Task.Start of a container.
+    Start { call: Call, container: String },
+    /// Task.Start of an exec.
+    Exec { call: Call, container: String, exec: String, ends: OurEnds },
+    /// Task.Pause (`frozen`) and Task.Resume.
+    Freeze { call: Option<Call>, container: String, frozen: bool },
+    /// Task.Delete of a container.
+    Delete { call: Option<Call>, container: String },
+    /// Whatever only has to be answered.
+    Answer { call: Call },
+    /// The leftovers of a dead container are being killed: nobody is told.
+    Quiet,
+    /// The pod's cgroup is being made, for CreateSandbox.
+    PodCgroup { call: Call },
+    /// Everything is being released, before the program ends.
+    Release,
+}
+
+/// The supervisor.
+pub struct Supervisor {
+    pub(crate) reactor: Reactor,
+    listener: UnixListener,
+    attach_listener: UnixListener,
+    signals: SignalFd,
+    connections: Table<Connection>,
+    pub(crate) streams: Streams,
+    pub(crate) workers: Table<Worker<Job>>,
+    pub(crate) containers: Vec<Container>,
+    pub(crate) sandbox: Sandbox,
+    /// Exits of children that no container owns yet.
+    pub(crate) unclaimed: Vec<(i32, Exit)>,
+    /// Set when the loop is to end.
+    pub(crate) finished: bool,
+    idle: bool,
+}
+
+impl Supervisor {
+    /// Puts listeners and signals into the loop.
+    pub fn new(
+        sandbox: Sandbox,
+        listener: UnixListener,
+        attach_listener: UnixListener,
+        signals: SignalFd,
+    ) -> Result<Self> {
+        let reactor = Reactor::new().context("make an epoll set")?;
+        listener.set_nonblocking(true)?;
+        attach_listener.set_nonblocking(true)?;
+        reactor.watch_for_ever(&listener, Token::Listener)?;
+        reactor.watch_for_ever(&attach_listener, Token::AttachListener)?;
+        reactor.watch_for_ever(&signals, Token::Signal)?;
+        Ok(Supervisor {
+            reactor,
+            listener,
+            attach_listener,
+            signals,
+            connections: Table::default(),
+            streams: Streams::default(),
+            workers: Table::default(),
+            containers: Vec::new(),
+            sandbox,
+            unclaimed: Vec::new(),
+            finished: false,
+            idle: false,
+        })
+    }
+
+    /// Runs until the sandbox is shut down.
+    pub fn run(&mut self) -> Result<()> {
+        let mut ready = Vec::new();
+        while !self.finished {
+            self.reactor.wait(self.patience(), &mut ready).context("wait for events")?;
+            if ready.is_empty() && !self.idle && self.workers.len() == 0 {
+                self.idle = true;
+                sys::forget_own_text();
+            } else if !ready.is_empty() {
+                self.idle = false;
+            }
+            for event in ready.drain(..) {
+                self.handle(event);
+            }
+            self.settle();
+        }
+        Ok(())
+    }
+
+    /// How long the loop may sleep.
+    fn patience(&self) -> Option<Duration> {
+        let deadline = self.sandbox.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let idle = (!self.idle).then_some(IDLE_AFTER);
+        deadline.into_iter().chain(idle).min()
+    }
+
+    fn handle(&mut self, event: Ready) {
+        match event.token {
+            Token::Listener => self.accept(),
+            Token::AttachListener => self.accept_attach(),
+            Token::Signal => self.signalled(),
+            Token::Connection(key) => self.connection_ready(key, event),
+            Token::Attach(key) => self.attach_ready(key, event),
+            Token::Stdout(key) => self.streams.readable(&self.reactor, key, crate::log::Stream::Stdout),
+            Token::Stderr(key) => self.streams.readable(&self.reactor, key, crate::log::Stream::Stderr),
+            Token::Stdin(key) => self.streams.stdin_writable(&self.reactor, key),
+            Token::Worker(key) => self.worker_ready(key),
+        }
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPT_TURN {
+            let Ok((stream, _)) = self.listener.accept() else { return };
+            // One too many is closed at once: whoever hangs on to 512 connections has lost count.
+            if self.connections.len() >= MAX_CONNECTIONS {
+                continue;
+            }
+            if let Ok(connection) = Connection::new(stream) {
+                let key = self.connections.insert(connection);
+                self.watch_connection(key);
+            }
+        }
+    }
+
+    fn accept_attach(&mut self) {
+        for _ in 0..ACCEPT_TURN {
+            let Ok((stream, _)) = self.attach_listener.accept() else { return };
+            self.streams.accept(&self.reactor, stream);
+        }
+    }
+
+    fn watch_connection(&mut self, key: u32) {
+        if self.connections.get_mut(key).is_some_and(|connection| connection.watch(&self.reactor, key).is_err()) {
+            self.connections.remove(key);
+        }
+    }
+
+    fn connection_ready(&mut self, key: u32, event: Ready) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let mut requests = Vec::new();
+        let flushed = if event.write { connection.flush() } else { Ok(()) };
+        let read = if event.read { connection.read(&mut requests) } else { Ok(()) };
+        // Requests that came whole before the client left are served: their effects are wanted, only the answers are not.
+        for (stream, request) in requests {
+            self.serve(Call { connection: key, stream }, request);
+        }
+        if flushed.is_err() || read.is_err() {
+            self.connections.remove(key);
+        }
+        self.watch_connection(key);
+    }
+
+    /// Sends an answer, if the client is still there.
+    pub(crate) fn answer(&mut self, call: Call, result: Result<Vec<u8>, Failure>) {
+        let Some(connection) = self.connections.get_mut(call.connection) else { return };
+        let answer = encode_response(call.stream, result.map_err(Into::into)).or_else(|error| {
+            let failure = Code::ResourceExhausted.failure(error.to_string());
+            encode_response(call.stream, Err(failure.into()))
+        });
+        if answer.map_or(true, |answer| connection.send(&answer).is_err()) {
+            self.connections.remove(call.connection);
+        }
+        self.watch_connection(call.connection);
+    }
+
+    /// Whether somebody is still there to be answered.
+    pub(crate) fn is_connected(&self, call: Call) -> bool {
+        self.connections.get(call.connection).is_some()
+    }
+
+    /// Whether answers still have to be sent.
+    pub(crate) fn answers_wait(&self) -> bool {
+        self.connections.iter().any(|(_, connection)| connection.pending())
+    }
+
+    fn attach_ready(&mut self, key: u32, event: Ready) {
+        let Some(hello) = self.streams.client_ready(&self.reactor, key, event.read, event.write) else { return };
+        let (stdin, target) = match hello {
+            Err(why) => (false, Err(why)),
+            Ok(hello) => {
+                let process = self.process(&hello.container, &hello.exec);
+                (hello.stdin, process.map(|process| process.io).map_err(|failure| failure.message))
+            }
+        };
+        self.streams.attach(&self.reactor, key, stdin, target);
+    }
+
+    /// Starts a worker. `keep` are the descriptors it needs.
+    pub(crate) fn work(&mut self, job: Job, keep: &[RawFd], body: Body<'_>) -> Result<(), Failure> {
+        let mut worker = Worker::spawn(job, &self.sandbox.host_namespaces, keep, body)?;
+        let key = self.workers.next_key();
+        let watched = worker.watch(&self.reactor, key, Interest::READ);
+        watched.map_err(|error| Code::ResourceExhausted.failure(format!("watch a worker: {error}")))?;
+        self.workers.insert(worker);
+        Ok(())
+    }
+
+    fn worker_ready(&mut self, key: u32) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        if !worker.read() {
+            return;
+        }
+        let Some(mut worker) = self.workers.remove(key) else { return };
+        // Only a descriptor that is not in the set could fail here.
+        let _ = worker.watch(&self.reactor, key, Interest::NONE);
+        let (job, result) = worker.finish();
+        self.job_done(job, result);
+        if self.workers.len() == 0 {
+            // Every pid that a worker could have reported is known by now; the rest were orphans.
+            self.unclaimed = Vec::new();
+        }
+    }
+
+    fn signalled(&mut self) {
+        use nix::libc::{SIGCHLD, SIGTERM};
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            match info.ssi_signo as i32 {
+                SIGCHLD => self.reap(),
+                SIGTERM => self.terminate(),
+                _ => {}
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        while let Some((pid, death)) = sys::reap() {
+            let exit = Exit::new(death);
+            if self.process_died(pid, exit) || self.sandbox.pod_init_died(pid) {
+                continue;
+            }
+            let is_worker = self.workers.iter().any(|(_, worker)| worker.pid == pid);
+            if !is_worker && self.workers.len() > 0 && self.unclaimed.len() < MAX_UNCLAIMED {
+                self.unclaimed.push((pid, exit));
+            }
+        }
+    }
+
+    /// The container of an id.
+    pub(crate) fn container(&mut self, id: &str) -> Result<&mut Container, Failure> {
+        let found = self.containers.iter_mut().find(|container| container.id == id);
+        found.ok_or_else(|| Code::NotFound.failure(format!("container {id}: not found")))
+    }
+
+    /// The init of a container, or an exec of it.
+    pub(crate) fn process(&mut self, id: &str, exec: &str) -> Result<&mut Process, Failure> {
+        let container = self.container(id)?;
+        if exec.is_empty() {
+            return Ok(&mut container.init);
+        }
+        let found = container.execs.iter_mut().find(|process| process.exec_id == exec);
+        found.ok_or_else(|| Code::NotFound.failure(format!("exec {exec} of container {id}: not found")))
+    }
+}

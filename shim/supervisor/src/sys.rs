@@ -1,0 +1,195 @@
+//! The system calls that need `unsafe`: nothing here decides anything.
+#![allow(unsafe_code)]
+
+use nix::libc;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+/// Which side of a fork this is.
+pub enum Fork {
+    /// The new process.
+    Child,
+    /// The caller, with the child's pid.
+    Parent(i32),
+}
+
+/// Forks.
+pub fn fork() -> io::Result<Fork> {
+    // SAFETY: the program has one thread, so the child may go on as the parent would.
+    forked(unsafe { libc::fork() }.into())
+}
+
+/// Forks a child that is the first process of a new PID namespace. It must not allocate.
+pub fn fork_pid_namespace() -> io::Result<Fork> {
+    let flags = (libc::CLONE_NEWPID | libc::SIGCHLD) as libc::c_ulong;
+    // SAFETY: no stack and no tid pointers are given, so this is fork(2) with a flag.
+    forked(unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) })
+}
+
+fn forked(pid: libc::c_long) -> io::Result<Fork> {
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(pid as i32)),
+    }
+}
+
+/// Ends the process without running destructors or exit handlers: the way out of a fork.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// Closes every descriptor above stderr but those in `keep`, which is sorted on the way.
+pub fn close_all_but(keep: &mut [RawFd]) {
+    keep.sort_unstable();
+    let mut first = 3;
+    for &fd in keep.iter() {
+        if fd > first {
+            close_range(first as u32, fd as u32 - 1);
+        }
+        first = first.max(fd + 1);
+    }
+    close_range(first as u32, u32::MAX);
+}
+
+fn close_range(first: u32, last: u32) {
+    // SAFETY: called in a fresh fork or before anything was opened; whoever owned these descriptors never touches
+    // them again in this process. An old kernel without the call leaves them open, all of them close-on-exec.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) };
+}
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// It called exit.
+    Exited(i32),
+    /// A signal killed it.
+    Signaled(i32),
+}
+
+/// Reaps one dead child, if there is any. (nix's wrapper loses children killed by a realtime signal.)
+pub fn reap() -> Option<(i32, Death)> {
+    let mut status = 0;
+    loop {
+        // SAFETY: status is a valid place for the result.
+        let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+        if pid == -1 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
+            continue;
+        }
+        if pid <= 0 {
+            return None;
+        }
+        if libc::WIFEXITED(status) {
+            return Some((pid, Death::Exited(libc::WEXITSTATUS(status))));
+        }
+        if libc::WIFSIGNALED(status) {
+            return Some((pid, Death::Signaled(libc::WTERMSIG(status))));
+        }
+    }
+}
+
+/// Sleeps until a signal that is neither blocked nor ignored.
+pub fn pause() {
+    // SAFETY: pause has no preconditions.
+    unsafe { libc::pause() };
+}
+
+/// Sends any signal, realtime ones too.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: kill has no memory preconditions.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The size of a terminal, in characters.
+pub fn set_window_size(terminal: &OwnedFd, columns: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize.
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Takes the one descriptor that was sent over a socket.
+pub fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
+    let mut byte = [0u8; 256];
+    let mut iov = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: byte.len() };
+    let mut control = [0u64; 8];
+    // SAFETY: all-zero is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = std::mem::size_of_val(&control) as _;
+    // SAFETY: the buffers above outlive the call and their sizes are stated.
+    let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT) };
+    if got < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: message was filled by the kernel; CMSG_FIRSTHDR checks that a whole header is there.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&message) };
+    // SAFETY: a non-null header from CMSG_FIRSTHDR is readable.
+    let is_fd = !header.is_null()
+        && unsafe { (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS };
+    if !is_fd {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no descriptor was sent"));
+    }
+    // SAFETY: SCM_RIGHTS carries at least one int, and the kernel made it ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned()) })
+}
+
+/// Gives the signals their default actions again and unblocks them all, for what a fork goes on to run.
+pub fn reset_signals() {
+    // SAFETY: SIG_DFL is always a valid action, and the set is initialised before use.
+    unsafe {
+        for signal in [libc::SIGPIPE, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD] {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+    }
+}
+
+/// Lets the kernel reap this process' children, and gives it a name of its own.
+pub fn become_pod_init() {
+    reset_signals();
+    // SAFETY: SIG_IGN is a valid action; the name is a NUL-terminated string.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+        libc::prctl(libc::PR_SET_NAME, c"coracle-pod".as_ptr());
+    }
+}
+
+/// A POSIX lock on a whole file, for writing.
+pub fn write_lock() -> libc::flock {
+    // SAFETY: all-zero is a valid flock: the whole file, counted from its start.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock
+}
+
+/// Lets the kernel take the program's own pages out of this process: they are file pages, and the few that the
+/// waiting loop needs come back by minor faults. Everything that ran once (start, create) stops counting.
+pub fn forget_own_text() {
+    unsafe extern "C" {
+        static __executable_start: u8;
+        static etext: u8;
+    }
+    const PAGE: usize = 4096;
+    // SAFETY: the linker defines both symbols; only their addresses are used. The range lies in private, read-only
+    // file mappings of the executable, whose pages are read again from the file when touched.
+    unsafe {
+        let start = (&raw const __executable_start as usize).next_multiple_of(PAGE);
+        let end = (&raw const etext as usize) / PAGE * PAGE;
+        if end > start {
+            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED);
+        }
+    }
+}

@@ -1,0 +1,604 @@
+//! The task service: containers and execs, from their creation to the moment they are forgotten.
+
+use crate::connection::Call;
+use crate::exits::{self, Exit};
+use crate::failure::{Fail, Failure};
+use crate::ops::{self, Created};
+use crate::service::{Outcome, answered, decode, done};
+use crate::stdio::{self, Names, OurEnds, ProcessEnds};
+use crate::supervisor::{Container, Job, Process, Supervisor};
+use crate::sys;
+use crate::task::{Event, State};
+use coracle_proto::ttrpc::Code;
+use coracle_proto::{Message, Timestamp, task};
+use nix::libc::{SIGKILL, SIGRTMAX};
+use std::path::{Path, PathBuf};
+
+/// Containers of one pod.
+const MAX_CONTAINERS: usize = 256;
+/// Execs of one container, those not yet deleted.
+const MAX_EXECS: usize = 1024;
+/// Waits for one process. Waits of clients that have left are dropped when it is reached.
+const MAX_WAITERS: usize = 4096;
+/// The longest id.
+const MAX_ID: usize = 128;
+
+fn check_id(what: &str, id: &str) -> Result<(), Failure> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte);
+    let valid = id.bytes().all(plain) && id.starts_with(|first: char| first.is_ascii_alphanumeric());
+    match valid && id.len() <= MAX_ID {
+        true => Ok(()),
+        false => Err(Code::InvalidArgument
+            .failure(format!("{what} {id:?} is not valid: up to {MAX_ID} letters, digits, - _ . and + are allowed"))),
+    }
+}
+
+fn exit_fields(exit: &Option<Exit>) -> (u32, Option<Timestamp>) {
+    (exit.map_or(0, |exit| exit.status), exit.map(|exit| exit.at.into()))
+}
+
+impl Process {
+    fn new(exec_id: &str, state: State, names: Names, io: u32, spec: Vec<u8>) -> Self {
+        let exec_id = exec_id.to_owned();
+        Process { exec_id, state, pid: 0, names, io, exit: None, waiters: Vec::new(), spec }
+    }
+
+    fn advance(&mut self, event: Event) -> Result<(), Failure> {
+        self.state = self.state.after(event).map_err(|error| Code::FailedPrecondition.failure(error.to_string()))?;
+        Ok(())
+    }
+
+    /// After a worker's report: the machine allows it in whatever state the process is by now.
+    fn report(&mut self, event: Event) {
+        debug_assert!(self.state.after(event).is_ok(), "{event:?} in {:?}", self.state);
+        self.state = self.state.after(event).unwrap_or(self.state);
+    }
+}
+
+impl Supervisor {
+    fn root(&self) -> PathBuf {
+        self.sandbox.runtime_root()
+    }
+
+    /// Task.State
+    pub(crate) fn state(&mut self, _: Call, payload: &[u8]) -> Outcome {
+        let request: task::StateRequest = decode(payload)?;
+        let bundle = self.container(&request.id)?.bundle.display().to_string();
+        let process = self.process(&request.id, &request.exec_id)?;
+        let (exit_status, exited_at) = exit_fields(&process.exit);
+        answered(&task::StateResponse {
+            id: request.id,
+            bundle,
+            pid: process.pid as u32,
+            status: process.state.wire().into(),
+            stdin: process.names.stdin.clone(),
+            stdout: process.names.stdout.clone(),
+            stderr: process.names.stderr.clone(),
+            terminal: process.names.terminal,
+            exit_status,
+            exited_at,
+            exec_id: request.exec_id,
+        })
+    }
+
+    /// Task.Create
+    pub(crate) fn create(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: task::CreateTaskRequest = decode(payload)?;
+        let id = request.id.clone();
+        check_id("container id", &id)?;
+        self.sandbox.check_open()?;
+        if self.containers.iter().any(|container| container.id == id) {
+            return Err(Code::AlreadyExists.failure(format!("container {id}: already exists")));
+        }
+        if self.containers.len() >= MAX_CONTAINERS {
+            return Err(Code::ResourceExhausted.failure(format!("the pod has {MAX_CONTAINERS} containers already")));
+        }
+        if !request.checkpoint.is_empty() {
+            return Err(Code::Unimplemented.failure(format!("container {id}: checkpoints are not supported")));
+        }
+        if !Path::new(&request.bundle).is_absolute() {
+            let text = format!("container {id}: bundle {:?} is not an absolute path", request.bundle);
+            return Err(Code::InvalidArgument.failure(text));
+        }
+        let names = Names {
+            terminal: request.terminal,
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+        };
+        let bundle = PathBuf::from(&request.bundle);
+        let io = self.streams.create(&names, false, self.sandbox.log_max_bytes())?;
+        let init = Process::new("", State::Creating, names, io, Vec::new());
+        self.containers.push(Container {
+            id: id.clone(),
+            bundle,
+            init,
+            execs: Vec::new(),
+            own_pid_namespace: false,
+            oom_file: String::new(),
+            deleting: None,
+        });
+        self.create_by_worker(call, request).inspect_err(|_| self.forget_container(&id))?;
+        Ok(None)
+    }
+
+    fn create_by_worker(&mut self, call: Call, request: task::CreateTaskRequest) -> Result<(), Failure> {
+        let (theirs, ends) = self.open_stdio(&request.id, "")?;
+        let (keep, root, container) = (theirs.raw(), self.root(), request.id.clone());
+        let body = Box::new(move || ops::create(&root, request, theirs));
+        self.work(Job::Create { call, container, ends }, &keep, body)
+    }
+
+    fn open_stdio(&mut self, id: &str, exec: &str) -> Result<(ProcessEnds, OurEnds), Failure> {
+        stdio::open(&self.process(id, exec)?.names)
+    }
+
+    /// Task.Start
+    pub(crate) fn start(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: task::StartRequest = decode(payload)?;
+        let (id, exec, root) = (request.id, request.exec_id, self.root());
+        self.sandbox.check_open()?;
+        self.process(&id, &exec)?.advance(Event::Start)?;
+        let started = match exec.is_empty() {
+            true => {
+                let job = Job::Start { call, container: id.clone() };
+                let container = id.clone();
+                self.work(job, &[], Box::new(move || ops::start(&root, &container)))
+            }
+            false => self.start_exec(call, &id, &exec, root),
+        };
+        if let Err(failure) = started {
+            self.start_failed(&id, &exec);
+            return Err(failure);
+        }
+        Ok(None)
+    }
+
+    fn start_exec(&mut self, call: Call, id: &str, exec: &str, root: PathBuf) -> Result<(), Failure> {
+        let (theirs, ends) = self.open_stdio(id, exec)?;
+        let process = self.process(id, exec)?;
+        let (spec, terminal, keep) = (std::mem::take(&mut process.spec), process.names.terminal, theirs.raw());
+        let container = id.to_owned();
+        let job = Job::Exec { call, container: container.clone(), exec: exec.to_owned(), ends };
+        self.work(job, &keep, Box::new(move || ops::exec(&root, &container, &spec, terminal, theirs)))
+    }
+
+    /// A container can be started again; an exec that could not start has ended.
+    fn start_failed(&mut self, id: &str, exec: &str) {
+        if let Ok(process) = self.process(id, exec) {
+            match exec.is_empty() {
+                true => process.report(Event::StartFailed),
+                false => self.process_ended(id, exec, Exit::never_ran()),
+            }
+        }
+    }
+
+    /// Task.Exec
+    pub(crate) fn exec(&mut self, _: Call, payload: &[u8]) -> Outcome {
+        let request: task::ExecProcessRequest = decode(payload)?;
+        let (id, exec) = (&request.id, &request.exec_id);
+        check_id("exec id", exec)?;
+        let container = self.container(id)?;
+        if container.init.state != State::Running {
+            let text = format!("container {id} is {}: only in a running one can be executed", container.init.state);
+            return Err(Code::FailedPrecondition.failure(text));
+        }
+        if container.execs.iter().any(|process| process.exec_id == *exec) {
+            return Err(Code::AlreadyExists.failure(format!("exec {exec} of container {id}: already exists")));
+        }
+        if container.execs.len() >= MAX_EXECS {
+            return Err(Code::ResourceExhausted.failure(format!("container {id} has {MAX_EXECS} execs already")));
+        }
+        let Some(spec) = request.spec.filter(|spec| !spec.value.is_empty()) else {
+            return Err(Code::InvalidArgument.failure(format!("exec {exec} of container {id}: no process is given")));
+        };
+        let names =
+            Names { terminal: request.terminal, stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
+        let io = self.streams.create(&names, true, 0)?;
+        let process = Process::new(exec, State::Created, names, io, spec.value);
+        self.container(id)?.execs.push(process);
+        done()
+    }
+
+    /// Task.Kill
+    pub(crate) fn kill(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: task::KillRequest = decode(payload)?;
+        let id = request.id.clone();
+        let signal = i32::try_from(request.signal).ok().filter(|signal| (0..=SIGRTMAX()).contains(signal));
+        let Some(signal) = signal else {
+            return Err(Code::InvalidArgument.failure(format!("kill {id}: {} is no signal", request.signal)));
+        };
+        if request.all && request.exec_id.is_empty() {
+            self.container(&id)?;
+            let (root, container) = (self.root(), id.clone());
+            let body = Box::new(move || ops::kill_all(&root, &container, signal));
+            self.work(Job::Answer { call }, &[], body)?;
+            self.thaw_to_die(&id, signal);
+            return Ok(None);
+        }
+        let process = self.process(&id, &request.exec_id)?;
+        if !process.state.alive() || process.pid == 0 {
+            return Err(Code::NotFound.failure(format!("kill {id}: the process is {}", process.state)));
+        }
+        // The pid is ours until we reap it, so no other process can be hit.
+        sys::kill(process.pid, signal).map_err(|error| Code::Unknown.failure(format!("kill {id}: {error}")))?;
+        self.thaw_to_die(&id, signal);
+        done()
+    }
+
+    /// A frozen process dies of SIGKILL only once it is thawed.
+    pub(crate) fn thaw_to_die(&mut self, id: &str, signal: i32) {
+        let Ok(container) = self.container(id) else { return };
+        if signal == SIGKILL && container.init.state == State::Paused {
+            container.init.report(Event::Resume);
+            if self.freeze(None, id, false).is_err()
+                && let Ok(container) = self.container(id)
+            {
+                container.init.report(Event::ResumeFailed);
+            }
+        }
+    }
+
+    fn freeze(&mut self, call: Option<Call>, id: &str, frozen: bool) -> Result<(), Failure> {
+        let (root, container) = (self.root(), id.to_owned());
+        let job = Job::Freeze { call, container: container.clone(), frozen };
+        self.work(job, &[], Box::new(move || ops::freeze(&root, &container, frozen)))
+    }
+
+    /// Task.Pause
+    pub(crate) fn pause(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: task::PauseRequest = decode(payload)?;
+        self.process(&request.id, "")?.advance(Event::Pause)?;
+        let asked = self.freeze(Some(call), &request.id, true);
+        asked.inspect_err(|_| self.reported(&request.id, Event::PauseFailed))?;
+        Ok(None)
+    }
+
+    /// Task.Resume
+    pub(crate) fn resume(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: task::ResumeRequest = decode(payload)?;
+        self.process(&request.id, "")?.advance(Event::Resume)?;
+        let asked = self.freeze(Some(call), &request.id, false);
+        asked.inspect_err(|_| self.reported(&request.id, Event::ResumeFailed))?;
+        Ok(None)
+    }
+
+    fn reported(&mut self, id: &str, event: Event) {
+        if let Ok(container) = self.container(id) {
+            container.init.report(event);
+        }
+    }
+
+    /// Task.Pids
+    pub(crate) fn pids(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: task::PidsRequest = decode(payload)?;
+        let container = self.container(&request.id)?;
+        let execs: Vec<_> = container.execs.iter().map(|exec| (exec.pid, exec.exec_id.clone())).collect();
+        let root = self.root();
+        self.work(Job::Answer { call }, &[], Box::new(move || ops::pids(&root, &request.id, &execs)))?;
+        Ok(None)
+    }
+
+    /// Task.ResizePty
+    pub(crate) fn resize_pty(&mut self, _: Call, payload: &[u8]) -> Outcome {
+        let request: task::ResizePtyRequest = decode(payload)?;
+        let io = self.process(&request.id, &request.exec_id)?.io;
+        let clamp = |size: u32| size.min(u32::from(u16::MAX)) as u16;
+        self.streams.resize(io, clamp(request.width), clamp(request.height))?;
+        done()
+    }
+
+    /// Task.CloseIO
+    pub(crate) fn close_io(&mut self, _: Call, payload: &[u8]) -> Outcome {
+        let request: task::CloseIoRequest = decode(payload)?;
+        let io = self.process(&request.id, &request.exec_id)?.io;
+        if request.stdin {
+            self.streams.close_stdin(&self.reactor, io);
+        }
+        done()
+    }
+
+    /// Task.Update
+    pub(crate) fn update(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: task::UpdateTaskRequest = decode(payload)?;
+        self.container(&request.id)?;
+        let Some(resources) = request.resources else {
+            return Err(Code::InvalidArgument.failure(format!("update {}: no resources are given", request.id)));
+        };
+        let root = self.root();
+        let body = Box::new(move || ops::update(&root, &request.id, &resources.value));
+        self.work(Job::Answer { call }, &[], body)?;
+        Ok(None)
+    }
+
+    /// Task.Wait
+    pub(crate) fn wait(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: task::WaitRequest = decode(payload)?;
+        let process = self.process(&request.id, &request.exec_id)?;
+        if process.exit.is_some() {
+            let (exit_status, exited_at) = exit_fields(&process.exit);
+            return answered(&task::WaitResponse { exit_status, exited_at });
+        }
+        process.waiters.push(call);
+        if process.waiters.len() > MAX_WAITERS {
+            let mut waiters = std::mem::take(&mut process.waiters);
+            waiters.retain(|call| self.is_connected(*call));
+            let full = waiters.len() > MAX_WAITERS;
+            if full {
+                waiters.pop();
+            }
+            self.process(&request.id, &request.exec_id)?.waiters = waiters;
+            if full {
+                let text = format!("wait for {}: {MAX_WAITERS} others wait already", request.id);
+                return Err(Code::ResourceExhausted.failure(text));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Task.Stats
+    pub(crate) fn stats(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: task::StatsRequest = decode(payload)?;
+        let oom_file = self.container(&request.id)?.oom_file.clone();
+        let root = self.root();
+        self.work(Job::Answer { call }, &[], Box::new(move || ops::stats(&root, &request.id, &oom_file)))?;
+        Ok(None)
+    }
+
+    /// Task.Connect
+    pub(crate) fn connect(&mut self, _: Call, payload: &[u8]) -> Outcome {
+        let request: task::ConnectRequest = decode(payload)?;
+        let task_pid = self.container(&request.id).map_or(0, |container| container.init.pid as u32);
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        answered(&task::ConnectResponse { shim_pid: std::process::id(), task_pid, version })
+    }
+
+    /// Task.Delete
+    pub(crate) fn delete(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: task::DeleteRequest = decode(payload)?;
+        let (id, exec) = (request.id, request.exec_id);
+        if !exec.is_empty() {
+            return self.delete_exec(&id, &exec);
+        }
+        let container = self.container(&id)?;
+        container.init.advance(Event::Delete)?;
+        container.deleting = Some(call);
+        if container.init.exit.is_none() {
+            // Created and never started: cleared up when it is reaped. It cannot fail to be there.
+            let _ = sys::kill(container.init.pid, SIGKILL);
+            return Ok(None);
+        }
+        let asked = self.delete_by_worker(&id);
+        asked.inspect_err(|_| self.reported(&id, Event::DeleteFailed))?;
+        Ok(None)
+    }
+
+    fn delete_by_worker(&mut self, id: &str) -> Result<(), Failure> {
+        let call = self.container(id)?.deleting.take();
+        let (root, container) = (self.root(), id.to_owned());
+        let job = Job::Delete { call, container: container.clone() };
+        self.work(job, &[], Box::new(move || ops::delete(&root, &container)))
+    }
+
+    fn delete_exec(&mut self, id: &str, exec: &str) -> Outcome {
+        self.process(id, exec)?.advance(Event::Delete)?;
+        let container = self.container(id)?;
+        let Some(at) = container.execs.iter().position(|process| process.exec_id == exec) else { return done() };
+        let process = container.execs.remove(at);
+        let (exit_status, exited_at) = exit_fields(&process.exit);
+        self.streams.release(&self.reactor, process.io);
+        self.turn_away(process.waiters, id);
+        answered(&task::DeleteResponse { pid: process.pid as u32, exit_status, exited_at })
+    }
+
+    fn turn_away(&mut self, waiters: Vec<Call>, id: &str) {
+        for call in waiters {
+            self.answer(call, Err(Code::NotFound.failure(format!("container {id}: deleted"))));
+        }
+    }
+
+    /// Forgets a container with all that belongs to it.
+    pub(crate) fn forget_container(&mut self, id: &str) {
+        let Some(at) = self.containers.iter().position(|container| container.id == id) else { return };
+        let container = self.containers.remove(at);
+        for process in container.execs.into_iter().chain([container.init]) {
+            self.streams.release(&self.reactor, process.io);
+            self.turn_away(process.waiters, id);
+        }
+    }
+
+    /// A child was reaped. False if it is no process of a container.
+    pub(crate) fn process_died(&mut self, pid: i32, exit: Exit) -> bool {
+        let is_it = |process: &Process| process.pid == pid && process.exit.is_none();
+        let found = self.containers.iter().find_map(|container| {
+            let processes = std::iter::once(&container.init).chain(&container.execs);
+            let process = processes.into_iter().find(|process| is_it(process))?;
+            Some((container.id.clone(), process.exec_id.clone()))
+        });
+        let Some((id, exec)) = found else { return false };
+        self.process_ended(&id, &exec, exit);
+        true
+    }
+
+    /// A process has ended: everything it said is in its log and its exit is on disk before anyone is told.
+    fn process_ended(&mut self, id: &str, exec: &str, exit: Exit) {
+        let Ok(process) = self.process(id, exec) else { return };
+        process.exit = Some(exit);
+        process.report(Event::Exited);
+        let (io, waiters) = (process.io, std::mem::take(&mut process.waiters));
+        self.streams.exited(&self.reactor, io);
+        if exec.is_empty() {
+            self.record_exit(id, &exit);
+        }
+        let (exit_status, exited_at) = exit_fields(&Some(exit));
+        let answer = task::WaitResponse { exit_status, exited_at }.encode_to_vec();
+        for call in waiters {
+            self.answer(call, Ok(answer.clone()));
+        }
+        if exec.is_empty() {
+            self.init_ended(id);
+        }
+    }
+
+    fn record_exit(&mut self, id: &str, exit: &Exit) {
+        let Ok(container) = self.container(id) else { return };
+        let oom_killed = exits::oom_kills(&container.oom_file) > 0;
+        if let Err(error) = exits::record(&container.bundle, container.init.pid, exit, oom_killed) {
+            // Whoever waits is told all the same: a full disk must not hang the pod.
+            eprintln!("record the exit of {id} in {}: {error}", container.bundle.display());
+        }
+    }
+
+    /// A container's first process has ended: what it leaves running is killed, and who cares is called.
+    fn init_ended(&mut self, id: &str) {
+        let Ok(container) = self.container(id) else { return };
+        if container.init.state == State::Deleting {
+            if let Err(failure) = self.delete_by_worker(id) {
+                self.delete_done(None, id, Err(failure));
+            }
+            return;
+        }
+        if !container.own_pid_namespace {
+            let (root, container) = (self.root(), id.to_owned());
+            let body = Box::new(move || ops::kill_all(&root, &container, SIGKILL));
+            if let Err(failure) = self.work(Job::Quiet, &[], body) {
+                eprintln!("kill what {id} left running: {}", failure.message);
+            }
+        }
+        self.sandbox.call_tender();
+    }
+
+    /// A worker has reported.
+    pub(crate) fn job_done(&mut self, job: Job, result: Result<Vec<u8>, Failure>) {
+        match job {
+            Job::Create { call, container, ends } => self.create_done(call, &container, ends, result),
+            Job::Start { call, container } => self.start_done(call, &container, result),
+            Job::Exec { call, container, exec, ends } => self.exec_done(call, &container, &exec, ends, result),
+            Job::Freeze { call, container, frozen } => {
+                let event = match (frozen, result.is_ok()) {
+                    (true, true) => Event::Paused,
+                    (true, false) => Event::PauseFailed,
+                    (false, true) => Event::Resumed,
+                    (false, false) => Event::ResumeFailed,
+                };
+                self.reported(&container, event);
+                if let Some(call) = call {
+                    self.answer(call, result);
+                }
+            }
+            Job::Delete { call, container } => self.delete_done(call, &container, result),
+            Job::Answer { call } => self.answer(call, result),
+            Job::Quiet => {}
+            Job::PodCgroup { call } => self.pod_cgroup_done(call, result),
+            Job::Release => self.release_done(result),
+        }
+    }
+
+    fn decoded(result: Result<Vec<u8>, Failure>) -> Result<Created, Failure> {
+        let malformed = || Code::Internal.failure("the worker's report is malformed".into());
+        Created::decode(&result?).ok_or_else(malformed)
+    }
+
+    fn create_done(&mut self, call: Call, id: &str, ends: OurEnds, result: Result<Vec<u8>, Failure>) {
+        let created = match Self::decoded(result) {
+            Ok(created) => created,
+            Err(failure) => {
+                self.forget_container(id);
+                return self.answer(call, Err(failure));
+            }
+        };
+        let Ok(container) = self.container(id) else { return };
+        container.own_pid_namespace = created.own_pid_namespace;
+        container.oom_file = created.oom_file;
+        container.init.pid = created.pid;
+        container.init.report(Event::Created);
+        let io = container.init.io;
+        if let Err(failure) = self.streams.connect(&self.reactor, io, ends) {
+            // Without its streams it is of no use to anyone; it is killed, and deleted like any other.
+            let _ = sys::kill(created.pid, SIGKILL);
+            return self.answer(call, Err(failure));
+        }
+        self.claim(created.pid);
+        self.answer(call, Ok(task::CreateTaskResponse { pid: created.pid as u32 }.encode_to_vec()));
+    }
+
+    /// The child may have died before its worker told us that it is ours.
+    fn claim(&mut self, pid: i32) {
+        if let Some(at) = self.unclaimed.iter().position(|(other, _)| *other == pid) {
+            let (_, exit) = self.unclaimed.swap_remove(at);
+            self.process_died(pid, exit);
+        }
+    }
+
+    fn start_done(&mut self, call: Call, id: &str, result: Result<Vec<u8>, Failure>) {
+        match result {
+            Ok(_) => {
+                self.reported(id, Event::Started);
+                let pid = self.container(id).map_or(0, |container| container.init.pid as u32);
+                self.answer(call, Ok(task::StartResponse { pid }.encode_to_vec()));
+            }
+            Err(failure) => {
+                self.start_failed(id, "");
+                self.answer(call, Err(failure));
+            }
+        }
+    }
+
+    fn exec_done(&mut self, call: Call, id: &str, exec: &str, ends: OurEnds, result: Result<Vec<u8>, Failure>) {
+        let outcome = Self::decoded(result).and_then(|created| {
+            let process = self.process(id, exec)?;
+            process.pid = created.pid;
+            process.report(Event::Started);
+            let io = process.io;
+            self.streams.connect(&self.reactor, io, ends).inspect_err(|_| {
+                let _ = sys::kill(created.pid, SIGKILL);
+            })?;
+            self.claim(created.pid);
+            Ok(created.pid as u32)
+        });
+        match outcome {
+            Ok(pid) => self.answer(call, Ok(task::StartResponse { pid }.encode_to_vec())),
+            Err(failure) => {
+                if self.process(id, exec).is_ok_and(|process| process.pid == 0) {
+                    self.start_failed(id, exec);
+                }
+                self.answer(call, Err(failure));
+            }
+        }
+    }
+
+    fn delete_done(&mut self, call: Option<Call>, id: &str, result: Result<Vec<u8>, Failure>) {
+        let Ok(container) = self.container(id) else { return };
+        let call = call.or_else(|| container.deleting.take());
+        let (exit_status, exited_at) = exit_fields(&container.init.exit);
+        let answer = task::DeleteResponse { pid: container.init.pid as u32, exit_status, exited_at };
+        let result = match result {
+            Ok(_) => {
+                self.forget_container(id);
+                Ok(answer.encode_to_vec())
+            }
+            Err(failure) => {
+                container.init.report(Event::DeleteFailed);
+                Err(failure)
+            }
+        };
+        if let Some(call) = call {
+            self.answer(call, result);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_could_be_paths_are_refused() {
+        for id in ["web", "a.b-c_d+1", &"f".repeat(64)] {
+            assert!(check_id("container id", id).is_ok(), "{id}");
+        }
+        for id in ["", ".", "..", "a/b", "-x", "a b", "a\n", &"f".repeat(MAX_ID + 1)] {
+            assert_eq!(check_id("container id", id).unwrap_err().code, Code::InvalidArgument, "{id}");
+        }
+    }
+}

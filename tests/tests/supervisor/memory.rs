@@ -1,0 +1,41 @@
+//! Size is a promise: what a pod costs in memory, all of its own processes counted.
+
+use crate::pod::Pod;
+use coracle_proto::coracle::{NamespaceMode, SandboxOptions};
+use std::fs;
+use std::time::Duration;
+
+/// Proportional set size of the supervisor with one container, and of the first process of a shared PID namespace.
+const BUDGET_KB: u64 = 700;
+
+fn pss(pid: i32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("Pss");
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn a_pod_with_one_container_costs_less_than_its_budget() {
+    for (what, pid) in [("container", NamespaceMode::Container), ("pod", NamespaceMode::Pod)] {
+        let mut pod = Pod::with(SandboxOptions { pid: pid.into(), ..Default::default() });
+        // After real work: output, an exec, statistics.
+        pod.run("web", &["sh", "-c", "seq 1 20000; sleep 1000"]);
+        let heard = pod.exec("web", "one", &["seq", "1", "20000"], false).listen_to_the_end();
+        assert!(heard.ended);
+        pod.wait("web", "one");
+        pod.delete("web", "one").unwrap();
+        let mut total = pss(pod.pid);
+        println!("pid namespace of the {what}: supervisor at work {total} kB");
+        std::thread::sleep(Duration::from_millis(1500));
+        total = pss(pod.pid);
+        print!("pid namespace of the {what}: supervisor at rest {total} kB");
+        if let Some(init) = pod.sandbox_status().info.get("pid_ns_pid") {
+            let init = pss(init.parse().unwrap());
+            print!(", first process {init} kB");
+            total += init;
+        }
+        println!();
+        assert!(total < BUDGET_KB, "{total} kB of {BUDGET_KB}");
+        pod.shutdown();
+    }
+}
