@@ -233,3 +233,47 @@ fn relay(mut client: &TcpStream, request: &Request, upstream: &str, fault: Fault
     std::thread::sleep(stall);
     Ok(())
 }
+
+/// A forward proxy that takes `CONNECT` only, and leads every tunnel to one server, whatever it was asked for.
+#[derive(Debug)]
+pub struct Tunnels {
+    listener: Listener,
+    targets: Arc<Mutex<Vec<String>>>,
+}
+
+impl Tunnels {
+    /// Starts one that leads to the server at `upstream`.
+    pub fn start(upstream: &str) -> Tunnels {
+        let targets: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (seen, upstream) = (targets.clone(), upstream.to_owned());
+        let listener = Listener::start(move |stream| {
+            let Ok(Some(request)) = Request::read(&stream) else { return };
+            seen.lock().expect("the list of targets").push(format!("{} {}", request.method, request.target));
+            let _ = tunnel(stream, &upstream);
+        });
+        Tunnels { listener, targets }
+    }
+
+    /// `http://127.0.0.1:PORT`
+    pub fn url(&self) -> String {
+        format!("http://{}", self.listener.address)
+    }
+
+    /// The request lines so far: `CONNECT HOST:PORT`.
+    pub fn targets(&self) -> Vec<String> {
+        self.targets.lock().expect("the list of targets").clone()
+    }
+}
+
+/// Passes bytes both ways until either side is done.
+fn tunnel(mut client: TcpStream, upstream: &str) -> io::Result<()> {
+    let mut server = TcpStream::connect(upstream)?;
+    client.write_all(b"HTTP/1.1 200 connected\r\n\r\n")?;
+    let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
+    std::thread::spawn(move || {
+        let _ = io::copy(&mut from_client, &mut to_server);
+        let _ = to_server.shutdown(Shutdown::Write);
+    });
+    io::copy(&mut server, &mut client)?;
+    client.shutdown(Shutdown::Both)
+}

@@ -136,7 +136,7 @@ fn configuration(dir: &Path, options: &Options<'_>) -> String {
          delete: {{enabled: true}}\nhttp:\n  addr: 127.0.0.1:0\n"
     );
     if let Some(authority) = options.tls {
-        let (cert, key) = authority.issue("registry", "IP:127.0.0.1,DNS:localhost");
+        let (cert, key) = authority.issue("registry", "IP:127.0.0.1,DNS:localhost,DNS:registry.test");
         let clients = match options.client_certs {
             true => format!(", clientcas: [{}]", authority.cert().display()),
             false => String::new(),

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use coracle_rootfs::auth::SearchPath;
 use coracle_rootfs::progress::Silent;
-use coracle_rootfs::registry::{Retry, Timeouts};
+use coracle_rootfs::registry::{ProxySettings, Retry, Timeouts};
 use coracle_rootfs::{
     Credentials, Descriptor, Digest, ErrorKind, Keyring, Progress, ProgressEvent, Reference, Registry, RegistryConfig,
     Source,
 };
-use coracle_tests::http::{Fault, Proxy, Request, Response, Server};
+use coracle_tests::http::{Fault, Proxy, Request, Response, Server, Tunnels};
 use coracle_tests::image::Layout;
 use coracle_tests::registry::{Authority, Options, Registry as TestRegistry};
 use coracle_tests::token::{self, TokenService};
@@ -58,6 +58,7 @@ fn config() -> RegistryConfig {
         hosts_dir: Vec::new(),
         timeouts: Timeouts { connect: Duration::from_secs(5), stall: Duration::from_secs(2) },
         retry: Retry { attempts: 4, base: Duration::from_millis(20), limit: Duration::from_millis(100) },
+        proxies: ProxySettings::default(),
         ..RegistryConfig::default()
     }
 }
@@ -619,6 +620,23 @@ fn a_mirror_that_dies_in_the_middle_is_continued_by_the_registry() {
     fetch(&*source(certs_d.config(), &upstream.name("app:v1"), Credentials::Anonymous), &Silent).unwrap();
     let ranges = dying.requests().iter().filter(|request| !request.header("range").is_empty()).count();
     assert!(ranges <= 2, "a mirror that is down is not asked for ever: {ranges}");
+}
+
+#[test]
+fn a_proxy_leads_to_registries_that_cannot_be_reached_otherwise() {
+    let images = images();
+    let authority = Authority::create();
+    let registry = TestRegistry::start_with(&Options { tls: Some(&authority), ..Options::default() });
+    registry.push(&images.layout, "small", "app:v1", &[]);
+    let tunnels = Tunnels::start(&registry.host());
+    let proxies = ProxySettings { https: Some(tunnels.url()), ..ProxySettings::default() };
+    let config = RegistryConfig { extra_cas: vec![authority.cert()], proxies: proxies.clone(), ..config() };
+    fetch(&*source(config.clone(), "registry.test/app:v1", Credentials::Anonymous), &Silent).unwrap();
+    assert!(tunnels.targets().iter().all(|target| target == "CONNECT registry.test:443"), "{:?}", tunnels.targets());
+
+    let exception = ProxySettings { no_proxy: Some("test".into()), ..proxies };
+    let direct = RegistryConfig { proxies: exception, ..config };
+    assert_failure(failure(direct, "registry.test/app:v1"), ErrorKind::Unavailable, &["registry registry.test", "DNS"]);
 }
 
 #[test]

@@ -44,7 +44,8 @@ impl Subject<'_> {
         let body = read_some(response.into_body());
         let said = ServerError::parse(&body);
         let words = said.as_ref().map(|said| format!(": {}", said.words())).unwrap_or_default();
-        let line = format!("{status} {reason}{words}");
+        let wait = retry_after.map(|wait| format!("; try again in {} s", wait.as_secs())).unwrap_or_default();
+        let line = format!("{status} {reason}{words}{wait}");
         let code = said.map(|said| said.code).unwrap_or_default();
         let (kind, hint) = self.meaning(status, &code, &body);
         let error = self.error(kind, line);

@@ -43,6 +43,7 @@ use crate::source::{Descriptor, MANIFEST_LIMIT, Source, media_type};
 
 use blob::BlobReader;
 use endpoint::{Endpoint, Get};
+pub use proxy::ProxySettings;
 use retry::Failure;
 pub use retry::Retry;
 use transport::Transport;
@@ -65,8 +66,8 @@ pub struct RegistryConfig {
     pub timeouts: Timeouts,
     /// How often to try.
     pub retry: Retry,
-    /// Heed `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
-    pub use_proxies: bool,
+    /// Which proxies to go through; by default those of the environment.
+    pub proxies: ProxySettings,
 }
 
 /// How long to wait for what.
@@ -88,7 +89,7 @@ impl Default for RegistryConfig {
             user_agent: concat!("coracle/", env!("CARGO_PKG_VERSION")).into(),
             timeouts: Timeouts { connect: Duration::from_secs(20), stall: Duration::from_secs(30) },
             retry: Retry::default(),
-            use_proxies: true,
+            proxies: ProxySettings::from_env(),
         }
     }
 }

@@ -11,6 +11,44 @@ use ureq::Proxy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hosts::is_loopback;
 
+/// Proxies as they are configured: URLs, and the list of exceptions.
+#[derive(Clone, Default)]
+pub struct ProxySettings {
+    /// For https.
+    pub https: Option<String>,
+    /// For plain http.
+    pub http: Option<String>,
+    /// Who is reached without.
+    pub no_proxy: Option<String>,
+}
+
+impl ProxySettings {
+    /// From this process's environment.
+    pub fn from_env() -> ProxySettings {
+        ProxySettings::from(|name| std::env::var(name).ok())
+    }
+
+    fn from(variable: impl Fn(&str) -> Option<String>) -> ProxySettings {
+        let get = |name: &str| {
+            let names = [name.to_owned(), name.to_ascii_lowercase()];
+            names.iter().find_map(|name| variable(name).filter(|value| !value.is_empty()))
+        };
+        let all = get("ALL_PROXY");
+        ProxySettings {
+            https: get("HTTPS_PROXY").or_else(|| all.clone()),
+            http: get("HTTP_PROXY").or(all),
+            no_proxy: get("NO_PROXY"),
+        }
+    }
+}
+
+/// URLs of proxies may hold passwords.
+impl std::fmt::Debug for ProxySettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ProxySettings(https: {}, http: {})", self.https.is_some(), self.http.is_some())
+    }
+}
+
 /// Which proxy serves which URL.
 #[derive(Debug, Clone, Default)]
 pub struct Proxies {
@@ -34,24 +72,15 @@ enum What {
 }
 
 impl Proxies {
-    /// From this process's environment.
-    pub fn from_env() -> Result<Proxies> {
-        Proxies::from(|name| std::env::var(name).ok())
-    }
-
-    fn from(variable: impl Fn(&str) -> Option<String>) -> Result<Proxies> {
-        let get = |name: &str| {
-            let names = [name.to_owned(), name.to_ascii_lowercase()];
-            names
-                .into_iter()
-                .find_map(|name| variable(&name).filter(|value| !value.is_empty()).map(|value| (name, value)))
-        };
-        let proxy = |name: &str| get(name).or_else(|| get("ALL_PROXY")).map(parse_proxy).transpose();
-        let exceptions = get("NO_PROXY").map(|(_, list)| list.split(',').filter_map(parse_exception).collect());
+    /// Makes sense of the settings.
+    pub fn new(settings: &ProxySettings) -> Result<Proxies> {
+        let parse = |name, url: &Option<String>| url.as_deref().map(|url| parse_proxy(name, url)).transpose();
+        let exceptions =
+            settings.no_proxy.iter().flat_map(|list| list.split(',')).filter_map(parse_exception).collect();
         Ok(Proxies {
-            http: proxy("HTTP_PROXY")?,
-            https: proxy("HTTPS_PROXY")?,
-            exceptions: exceptions.unwrap_or_default(),
+            http: parse("HTTP_PROXY", &settings.http)?,
+            https: parse("HTTPS_PROXY", &settings.https)?,
+            exceptions,
         })
     }
 
@@ -63,16 +92,16 @@ impl Proxies {
     }
 }
 
-fn parse_proxy((name, value): (String, String)) -> Result<Proxy> {
+fn parse_proxy(name: &str, url: &str) -> Result<Proxy> {
     let invalid = |why: &str| {
         // The URL may hold a password, so it is not shown.
-        Error::new(ErrorKind::Invalid, format!("environment variable {name}: {why}"))
+        Error::new(ErrorKind::Invalid, format!("{name} or ALL_PROXY: {why}"))
             .hint("as in http://proxy.example:3128; unset it to go without")
     };
-    if value.starts_with("socks") {
+    if url.starts_with("socks") {
         return Err(invalid("SOCKS proxies are not supported"));
     }
-    Proxy::new(&value).map_err(|_| invalid("is not the URL of a proxy"))
+    Proxy::new(url).map_err(|_| invalid("is not the URL of a proxy"))
 }
 
 fn parse_exception(text: &str) -> Option<Exception> {
@@ -137,7 +166,9 @@ mod tests {
     use super::*;
 
     fn proxies(variables: &[(&str, &str)]) -> Result<Proxies> {
-        Proxies::from(|name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
+        let find =
+            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        Proxies::new(&ProxySettings::from(find))
     }
 
     #[test]

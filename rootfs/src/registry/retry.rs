@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, ProgressEvent};
 
-/// A server may ask for at most this much patience; what it asks for beyond is cut, and the attempts run out.
+/// A server may ask for at most this much patience. Whoever must wait longer should rather be told.
 const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(60);
 
 /// Bounds of trying again.
@@ -48,7 +48,8 @@ impl From<Error> for Failure {
 impl Retry {
     /// Sleeps before attempt number `next` (2, 3, ...), or gives the error back if there shall be none.
     pub fn wait(&self, failure: Failure, next: u32, what: &str, progress: &dyn Progress) -> Result<()> {
-        if !failure.transient || next > self.attempts {
+        let too_long = failure.retry_after.is_some_and(|asked| asked > RETRY_AFTER_LIMIT);
+        if !failure.transient || next > self.attempts || too_long {
             return Err(failure.error);
         }
         let delay = self.delay(next, failure.retry_after);
@@ -63,7 +64,7 @@ impl Retry {
         let doubled = self.base.saturating_mul(1 << next.saturating_sub(2).min(16)).min(self.limit);
         let chance = RandomState::new().hash_one(next) % 1000;
         let jittered = doubled / 2 + (doubled / 2).mul_f64(chance as f64 / 1000.0);
-        asked.map_or(jittered, |asked| asked.max(jittered).min(RETRY_AFTER_LIMIT))
+        asked.map_or(jittered, |asked| asked.max(jittered))
     }
 }
 
@@ -111,7 +112,6 @@ mod tests {
             assert!((low..=high).contains(&delay), "{next}: {delay} ms");
         }
         assert_eq!(retry.delay(2, Some(Duration::from_secs(7))), Duration::from_secs(7));
-        assert_eq!(retry.delay(2, Some(Duration::from_secs(7000))), RETRY_AFTER_LIMIT);
     }
 
     #[test]
@@ -122,6 +122,8 @@ mod tests {
         assert!(retry.wait(failure(true), 2, "a", &Silent).is_ok());
         assert!(retry.wait(failure(true), 3, "a", &Silent).is_err());
         assert!(retry.wait(failure(false), 2, "a", &Silent).is_err());
+        let asked = Failure { retry_after: Some(Duration::from_secs(3600)), ..failure(true) };
+        assert!(retry.wait(asked, 2, "a", &Silent).is_err(), "an hour is for the user to wait");
     }
 
     #[test]

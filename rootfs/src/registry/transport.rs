@@ -75,7 +75,7 @@ struct Route {
 impl Transport {
     /// No connection is made yet.
     pub fn new(host: Host, config: Arc<RegistryConfig>) -> Result<Transport> {
-        let proxies = if config.use_proxies { Proxies::from_env()? } else { Proxies::default() };
+        let proxies = Proxies::new(&config.proxies)?;
         Ok(Transport { host, config, proxies, agents: Mutex::default() })
     }
 
