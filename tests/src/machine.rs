@@ -86,6 +86,8 @@ pub struct Machine {
     netns: Netns,
     /// Every pod id ever seen here: what the ids name outside is the machine's own.
     ids: Mutex<BTreeSet<String>>,
+    /// The cgroups above those of its pods; empty ones go with the machine.
+    parents: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Machine {
@@ -95,7 +97,7 @@ impl Machine {
     /// When the programs were not built, or without root.
     pub fn new() -> Machine {
         let dir = tempfile::Builder::new().prefix("coracle-test.").tempdir().expect("make a scratch place");
-        let machine = Machine { dir, netns: Netns::new(), ids: Mutex::default() };
+        let machine = Machine { dir, netns: Netns::new(), ids: Mutex::default(), parents: Mutex::default() };
         eprintln!("machine in {}; nsenter --net={}", machine.dir.path().display(), machine.netns.path());
         let archive = machine.path("busybox.tar");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/busybox-image");
@@ -253,6 +255,8 @@ impl Machine {
     pub fn learn_ids(&self) {
         let pods = self.pods();
         self.ids().extend(pods);
+        let parents = self.cgroups().into_iter().filter_map(|pod| pod.parent().map(Path::to_owned));
+        self.parents.lock().unwrap_or_else(PoisonError::into_inner).extend(parents);
     }
 
     /// Everything of the machine's that is there, a line each: mounts, cgroups, processes, interfaces, nftables rules
@@ -382,6 +386,10 @@ impl Drop for Machine {
                 break;
             }
             std::thread::sleep(POLL);
+        }
+        for parent in self.parents.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            // One that is not empty is somebody else's as well.
+            let _ = fs::remove_dir(parent);
         }
     }
 }
