@@ -45,6 +45,14 @@ impl Netns {
         made.join().expect("the thread that makes a network namespace")
     }
 
+    /// The one a process is in.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    pub fn of(pid: Pid) -> Netns {
+        Netns(File::open(format!("/proc/{pid}/ns/net")).expect("open a process's network namespace"))
+    }
+
     /// Runs `work` in a thread of this namespace; programs it starts are in it, too.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {

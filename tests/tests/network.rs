@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use coracle_tests::machine::{Machine, sh, until};
+use coracle_tests::machine::{Machine, Netns, sh, until};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 const UPLINK: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -110,10 +110,19 @@ fn a_host_port_can_be_udp_and_limited_to_an_address() {
     let list = ports(
         "{containerPort: 53, hostPort: 5353, protocol: UDP}, {containerPort: 80, hostPort: 8081, hostIP: 127.0.0.1}",
     );
-    let script = format!("nc -u -l -p 53 -e cat & {}", server("web", 80));
-    machine.ok(&["run", "-d", &machine.script_pod("web", &script, &list)]);
+    machine.ok(&["run", "-d", &machine.script_pod("web", &server("web", 80), &list)]);
     assert_eq!(machine.run(|| ask(Ipv4Addr::LOCALHOST, 8081)), "web");
     outside.run(|| try_ask(UPLINK, 8081)).expect_err("only the machine itself gets there");
+    // Debian's busybox has no server of UDP; one of our own in the pod's network does as well.
+    let id = machine.view("web")["id"].as_str().unwrap().to_owned();
+    let pod = Netns::of(machine.supervisor(&id).unwrap());
+    let echo = pod.run(|| UdpSocket::bind("0.0.0.0:53").unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 16];
+        while let Ok((len, from)) = echo.recv_from(&mut buffer) {
+            let _ = echo.send_to(&buffer[..len], from);
+        }
+    });
     outside.run(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect((UPLINK, 5353)).unwrap();
@@ -161,6 +170,7 @@ fn a_subnet_in_use_is_refused_by_the_name_of_its_route() {
     let machine = Machine::new();
     let _outside = machine.outside();
     machine.sh("ip route add 10.88.7.0/24 via 192.0.2.2");
+    machine.ok(&["doctor"]); // makes the folders of the state
     let before = machine.traces();
     let error = machine.fails(&["run", "-d", &machine.script_pod("web", "sleep 1000", "")]);
     assert!(error.contains("10.88.0.0/16") && error.contains("10.88.7.0/24 by up0"), "{error}");
