@@ -7,6 +7,7 @@ pub mod http;
 pub mod image;
 pub mod machine;
 pub mod registry;
+pub mod rig;
 pub mod token;
 pub mod ttrpc;
 
