@@ -61,6 +61,8 @@ pub enum Command {
     Rmi(cmd::rmi::Rmi),
     /// Load images from an archive
     Load(cmd::load::Load),
+    /// Save images to an archive
+    Save(cmd::save::Save),
     /// Remove what crashes and removals have left, and layers that nothing uses
     Gc(cmd::gc::Gc),
     /// Tell what crashes have left and what this machine lacks

@@ -18,6 +18,9 @@ use crate::out::{self, Format};
 /// Changes nothing; `coracle gc` clears what can be cleared. The exit code is 1 if something was found.
 #[derive(Debug, Args)]
 pub struct Doctor {
+    /// Read all files of all image layers, too, and tell which are damaged
+    #[arg(long)]
+    images: bool,
     /// How to write the list
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -29,14 +32,18 @@ pub struct Doctor {
 struct Report {
     machine: Vec<String>,
     findings: Vec<Finding>,
+    images: Vec<String>,
 }
 
 impl Doctor {
     /// Looks and tells.
     pub async fn run(&self, app: &App) -> Result<ExitCode> {
         let engine = app.engine()?;
-        let report = Report { machine: machine(), findings: engine.doctor().await? };
-        let well = report.machine.is_empty() && report.findings.is_empty();
+        let mut report = Report { machine: machine(), findings: engine.doctor().await?, images: Vec::new() };
+        if self.images {
+            report.images = engine.store().verify()?.iter().map(ToString::to_string).collect();
+        }
+        let well = report.machine.is_empty() && report.findings.is_empty() && report.images.is_empty();
         match self.output {
             Format::Json => out::json(&report)?,
             _ if well => out::line("all is well")?,
@@ -48,7 +55,7 @@ impl Doctor {
 
 impl Report {
     fn print(&self) -> Result<()> {
-        self.machine.iter().try_for_each(out::line)?;
+        self.machine.iter().chain(&self.images).try_for_each(out::line)?;
         self.findings.iter().try_for_each(|finding| out::line(finding.to_string()))?;
         match self.findings.iter().any(Finding::clearable) {
             true => out::line("`coracle gc` clears what can be cleared"),

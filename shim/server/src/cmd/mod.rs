@@ -19,6 +19,7 @@ pub mod pull;
 pub mod rm;
 pub mod rmi;
 pub mod run;
+pub mod save;
 pub mod stop;
 pub mod tend;
 pub mod version;
@@ -50,6 +51,7 @@ async fn dispatch(app: &App, command: Command) -> Result<ExitCode> {
         Command::Images(args) => args.run(app),
         Command::Rmi(args) => args.run(app),
         Command::Load(args) => args.run(app),
+        Command::Save(args) => args.run(app),
         Command::Gc(args) => args.run(app).await,
         Command::Doctor(args) => args.run(app).await,
         Command::Version(args) => args.run(app),
