@@ -447,6 +447,9 @@ impl Supervisor {
     pub(crate) fn stop_sandbox(&mut self, call: Call, payload: &[u8]) -> Outcome {
         let request: sandbox::StopSandboxRequest = decode(payload)?;
         self.sandbox.check_id(&request.sandbox_id)?;
+        if self.sandbox.phase == Phase::Stopped {
+            return done();
+        }
         self.sandbox.stop_calls.push(call);
         self.begin_stop(Duration::from_secs(request.timeout_secs.into()));
         Ok(None)

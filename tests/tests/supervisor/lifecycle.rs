@@ -129,7 +129,7 @@ fn an_exec_that_cannot_start_says_why_and_has_ended() {
 #[test]
 fn a_hundred_waits_are_all_answered() {
     let mut pod = Pod::new();
-    pod.run("web", &["sh", "-c", "read line; exit 9"]);
+    pod.run("web", &["sleep", "1000"]);
     let request = WaitRequest { id: "web".into(), exec_id: String::new() };
     let mut clients: Vec<_> = (0..50).map(|_| pod.another_client()).collect();
     let mut calls = Vec::new();

@@ -107,7 +107,7 @@ impl Pod {
             assert_eq!((time.len(), &time[10..11], &time[29..]), (30, "T", "Z"), "{line}");
             rest.to_owned()
         };
-        text.lines().map(line).collect()
+        text.split_terminator('\n').map(line).collect()
     }
 
     /// Writes a bundle with busybox as its root and returns Create's request.
