@@ -1,5 +1,7 @@
 //! From the profile to what each architecture does with each range of system call numbers.
 
+use std::ops::Range;
+
 use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall};
 
 use super::{
@@ -61,37 +63,44 @@ pub(super) struct Architecture {
     pub ranges: Vec<(u32, Outcome)>,
 }
 
-/// A rule of the profile for one number.
-struct Entry {
-    number: u32,
-    rule: Rule,
-}
+/// The rules of a profile; entries name them by their place here, since most calls share a few.
+type Rules = Vec<Rule>;
 
 /// One ABI while its rules are gathered.
-#[derive(Default)]
 struct Abi {
-    entries: Vec<Entry>,
+    /// System call numbers, each with a rule; in the profile's order.
+    entries: Vec<(u32, u32)>,
     /// The highest number that the profile names, whatever it says of it.
     last: u32,
+    /// True where the upper half of arguments counts.
+    wide: bool,
 }
+
+/// Room for the calls that a usual profile names.
+const USUAL_CALLS: usize = 512;
 
 /// Resolves a profile for this machine's architectures.
 pub(super) fn architectures(profile: &LinuxSeccomp) -> Result<Vec<Architecture>, Error> {
     let default = verdict(profile.default_action(), profile.default_errno_ret(), "defaultErrnoRet")?;
     let listed = |arch| profile.architectures().iter().flatten().any(|a| *a == arch);
     let (with_x32, with_i386) = (listed(Arch::ScmpArchX32), listed(Arch::ScmpArchX86));
-    let (mut x86_64, mut x32, mut i386) = (Abi::default(), Abi::default(), Abi::default());
+    let (mut x86_64, mut x32, mut i386) = (Abi::new(true), Abi::new(false), Abi::new(false));
+    let mut rules = Rules::new();
     for (at, syscall) in profile.syscalls().iter().flatten().enumerate() {
-        let (action, rules) = rules_of(syscall, at)?;
-        let redundant = action == default;
+        let (action, new) = rules_of(syscall, at)?;
+        let first = rules.len() as u32;
+        if action != default {
+            rules.extend(new);
+        }
+        let new = first..rules.len() as u32;
         for numbers in syscall.names().iter().filter_map(|name| table::lookup(name)) {
-            x86_64.add(numbers.x86_64, &rules, redundant, true);
+            x86_64.add(numbers.x86_64(), new.clone());
             if with_x32 {
-                x32.add(numbers.x32, &rules, redundant, false);
+                x32.add(numbers.x32(), new.clone());
             }
             if with_i386 {
-                i386.add(numbers.i386, &rules, redundant, false);
-                i386.add_carried(numbers, &rules, redundant);
+                i386.add(numbers.i386(), new.clone());
+                i386.add_carried(numbers, new.clone(), &mut rules);
             }
         }
     }
@@ -102,9 +111,9 @@ pub(super) fn architectures(profile: &LinuxSeccomp) -> Result<Vec<Architecture>,
     );
     let newer = if permissive { default } else { RET_ENOSYS };
     let mut ranges = Vec::new();
-    x86_64.into_ranges(0, default, newer, &mut ranges);
+    x86_64.ranges(&rules, 0, default, newer, &mut ranges);
     if with_x32 {
-        x32.into_ranges(X32_BIT, default, newer, &mut ranges);
+        x32.ranges(&rules, X32_BIT, default, newer, &mut ranges);
     } else {
         push(&mut ranges, X32_BIT, Outcome::Return(BAD_ARCHITECTURE));
         // -1 is no x32 call: a tracer sets it to have a call skipped.
@@ -113,54 +122,58 @@ pub(super) fn architectures(profile: &LinuxSeccomp) -> Result<Vec<Architecture>,
     let mut all = vec![Architecture { audit: AUDIT_X86_64, ranges }];
     if with_i386 {
         let mut ranges = Vec::new();
-        i386.into_ranges(0, default, newer, &mut ranges);
+        i386.ranges(&rules, 0, default, newer, &mut ranges);
         all.push(Architecture { audit: AUDIT_I386, ranges });
     }
     Ok(all)
 }
 
 impl Abi {
-    fn add(&mut self, number: Option<u32>, rules: &[Rule], redundant: bool, wide: bool) {
+    fn new(wide: bool) -> Abi {
+        Abi { entries: Vec::with_capacity(USUAL_CALLS), last: 0, wide }
+    }
+
+    fn add(&mut self, number: Option<u32>, rules: Range<u32>) {
         let Some(number) = number else { return };
         self.last = self.last.max(number);
-        if !redundant {
-            self.entries.extend(rules.iter().map(|rule| Entry { number, rule: rule.with_width(wide) }));
-        }
+        self.entries.extend(rules.map(|rule| (number, rule)));
     }
 
     /// i386: the same rules for the call that carries this one, the first argument selecting it.
-    fn add_carried(&mut self, numbers: &Numbers, rules: &[Rule], redundant: bool) {
-        let Some((carrier, selector)) = numbers.i386_through else { return };
-        if redundant {
-            return;
-        }
+    fn add_carried(&mut self, numbers: &Numbers, new: Range<u32>, rules: &mut Rules) {
+        let Some((carrier, selector)) = numbers.i386_through() else { return };
         let test = Test::Equal { mask: u64::MAX, value: selector.into(), negated: false };
-        let selects = Condition { index: 0, test, wide: false };
-        for rule in rules {
-            let mut rule = rule.with_width(false);
-            rule.conditions.retain(|condition| condition.index != 0);
-            rule.conditions.insert(0, selects);
-            self.entries.push(Entry { number: carrier, rule });
+        for rule in new {
+            let Rule { conditions, verdict } = &rules[rule as usize];
+            let others = conditions.iter().filter(|condition| condition.index != 0);
+            let conditions = [Condition { index: 0, test, wide: false }].iter().chain(others).copied().collect();
+            let verdict = *verdict;
+            self.entries.push((carrier, rules.len() as u32));
+            rules.push(Rule { conditions, verdict });
         }
     }
 
     /// The ranges from `first` on: named calls, the default between them, and ENOSYS (or the default) beyond the last.
-    fn into_ranges(mut self, first: u32, default: u32, newer: u32, ranges: &mut Vec<(u32, Outcome)>) {
-        // Stable, so that the rules of one call keep the profile's order.
-        self.entries.sort_by_key(|entry| entry.number);
+    fn ranges(mut self, rules: &Rules, first: u32, default: u32, newer: u32, ranges: &mut Vec<(u32, Outcome)>) {
+        // By number, then in the profile's order.
+        self.entries.sort_unstable();
         push(ranges, first, Outcome::Return(default));
-        let mut entries = self.entries.into_iter().peekable();
-        while let Some(Entry { number, rule }) = entries.next() {
-            let mut rules = vec![rule];
-            while let Some(next) = entries.next_if(|next| next.number == number) {
-                rules.push(next.rule);
-            }
-            push(ranges, number, outcome(rules, default));
-            push(ranges, number + 1, Outcome::Return(default));
+        for same in self.entries.chunk_by(|a, b| a.0 == b.0) {
+            push(ranges, same[0].0, self.outcome(same, rules, default));
+            push(ranges, same[0].0 + 1, Outcome::Return(default));
         }
         // A profile that names no call of this ABI says nothing about which calls it knows.
         if self.last != 0 {
             push(ranges, self.last + 1, Outcome::Return(newer));
+        }
+    }
+
+    /// What the rules of one call come to.
+    fn outcome(&self, entries: &[(u32, u32)], rules: &Rules, otherwise: u32) -> Outcome {
+        let own = || entries.iter().map(|(_, rule)| &rules[*rule as usize]);
+        match own().find(|rule| rule.conditions.is_empty()) {
+            Some(unconditional) => Outcome::Return(unconditional.verdict),
+            None => Outcome::Check { rules: own().map(|rule| rule.with_width(self.wide)).collect(), otherwise },
         }
     }
 }
@@ -172,13 +185,6 @@ fn push(ranges: &mut Vec<(u32, Outcome)>, start: u32, outcome: Outcome) {
     }
     if ranges.last().is_none_or(|(_, last)| *last != outcome) {
         ranges.push((start, outcome));
-    }
-}
-
-fn outcome(rules: Vec<Rule>, otherwise: u32) -> Outcome {
-    match rules.iter().find(|rule| rule.conditions.is_empty()) {
-        Some(unconditional) => Outcome::Return(unconditional.verdict),
-        None => Outcome::Check { rules, otherwise },
     }
 }
 

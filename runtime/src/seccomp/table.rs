@@ -4,7 +4,7 @@
 //! the lists of the `syscalls` crate one after the other would take longer than everything else together.
 
 /// Calls of x86_64 whose number differs on x32: those that pass pointers to structures of pointers or longs.
-const X32_OWN: &[(&str, u32)] = &[
+const X32_OWN: &[(&str, i16)] = &[
     ("rt_sigaction", 512),
     ("rt_sigreturn", 513),
     ("ioctl", 514),
@@ -59,7 +59,7 @@ const NOT_ON_X32: &[&str] = &[
 ];
 
 /// i386 calls that can also be made through `socketcall` (102), with their number there.
-const SOCKETCALL: &[(&str, u32)] = &[
+const SOCKETCALL: &[(&str, u8)] = &[
     ("socket", 1),
     ("bind", 2),
     ("connect", 3),
@@ -83,7 +83,7 @@ const SOCKETCALL: &[(&str, u32)] = &[
 ];
 
 /// i386 calls that can also be made through `ipc` (117), with their number there.
-const IPC: &[(&str, u32)] = &[
+const IPC: &[(&str, u8)] = &[
     ("semop", 1),
     ("semget", 2),
     ("semctl", 3),
@@ -99,29 +99,51 @@ const IPC: &[(&str, u32)] = &[
 ];
 
 /// The i386 calls that carry others.
-pub(super) const NR_SOCKETCALL: u32 = 102;
-pub(super) const NR_IPC: u32 = 117;
+const NR_SOCKETCALL: u8 = 102;
+const NR_IPC: u8 = 117;
 /// Marks the numbers of x32 among those of x86_64.
 pub(super) const X32_BIT: u32 = 0x4000_0000;
 
-/// The numbers of one name.
+/// The numbers of one name, small: a cold start reads the table from page to page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Numbers {
     name: &'static str,
-    pub x86_64: Option<u32>,
-    /// With [`X32_BIT`].
-    pub x32: Option<u32>,
-    pub i386: Option<u32>,
-    /// i386: the call that carries this one too, and the first argument that selects it there.
-    pub i386_through: Option<(u32, u32)>,
+    /// -1 where the ABI has no such call.
+    x86_64: i16,
+    /// Without [`X32_BIT`].
+    x32: i16,
+    i386: i16,
+    /// i386: the call that carries this one too (0: none), and the first argument that selects it there.
+    carrier: u8,
+    selector: u8,
 }
 
 impl Numbers {
-    const EMPTY: Numbers = Numbers { name: "", x86_64: None, x32: None, i386: None, i386_through: None };
+    const EMPTY: Numbers = Numbers { name: "", x86_64: -1, x32: -1, i386: -1, carrier: 0, selector: 0 };
+
+    /// On x86_64.
+    pub fn x86_64(&self) -> Option<u32> {
+        u32::try_from(self.x86_64).ok()
+    }
+
+    /// On x32, with [`X32_BIT`].
+    pub fn x32(&self) -> Option<u32> {
+        u32::try_from(self.x32).ok().map(|number| number | X32_BIT)
+    }
+
+    /// On i386, made directly.
+    pub fn i386(&self) -> Option<u32> {
+        u32::try_from(self.i386).ok()
+    }
+
+    /// On i386, the call that carries this one too, and the first argument that selects it there.
+    pub fn i386_through(&self) -> Option<(u32, u32)> {
+        (self.carrier != 0).then_some((self.carrier.into(), self.selector.into()))
+    }
 }
 
-/// A power of two with enough room that probing stays short (some 530 names).
-const SLOTS: usize = 2048;
+/// A power of two with room enough that probing stays short (some 530 names).
+const SLOTS: usize = 1024;
 
 static TABLE: [Numbers; SLOTS] = build();
 
@@ -182,8 +204,8 @@ const fn build() -> [Numbers; SLOTS] {
             let name = call.name();
             let at = slot(&table, name);
             table[at].name = name;
-            table[at].x86_64 = Some(number as u32);
-            table[at].x32 = if contains(NOT_ON_X32, name) { None } else { Some(number as u32 | X32_BIT) };
+            table[at].x86_64 = number as i16;
+            table[at].x32 = if contains(NOT_ON_X32, name) { -1 } else { number as i16 };
         }
         number += 1;
     }
@@ -193,14 +215,14 @@ const fn build() -> [Numbers; SLOTS] {
             let name = call.name();
             let at = slot(&table, name);
             table[at].name = name;
-            table[at].i386 = Some(number as u32);
+            table[at].i386 = number as i16;
         }
         number += 1;
     }
     number = 0;
     while number < X32_OWN.len() {
         let at = slot(&table, X32_OWN[number].0);
-        table[at].x32 = Some(X32_OWN[number].1 | X32_BIT);
+        table[at].x32 = X32_OWN[number].1;
         number += 1;
     }
     table = add_carried(table, SOCKETCALL, NR_SOCKETCALL);
@@ -209,15 +231,16 @@ const fn build() -> [Numbers; SLOTS] {
 
 const fn add_carried(
     mut table: [Numbers; SLOTS],
-    list: &'static [(&'static str, u32)],
-    carrier: u32,
+    list: &'static [(&'static str, u8)],
+    carrier: u8,
 ) -> [Numbers; SLOTS] {
     let mut at = 0;
     while at < list.len() {
         let (name, selector) = list[at];
         let slot = slot(&table, name);
         table[slot].name = name;
-        table[slot].i386_through = Some((carrier, selector));
+        table[slot].carrier = carrier;
+        table[slot].selector = selector;
         at += 1;
     }
     table
@@ -231,7 +254,7 @@ mod tests {
     fn names_have_the_numbers_of_each_abi() {
         let numbers = |name| {
             let n = lookup(name).unwrap();
-            (n.x86_64, n.x32.map(|n| n & !X32_BIT), n.i386, n.i386_through)
+            (n.x86_64(), n.x32().map(|n| n & !X32_BIT), n.i386(), n.i386_through())
         };
         assert_eq!(numbers("read"), (Some(0), Some(0), Some(3), None));
         assert_eq!(numbers("ioctl"), (Some(16), Some(514), Some(54), None));
@@ -247,10 +270,10 @@ mod tests {
     #[test]
     fn every_call_of_the_crate_is_found_under_its_name() {
         for call in syscalls::x86_64::Sysno::iter() {
-            assert_eq!(lookup(call.name()).unwrap().x86_64, Some(call.id() as u32), "{call}");
+            assert_eq!(lookup(call.name()).unwrap().x86_64(), Some(call.id() as u32), "{call}");
         }
         for call in syscalls::x86::Sysno::iter() {
-            assert_eq!(lookup(call.name()).unwrap().i386, Some(call.id() as u32), "{call}");
+            assert_eq!(lookup(call.name()).unwrap().i386(), Some(call.id() as u32), "{call}");
         }
     }
 
@@ -258,7 +281,7 @@ mod tests {
     fn the_lists_of_exceptions_name_calls_that_exist() {
         let names = X32_OWN.iter().map(|(name, _)| *name).chain(NOT_ON_X32.iter().copied());
         for name in names {
-            assert!(lookup(name).is_some_and(|n| n.x86_64.is_some()), "{name}");
+            assert!(lookup(name).is_some_and(|n| n.x86_64().is_some()), "{name}");
         }
     }
 }

@@ -68,7 +68,7 @@ fn number_of(name: &str, arch: Arch) -> Option<u32> {
     match arch {
         Arch::X86_64 => syscalls::x86_64::Sysno::from_str(name).ok().map(|n| n.id() as u32),
         Arch::I386 => syscalls::x86::Sysno::from_str(name).ok().map(|n| n.id() as u32),
-        Arch::X32 => table::lookup(name).and_then(|n| n.x32),
+        Arch::X32 => table::lookup(name).and_then(|n| n.x32()),
     }
 }
 
@@ -146,7 +146,7 @@ fn meaning(profile: &LinuxSeccomp, call: &Call) -> u32 {
                 conditional.get_or_insert(verdict);
             }
         }
-        let carried = table::lookup(name).and_then(|n| n.i386_through).filter(|_| arch == Arch::I386);
+        let carried = table::lookup(name).and_then(|n| n.i386_through()).filter(|_| arch == Arch::I386);
         if let Some((carrier, selector)) = carried
             && carrier == call.number
             && call.args[0] as u32 == selector
