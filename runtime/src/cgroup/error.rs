@@ -1,4 +1,5 @@
-//! What can go wrong with cgroups: each message names the operation and the object; the source follows by the chain.
+//! What can go wrong with cgroups: each message is one line with the operation, the object and
+//! the kernel's words.
 
 use std::{io, path::PathBuf};
 
@@ -6,17 +7,17 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or directory of cgroupfs (or of /proc) refused an operation.
-    #[error("{operation} {}", path.display())]
+    #[error("{operation} {}: {cause}", path.display())]
     Io {
         /// What was done.
         operation: &'static str,
         /// To what.
         path: PathBuf,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The kernel refused the value of one field.
-    #[error("set {field}: write {value:?} to {}{hint}", path.display())]
+    #[error("set {field}: write {value:?} to {}: {cause}{hint}", path.display())]
     Set {
         /// The field of the OCI configuration.
         field: String,
@@ -27,7 +28,7 @@ pub enum Error {
         /// The likely cause, when it is known; empty otherwise.
         hint: &'static str,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A limit is asked for and nothing on this host can enforce it.
     #[error("{field} cannot be enforced: cgroup controller {controller} {why}")]
@@ -107,8 +108,8 @@ fn list(pids: &[i32]) -> String {
 }
 
 impl Error {
-    pub(super) fn io(operation: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
-        Error::Io { operation, path: path.into(), source }
+    pub(super) fn io(operation: &'static str, path: impl Into<PathBuf>, cause: io::Error) -> Self {
+        Error::Io { operation, path: path.into(), cause }
     }
 
     pub(super) fn refused(field: impl Into<String>, why: impl Into<String>) -> Self {
@@ -118,7 +119,7 @@ impl Error {
     /// The errno underneath, when the kernel gave one.
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
-            Error::Io { source, .. } | Error::Set { source, .. } => source.raw_os_error(),
+            Error::Io { cause, .. } | Error::Set { cause, .. } => cause.raw_os_error(),
             _ => None,
         }
     }

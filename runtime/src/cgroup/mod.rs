@@ -206,9 +206,9 @@ impl Cgroup {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound && write.optional => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(self.missing(write)),
-            Err(source) => {
-                let hint = hint(write, &source);
-                Err(Error::Set { field: write.field.clone(), value, path, hint, source })
+            Err(cause) => {
+                let hint = hint(write, &cause);
+                Err(Error::Set { field: write.field.clone(), value, path, hint, cause })
             }
         }
     }

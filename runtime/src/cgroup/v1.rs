@@ -121,12 +121,12 @@ fn write_devices(directory: &Path, writes: &[(bool, String)]) -> Result<()> {
             Some(file) => file,
             None => slot.insert(OpenOptions::new().write(true).open(path).map_err(|e| Error::io("open", path, e))?),
         };
-        put_to(file, text).map_err(|source| Error::Set {
+        put_to(file, text).map_err(|cause| Error::Set {
             field: "linux.resources.devices".to_owned(),
             value: text.clone(),
             path: path.clone(),
-            hint: device_hint(&source),
-            source,
+            hint: device_hint(&cause),
+            cause,
         })?;
     }
     Ok(())

@@ -46,14 +46,14 @@ pub enum Error {
     #[error("linux.seccomp: the profile compiles to {0} instructions, and the kernel takes {limit}", limit = assemble::MAX_INSTRUCTIONS)]
     TooLong(usize),
     /// The kernel refused the filter.
-    #[error("load seccomp filter of {instructions} instructions{hint}")]
+    #[error("load seccomp filter of {instructions} instructions: {cause}{hint}")]
     Load {
         /// Length of the program.
         instructions: usize,
         /// The likely cause, when it is known; empty otherwise.
         hint: &'static str,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -87,15 +87,15 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Program, Error> {
 ///
 /// Without CAP_SYS_ADMIN in the caller's user namespace, `no_new_privs` must be set before.
 pub fn load(program: &Program) -> Result<Option<OwnedFd>, Error> {
-    sys::load(&program.instructions, program.flags).map_err(|source| Error::Load {
+    sys::load(&program.instructions, program.flags).map_err(|cause| Error::Load {
         instructions: program.instructions.len(),
-        hint: match source.raw_os_error() {
+        hint: match cause.raw_os_error() {
             Some(libc::EACCES) => " (without CAP_SYS_ADMIN it needs noNewPrivileges)",
             Some(libc::EINVAL) => " (a flag or an action that this kernel does not know)",
             Some(libc::EBUSY) => " (another filter with a listener is in force)",
             _ => "",
         },
-        source,
+        cause,
     })
 }
 

@@ -392,6 +392,6 @@ fn a_notifying_filter_gives_a_listener() {
 
 #[test]
 fn loading_without_the_right_says_what_is_missing() {
-    let error = Error::Load { instructions: 3, hint: " (x)", source: io::Error::from_raw_os_error(libc::EACCES) };
-    assert_eq!(error.to_string(), "load seccomp filter of 3 instructions (x)");
+    let error = Error::Load { instructions: 3, hint: " (x)", cause: io::Error::from_raw_os_error(libc::EACCES) };
+    assert_eq!(error.to_string(), "load seccomp filter of 3 instructions: Permission denied (os error 13) (x)");
 }
