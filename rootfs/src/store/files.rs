@@ -14,15 +14,23 @@ const UNFINISHED: &str = ".new-";
 
 /// Writes a file by a synced temporary one and a rename.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let replaced = replace(path, bytes, |file| file.sync_all()).and_then(|directory| directory.sync_all());
+    replaced.map_err(|err| Error::io(format!("write {}", path.display()), err))
+}
+
+/// As [`write`], for what need not survive a power cut: readers still see all of it or nothing.
+pub(crate) fn write_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, bytes, |_| Ok(())).map(drop).map_err(|err| Error::io(format!("write {}", path.display()), err))
+}
+
+/// Puts a file in place by a rename, and gives its directory.
+fn replace(path: &Path, bytes: &[u8], settle: impl FnOnce(&File) -> io::Result<()>) -> io::Result<File> {
     let directory = path.parent().expect("files are in directories");
-    let write = || {
-        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(directory)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        File::open(directory)?.sync_all()
-    };
-    write().map_err(|err| Error::io(format!("write {}", path.display()), err))
+    let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(directory)?;
+    file.write_all(bytes)?;
+    settle(file.as_file())?;
+    file.persist(path)?;
+    File::open(directory)
 }
 
 /// Writes a value as JSON.

@@ -1,7 +1,8 @@
 //! Leases: what someone outside of the store uses. The engine holds one for each container.
 //!
 //! `leases/ID` has an image's id and layers, one digest a line. A lease is taken before a snapshot is made and dropped
-//! after its last mount is gone; it survives the process that took it, and a reboot.
+//! after its last mount is gone; it survives the process that took it, and an orderly reboot. A power
+//! cut may take it, as it takes its holder.
 
 use std::path::PathBuf;
 
@@ -50,7 +51,8 @@ impl Store {
         if let Some(fixup) = &image.record.fixup {
             text += &format!("fixup {fixup}\n");
         }
-        files::write(&path, text.as_bytes())
+        // Who holds it does not outlive a power cut, so neither need the lease: a container's start waits for no disk.
+        files::write_unsynced(&path, text.as_bytes())
     }
 
     /// All leases.
