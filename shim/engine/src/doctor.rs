@@ -171,15 +171,20 @@ impl Engine {
 
     /// Clears what [`Engine::doctor`] finds and can be cleared. One failure does not stop the rest.
     pub async fn gc(&self) -> Result<Vec<Action>> {
-        let mut actions = Vec::new();
-        // Clearing a pod makes some of the rest void and uncovers the other: look again until nothing new is found.
+        let mut actions: Vec<Action> = Vec::new();
+        // Clearing a pod makes some of the rest void and uncovers other: look again until nothing new is found. Each
+        // clearing is idempotent and meets what it was found to be, or nothing: ids are never used again.
         loop {
             let engine = self.clone();
-            let found = blocking(move || engine.look()).await?;
-            let seen = |f: &Finding| actions.iter().any(|a: &Action| a.finding == *f);
-            let Some(finding) = found.into_iter().find(|f| f.clearable() && !seen(f)) else { return Ok(actions) };
-            let error = self.clear(&finding).await.err().map(|e| chain(&e));
-            actions.push(Action { finding, error });
+            let mut found = blocking(move || engine.look()).await?;
+            found.retain(|f| f.clearable() && !actions.iter().any(|a| a.finding == *f));
+            if found.is_empty() {
+                return Ok(actions);
+            }
+            for finding in found {
+                let error = self.clear(&finding).await.err().map(|e| chain(&e));
+                actions.push(Action { finding, error });
+            }
         }
     }
 

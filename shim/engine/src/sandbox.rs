@@ -53,7 +53,11 @@ impl Engine {
         let spawned = supervisor::spawn(&self.paths.supervisor, &pod, &record.id, self.config.deadlines.spawn);
         undo.begin(Step::Shm);
         let (config, size, dir, name) = (record.config.clone(), self.config.shm_size, pod.clone(), hostname.to_owned());
-        let files = blocking(move || write_files(&dir, &config, &name, size));
+        let (engine, id) = (self.clone(), record.id.clone());
+        let files = blocking(move || {
+            engine.own_data(&id)?;
+            write_files(&dir, &config, &name, size)
+        });
         let (spawned, written) = tokio::join!(spawned, files);
         spawned.and(written)?;
 

@@ -32,6 +32,8 @@ const MAX_PROFILE: u64 = 4 << 20;
 /// Entries of the host's /dev that a privileged container gets are looked for this deep.
 const MAX_DEV_DEPTH: usize = 6;
 
+const MOUNTINFO: &str = "/proc/self/mountinfo";
+
 /// Paths that are hidden (containerd's list).
 const MASKED: [&str; 12] = [
     "/proc/acpi",
@@ -265,6 +267,9 @@ fn volume_mount(volume: &Mount) -> Result<(String, Value)> {
     if let Err(e) = fs::metadata(&volume.host_path) {
         return Err(Error::io("find the source of a volume", &volume.host_path)(e));
     }
+    if let Some(why) = propagation_refused(volume)? {
+        return Err(bad(&why));
+    }
     let propagation = match volume.propagation {
         Propagation::Private => "rprivate",
         Propagation::HostToContainer => "rslave",
@@ -272,6 +277,37 @@ fn volume_mount(volume: &Mount) -> Result<(String, Value)> {
     };
     let access = if volume.readonly { "ro" } else { "rw" };
     bind(&target, &volume.host_path, &["rbind", propagation, access])
+}
+
+/// Why the propagation asked for could not work: the mount that holds the source must take part in it.
+fn propagation_refused(volume: &Mount) -> Result<Option<String>> {
+    let wanted: &[&str] = match volume.propagation {
+        Propagation::Private => return Ok(None),
+        Propagation::HostToContainer => &["shared:", "master:"],
+        Propagation::Bidirectional => &["shared:"],
+    };
+    let source = volume.host_path.canonicalize().map_err(Error::io("resolve", &volume.host_path))?;
+    let mounts = fs::read_to_string(MOUNTINFO).map_err(Error::io("read", MOUNTINFO))?;
+    let (point, flags) = mount_of(&mounts, &source).unwrap_or_default();
+    let takes_part = flags.split(' ').any(|flag| wanted.iter().any(|w| flag.starts_with(w)));
+    Ok((!takes_part).then(|| {
+        format!(
+            "{:?} propagation needs a shared mount, and {point} is private (mount --make-rshared {point})",
+            volume.propagation
+        )
+    }))
+}
+
+/// The mountpoint that holds `path`, and its optional fields, as mountinfo tells them.
+fn mount_of(mountinfo: &str, path: &Path) -> Option<(String, String)> {
+    let line = |line: &str| {
+        let left = line.split_once(" - ")?.0;
+        let mut fields = left.splitn(7, ' ');
+        let point = fields.nth(4)?.replace("\\040", " ");
+        Some((point, fields.nth(1).unwrap_or_default().to_owned()))
+    };
+    // The last of the deepest: mounts stack.
+    mountinfo.lines().filter_map(line).filter(|(p, _)| path.starts_with(p)).max_by_key(|(p, _)| p.len())
 }
 
 /// The devices of the host, for a privileged container; what the runtime makes itself is left out.
@@ -372,6 +408,16 @@ mod tests {
             let config = ContainerConfig { mounts: vec![volume(bad)], ..super::tests::config() };
             assert!(super::tests::spec(&config, &SandboxConfig::default()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn propagation_that_cannot_work_is_refused() {
+        let mountinfo = "20 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda rw\n\
+                         21 20 0:5 / /mnt rw - tmpfs tmpfs rw\n22 20 0:6 / /mnt/sl rw master:7 - tmpfs tmpfs rw";
+        let of = |path: &str| mount_of(mountinfo, Path::new(path)).unwrap();
+        assert_eq!(of("/etc/x"), ("/".into(), "shared:1".into()));
+        assert_eq!(of("/mnt/a"), ("/mnt".into(), String::new()));
+        assert_eq!(of("/mnt/sl/b"), ("/mnt/sl".into(), "master:7".into()));
     }
 
     #[test]
