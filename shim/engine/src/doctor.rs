@@ -231,17 +231,27 @@ impl Engine {
                 Err(e) if e.is_not_found() => true,
                 Err(e) => return Err(e),
             };
-            if begun && !self.maker_lives(&folder)? && self.still_begun(id, &container) {
+            if begun && !self.maker_lives(&folder)? && self.still_begun(id, &container)? {
                 found.push(Finding::InterruptedContainer { sandbox: id.to_owned(), id: container });
             }
         }
         Ok(())
     }
 
-    fn still_begun(&self, sandbox: &str, id: &str) -> bool {
+    /// Asked after its maker was found dead. A folder without a record yet may be in the hands of a living maker that has
+    /// not got to its lock; it makes folder, lock and record in one section, so the section tells.
+    fn still_begun(&self, sandbox: &str, id: &str) -> Result<bool> {
+        let folder = self.paths.container(sandbox, id);
         match self.container_record(sandbox, id) {
-            Ok(r) => matches!(r.state, ContainerState::Creating | ContainerState::Removing),
-            Err(_) => self.paths.container(sandbox, id).is_dir(),
+            Ok(r) => Ok(matches!(r.state, ContainerState::Creating | ContainerState::Removing)),
+            Err(_) if !folder.is_dir() => Ok(false),
+            Err(_) => {
+                let Ok(_section) = lock::section(&self.paths.pod(sandbox).join("section"), true) else {
+                    return Ok(false); // the pod is gone meanwhile
+                };
+                let recorded = self.container_record(sandbox, id).is_ok();
+                Ok(!recorded && folder.is_dir() && !self.maker_lives(&folder)?)
+            }
         }
     }
 

@@ -109,11 +109,17 @@ pub(crate) fn unmount(path: &Path) -> Result<()> {
 
 /// Removes a folder with all that is in it; a folder that is not there is removed already.
 ///
-/// A mount inside of it would let this delete what it must not; the caller has unmounted, and a tmpfs or volume that is
-/// still busy makes the removal fail with EBUSY.
+/// A process that is just ending may still write a file while the folder is emptied; then it is emptied again. A mount
+/// inside of it would let this delete what it must not; the caller has unmounted, and a tmpfs or volume that is still
+/// busy makes the removal fail with EBUSY.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
-        _ => Ok(()),
+    const ATTEMPTS: u32 = 10;
+    for attempt in 1.. {
+        match fs::remove_dir_all(path) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty && attempt < ATTEMPTS => {}
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", path)(e)),
+            _ => break,
+        }
     }
+    Ok(())
 }
