@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use coracle_engine::lock::LifeLock;
 use coracle_engine::{ContainerFilter, ContainerState, Engine};
 
 use super::first_error;
@@ -56,6 +57,8 @@ impl Rm {
 /// Removes a pod; what runs of it is killed.
 pub async fn remove(engine: &Engine, found: &Found) -> Result<()> {
     stop(engine, found, Some(Duration::ZERO)).await?;
+    // Whoever tends it sees the wish to stop and leaves; until then it may still be writing into what goes here.
+    let _tender = last_tender(engine, &found.sandbox).await;
     let logs = engine.sandbox_status(&found.sandbox)?.config.log_directory;
     engine.remove_sandbox(&found.sandbox).await?;
     // Only what we laid out ourselves; over CRI the logs are the client's.
@@ -68,4 +71,21 @@ pub async fn remove(engine: &Engine, found: &Found) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Waits until nobody tends the pod any more, and holds that off. One who does not leave is not waited for for ever.
+async fn last_tender(engine: &Engine, sandbox: &str) -> Option<LifeLock> {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    const LOOK: Duration = Duration::from_millis(10);
+    let taken = async {
+        loop {
+            match engine.tend(sandbox) {
+                Ok(None) => tokio::time::sleep(LOOK).await,
+                Ok(lock) => return lock,
+                // A pod that is gone already; what follows says so.
+                Err(_) => return None,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, taken).await.unwrap_or(None)
 }

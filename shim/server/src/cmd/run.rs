@@ -93,7 +93,7 @@ impl Run {
             match result {
                 Ok(pod) => started.push(pod),
                 Err(error) => {
-                    undo(&engine, &uid, &started).await;
+                    undo(&engine, &uid, started).await;
                     return Err(error);
                 }
             }
@@ -235,9 +235,10 @@ async fn start(app: &App, engine: &Engine, kept: Kept) -> Result<Started> {
 
 /// Removes what was started: a file's pods come up together or not at all. Why they did not is the error that
 /// matters; what cannot be removed now is found by `coracle doctor`.
-async fn undo(engine: &Engine, uid: &str, started: &[Started]) {
-    for pod in started {
-        let _ = rm::remove(engine, &pod.found).await;
+async fn undo(engine: &Engine, uid: &str, started: Vec<Started>) {
+    for Started { found, tender, .. } in started {
+        drop(tender); // or the removal would wait for us
+        let _ = rm::remove(engine, &found).await;
     }
     let Ok(sandboxes) = engine.list_sandboxes(&SandboxFilter::default()) else { return };
     for sandbox in sandboxes.into_iter().filter(|sandbox| sandbox.config.uid == uid) {

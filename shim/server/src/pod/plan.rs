@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -199,17 +199,11 @@ fn mounts(pod: &Pod, container: &Container, volumes_dir: &Path) -> Result<Vec<Mo
     Ok(out)
 }
 
-/// Makes the pod's emptyDirs and what its hostPaths promise to make.
-pub fn prepare_volumes(pod: &Pod, volumes_dir: &Path) -> Result<()> {
+/// Makes the pod's emptyDirs, by the engine, which knows whose they are, and what its hostPaths promise to make.
+pub fn prepare_volumes(pod: &Pod, empty_dir: impl Fn(&str) -> Result<()>) -> Result<()> {
     for volume in &pod.volumes {
         match &volume.source {
-            Source::EmptyDir => {
-                let dir = volumes_dir.join(&volume.name);
-                // World-writable whatever the umask, as kubelet's: any user of a container may own the data.
-                make_dir(&dir, 0o755)?;
-                fs::set_permissions(&dir, fs::Permissions::from_mode(0o777))
-                    .with_context(|| format!("set the mode of {}", dir.display()))?;
-            }
+            Source::EmptyDir => empty_dir(&volume.name).with_context(|| format!("volume {}", volume.name))?,
             Source::HostPath { path, kind } => {
                 host_path(Path::new(path), *kind).with_context(|| format!("volume {}", volume.name))?;
             }
@@ -291,11 +285,15 @@ mod tests {
     }
 
     #[test]
-    fn empty_dirs_are_writable_by_any_user() {
-        let dir = tempfile::tempdir().unwrap();
-        let pod = pod("{containers: [{name: c, image: b}], volumes: [{name: v, emptyDir: {}}]}");
-        prepare_volumes(&pod, dir.path()).unwrap();
-        let mode = fs::metadata(dir.path().join("v")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o7777, 0o777);
+    fn each_empty_dir_is_asked_for_by_name() {
+        let asked = std::cell::RefCell::new(Vec::new());
+        let pod =
+            pod("{containers: [{name: c, image: b}], volumes: [{name: v, emptyDir: {}}, {name: w, emptyDir: {}}]}");
+        let empty_dir = |name: &str| {
+            asked.borrow_mut().push(name.to_owned());
+            Ok(())
+        };
+        prepare_volumes(&pod, empty_dir).unwrap();
+        assert_eq!(*asked.borrow(), ["v", "w"]);
     }
 }

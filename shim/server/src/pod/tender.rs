@@ -165,7 +165,8 @@ impl Tender {
         self.clear_up(history).await?;
         let attempt = history.next_attempt();
         let volumes = self.engine.paths().volumes(&self.sandbox);
-        plan::prepare_volumes(&self.kept.pod, &volumes).with_context(context)?;
+        let empty_dir = |name: &str| Ok(self.engine.make_volume(&self.sandbox, name).map(drop)?);
+        plan::prepare_volumes(&self.kept.pod, empty_dir).with_context(context)?;
         let image = self.kept.images.get(name).map(String::as_str).unwrap_or(&container.image);
         let config = plan::container(&self.kept.pod, &container, attempt, image, &volumes).with_context(context)?;
         let id = self.engine.create_container(&self.sandbox, config).await.with_context(context)?;
