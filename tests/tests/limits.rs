@@ -1,0 +1,57 @@
+//! Budgets as assertions. Sizes, never times: memory, processes, threads, descriptors, program sizes.
+
+use std::fs;
+use std::path::Path;
+
+use coracle_tests::machine::Machine;
+use nix::unistd::Pid;
+
+/// All of our processes for one detached pod with one container, proportional set size.
+const POD_PSS_KIB: u64 = 1536;
+/// Descriptors of a supervisor of one container: sockets, locks, pidfd, pipes, log, OOM event.
+const SUPERVISOR_FILES: usize = 32;
+/// The static programs are loaded once a pod and once a container: their size is start-up time and page cache.
+const STATIC_PROGRAM_BYTES: u64 = 3 << 20;
+/// The command carries TLS, YAML and the registry client.
+const COMMAND_BYTES: u64 = 16 << 20;
+
+fn field(pid: Pid, file: &str, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/{file}")).expect("read a process's numbers");
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {file}"));
+    line[name.len()..].split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+fn is_ours(pid: Pid) -> bool {
+    let ours = ["coracle", "coracle-oci", "containerd-shim-coracle-v1"].map(coracle_tests::bin);
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| ours.iter().any(|path| same_file(path, &exe)))
+}
+
+fn same_file(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
+
+#[test]
+fn a_detached_pod_costs_one_small_process_of_ours() {
+    let machine = Machine::new();
+    machine.ok(&["run", "-d", &machine.script_pod("small", "sleep 1000", "")]);
+    let ours: Vec<Pid> = machine.processes().into_iter().map(|(pid, _)| pid).filter(|pid| is_ours(*pid)).collect();
+    assert_eq!(ours.len(), 1, "processes of ours: {ours:?}");
+    let pss = field(ours[0], "smaps_rollup", "Pss:");
+    println!("one pod with one container: {pss} KiB of PSS");
+    assert!(pss <= POD_PSS_KIB, "{pss} KiB, at most {POD_PSS_KIB}");
+    assert_eq!(field(ours[0], "status", "Threads:"), 1);
+    let files = fs::read_dir(format!("/proc/{}/fd", ours[0])).expect("list descriptors").count();
+    assert!(files <= SUPERVISOR_FILES, "{files} descriptors, at most {SUPERVISOR_FILES}");
+}
+
+#[test]
+fn the_programs_stay_small() {
+    for (program, limit) in [
+        ("coracle-oci", STATIC_PROGRAM_BYTES),
+        ("containerd-shim-coracle-v1", STATIC_PROGRAM_BYTES),
+        ("coracle", COMMAND_BYTES),
+    ] {
+        let size = fs::metadata(coracle_tests::bin(program)).expect("the program's size").len();
+        assert!(size <= limit, "{program}: {size} bytes, at most {limit}");
+    }
+}
