@@ -161,8 +161,10 @@ impl Run {
                     let grace = interrupted.is_some().then_some(Duration::ZERO);
                     interrupted = Some(code);
                     for (found, kept) in &pods {
-                        let how = if grace.is_some() { "killing" } else { "stopping (again kills)" };
-                        eprintln!("coracle: {how} {}", kept.pod.name);
+                        match grace {
+                            None => eprintln!("coracle: stopping {} (Ctrl-C again kills it)", kept.pod.name),
+                            Some(_) => eprintln!("coracle: killing {}", kept.pod.name),
+                        }
                         let (engine, found) = (engine.clone(), found.again());
                         stops.spawn_local(async move { stop::stop(&engine, &found, grace).await });
                     }

@@ -91,15 +91,18 @@ impl Tender {
     pub async fn tend(&mut self, foreground: bool, watch: &mut dyn Watch) -> Result<End> {
         let mut told = HashSet::new();
         loop {
-            let (plan, observed) = match self.look().await {
-                Ok(seen) => seen,
-                Err(_) if self.is_gone() => return Ok(End::Gone),
-                Err(error) => return Err(error),
-            };
+            let seen = self.look().await;
+            // Asked after the look: the containers of a pod that was removed look as if they had never run.
+            if self.is_gone() {
+                return Ok(End::Gone);
+            }
+            let (plan, observed) = seen?;
             tell_ends(&observed, &mut told, watch);
             if plan.finished() {
-                self.finish().await?;
-                return Ok(End::Finished);
+                return match self.finish().await {
+                    Err(error) if !self.is_gone() => Err(error),
+                    _ => Ok(End::Finished),
+                };
             }
             if !plan.start.is_empty() {
                 for index in &plan.start {
