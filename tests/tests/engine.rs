@@ -202,6 +202,23 @@ fn what_cannot_start_says_why_and_leaves_nothing() {
 }
 
 #[test]
+fn a_start_whose_author_died_before_recording_it_is_found_by_the_next() {
+    rig(async |rig| {
+        let pod = rig.engine.run_sandbox(rig.pod("web")).await.unwrap();
+        let id = rig.engine.create_container(&pod.id, script("main", LONG)).await.unwrap();
+        let folder = rig.engine.paths().container(&pod.id, &id);
+        let before = std::fs::read(folder.join("record.json")).unwrap();
+        rig.engine.start_container(&id).await.unwrap();
+        let pid = rig.engine.container_status(&id).unwrap().pid;
+        std::fs::write(folder.join("record.json"), before).unwrap();
+        assert_eq!(rig.engine.container_status(&id).unwrap().state, ContainerState::Created);
+        rig.another().start_container(&id).await.unwrap();
+        let status = rig.engine.container_status(&id).unwrap();
+        assert_eq!((status.state, status.pid), (ContainerState::Running, pid));
+    });
+}
+
+#[test]
 fn a_name_is_one_pods_until_it_is_removed() {
     rig(async |rig| {
         let pod = rig.engine.run_sandbox(rig.pod("web")).await.unwrap();

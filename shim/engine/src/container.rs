@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_proto::ttrpc::{Code, method};
-use coracle_proto::{Empty, task, types as wire};
+use coracle_proto::{Empty, task, task_types, types as wire};
 use coracle_rootfs::{Image, MountSpec};
 use nix::sys::signal::Signal;
 
@@ -26,7 +26,7 @@ use crate::{cgroup, id, record, sandbox, signal, spec};
 const UNKNOWN_EXIT: i32 = 255;
 /// The exit code of a container whose command could not be started, as Docker and kubelet have it.
 const START_FAILED: i32 = 128;
-/// What is asked about a container whose `Wait` broke before it is given up as unknown.
+/// How the supervisor says that a container has ended.
 const EXIT_FILE: &str = "exit.json";
 
 /// What the store knows about a container's root filesystem.
@@ -134,16 +134,14 @@ impl Engine {
         let what = format!("start container {}", record.config.name);
         let deadline = Some(self.config.deadlines.create);
         let started: Result<task::StartResponse> = self.task(&sandbox, method::START, &what, &request, deadline).await;
-        match started {
-            Ok(started) => {
-                record.started_at = now();
-                record.pid = i32::try_from(started.pid).ok();
-                record.state = advance("start", &record, ContainerEvent::Started)?;
-                self.write_container(&record)
-            }
-            Err(why) => {
-                // Only a definite answer ends it; with no answer it may run, and its supervisor knows.
-                if matches!(&why, Error::Rpc { code, .. } if *code != Code::Unavailable as i32) {
+        let pid = match started {
+            Ok(started) => started.pid,
+            // With no answer it may run or not, and its supervisor will know: a retry finds out.
+            Err(why) if !definite(&why) => return Err(why),
+            // An earlier start may have succeeded without its author living to record it.
+            Err(why) => match self.running_pid(&sandbox, &id).await? {
+                Some(pid) => pid,
+                None => {
                     record.exit = Some(Exit {
                         code: START_FAILED,
                         finished_at: now(),
@@ -153,9 +151,25 @@ impl Engine {
                     });
                     record.state = advance("start", &record, ContainerEvent::Exited)?;
                     self.write_container(&record)?;
+                    return Err(why);
                 }
-                Err(why)
-            }
+            },
+        };
+        record.started_at = now();
+        record.pid = i32::try_from(pid).ok();
+        record.state = advance("start", &record, ContainerEvent::Started)?;
+        self.write_container(&record)
+    }
+
+    /// The pid of a container's init if its supervisor says that it runs.
+    async fn running_pid(&self, sandbox: &str, id: &str) -> Result<Option<u32>> {
+        let request = task::StateRequest { id: id.to_owned(), exec_id: String::new() };
+        let what = format!("ask for container {}", id::short(id));
+        let deadline = Some(self.config.deadlines.query);
+        match self.task::<_, task::StateResponse>(sandbox, method::STATE, &what, &request, deadline).await {
+            Ok(state) => Ok((state.status() == task_types::Status::Running).then_some(state.pid)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
         }
     }
 
@@ -363,6 +377,12 @@ impl Engine {
             exit,
         })
     }
+}
+
+/// Whether the supervisor itself answered: then it is done with the call.
+fn definite(error: &Error) -> bool {
+    let lost = [Code::Unavailable as i32, Code::DeadlineExceeded as i32, Code::DataLoss as i32];
+    matches!(error, Error::Rpc { code, .. } if !lost.contains(code))
 }
 
 /// The state of a container that may run, from the proofs.
