@@ -261,6 +261,11 @@ impl Network {
         Ok(Loan { idle: &self.idle, kernel: Some(kernel) })
     }
 
+    /// The bridge's name.
+    pub fn bridge(&self) -> &str {
+        &self.config.bridge
+    }
+
     /// Gives the sandbox whose network namespace is at `netns` a link, an address, a default route and its ports.
     ///
     /// Attaching again starts over: what the sandbox had is removed first.

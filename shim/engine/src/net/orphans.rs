@@ -128,17 +128,14 @@ impl Network {
         Ok(())
     }
 
-    /// Removes bridge and table; the next pod makes them again. Refused while anything holds a lease. Nothing happens when
-    /// nothing was made.
-    pub fn remove(&self) -> Result<(), Error> {
+    /// Removes bridge and table, and says whether: not while anything holds a lease, and not when nothing was made. The
+    /// next pod makes them again.
+    pub fn remove(&self) -> Result<bool, Error> {
         let _lock = self.leases.lock()?;
         let bridge = &self.config.bridge;
-        if let Some((ip, sandbox)) = self.leases.list()?.first() {
-            return Err(Error::Invalid(format!("bridge {bridge} is in use: sandbox {sandbox} holds {ip}")));
-        }
         let ready = self.leases.beside("ready");
-        if !ready.exists() {
-            return Ok(());
+        if !self.leases.list()?.is_empty() || !ready.exists() {
+            return Ok(false);
         }
         let Kernel { route, filter } = &mut *self.kernel()?;
         let dropping = forward::dropping(filter).map_err(|e| Error::kernel("list nftables chains", e))?;
@@ -146,7 +143,8 @@ impl Network {
         nft::remove(bridge)?;
         link::delete(route, bridge).map_err(|e| Error::kernel(format!("remove bridge {bridge}"), e))?;
         // The directory and its lock stay: somebody may be waiting for the lock.
-        std::fs::remove_file(&ready).map_err(|e| Error::file("remove", &ready, e))
+        std::fs::remove_file(&ready).map_err(|e| Error::file("remove", &ready, e))?;
+        Ok(true)
     }
 
     /// Removes every element that leads to `ip`.
