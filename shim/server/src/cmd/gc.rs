@@ -15,10 +15,10 @@ use crate::{exit, out};
 /// Remove what crashes and removals have left, and layers that nothing uses
 ///
 /// Only what is proven dead is removed: a pod whose supervisor lives is left alone, whether it answers or not. Images
-/// stay as long as they have a name, unless --all is given.
+/// stay as long as they have a name, and the pods' bridge stays, unless --all is given.
 #[derive(Debug, Args)]
 pub struct Gc {
-    /// Images that no container uses, too
+    /// Images that no container uses, and the pods' bridge if there are none, too
     #[arg(short, long)]
     all: bool,
     /// Only tell what would go
@@ -36,6 +36,9 @@ impl Gc {
         };
         if !self.dry_run {
             remove_empty_parent(&app.cgroup_parent()?, &engine);
+        }
+        if self.all && !self.dry_run && engine.network().remove()? {
+            out::line(format!("removed bridge {}", engine.network().bridge()))?;
         }
         let options = GcOptions { dry_run: self.dry_run, dangling_images: true, unused_images: self.all };
         self.report(&engine.store().gc(&options)?)?;
