@@ -11,7 +11,7 @@
 //! | 0 stdin | from the client | bytes for the process; none = end of input (only that half closes) |
 //! | 1 stdout | to the client | output; a terminal's output is all of this type |
 //! | 2 stderr | to the client | output |
-//! | 4 end | to the client | none: all output was sent, the process is gone or its streams are closed |
+//! | 4 end | to the client | none: the process has ended and all its output was sent |
 //!
 //! Attach to an exec before `Task.Start` of it and nothing is lost; a container's client sees output from the moment
 //! it attached. [`FrameReader`] keeps the promises of the one in [`crate::ttrpc`].

@@ -9,6 +9,7 @@ use coracle_proto::types::Mount;
 use coracle_proto::{Message, any, task};
 use coracle_runtime::cgroup::{Cgroup, CgroupPath, CgroupState, Version};
 use coracle_runtime::{CreateOptions, ExecOptions, Parent, Process, RootfsMount, Runtime, Stdio};
+use nix::libc::SIGKILL;
 use oci_spec::runtime::LinuxResources;
 use serde::Deserialize;
 use std::fs::{self, File};
@@ -118,6 +119,22 @@ pub fn create(root: &Path, request: task::CreateTaskRequest, ends: ProcessEnds) 
     let known = known(&root.join(&request.id).join("state.json"))?;
     let oom_file = oom_file(&known.cgroup).unwrap_or_default();
     Ok(Created { pid, own_pid_namespace: known.own_pid_namespace, oom_file }.encode())
+}
+
+/// Clears up after a create that was cut off at any point: there may be a record or none, a cgroup or none.
+pub fn undo_create(root: &Path, id: &str, bundle: &Path) -> Result<Vec<u8>, Failure> {
+    delete(root, id)?;
+    let config = bundle.join("config.json");
+    let failed = |error: String| Code::Unknown.failure(format!("clear up after {}: {error}", config.display()));
+    let text = fs::read(&config).map_err(|error| failed(error.to_string()))?;
+    let config: serde_json::Value = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
+    let path = config["linux"]["cgroupsPath"].as_str().map(Path::new);
+    let path = CgroupPath::new(path, id).map_err(|error| failed(error.to_string()))?;
+    // Making what may be there already is how to get hold of it; without limits nothing in it changes.
+    let cgroup = Cgroup::create(&path, None).map_err(|error| failed(error.to_string()))?;
+    cgroup.kill_all(SIGKILL).map_err(|error| failed(error.to_string()))?;
+    cgroup.remove().map_err(|error| failed(error.to_string()))?;
+    Ok(Vec::new())
 }
 
 /// What the runtime's record of a container tells beyond its OCI state.

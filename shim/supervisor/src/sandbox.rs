@@ -31,6 +31,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// How long killed processes may take to die before StopSandbox gives up: they sit in the kernel, waiting for a device.
 const KILL_GRACE: Duration = Duration::from_secs(10);
+/// How long the release may take: poststop hooks run in it.
+const RELEASE_GRACE: Duration = Duration::from_secs(60);
 /// How long clients may take to fetch the last answers before the program ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// What the supervisor writes into its bundle and takes away again.
@@ -316,6 +318,7 @@ fn pod_init() -> ! {
     if tied.is_err() || nix::unistd::getppid().as_raw() == 1 {
         sys::exit_now(1);
     }
+    sys::forget_own_text();
     loop {
         sys::pause();
     }
@@ -506,7 +509,7 @@ impl Supervisor {
         // A worker that hangs in a hook would hold its container in the making for ever.
         for (_, worker) in self.workers.iter() {
             if matches!(worker.job, Job::Create { .. } | Job::Start { .. } | Job::Exec { .. }) {
-                let _ = sys::kill(worker.pid, SIGKILL);
+                worker.kill();
             }
         }
         self.signal_all(SIGKILL);
@@ -548,6 +551,12 @@ impl Supervisor {
                 self.stop_failed(&living);
             }
         }
+        if self.sandbox.releasing && late {
+            // Its report is its death; release_done hears of it.
+            self.sandbox.deadline = None;
+            let release = self.workers.iter().find(|(_, worker)| matches!(worker.job, Job::Release));
+            release.into_iter().for_each(|(_, worker)| worker.kill());
+        }
         if self.sandbox.phase == Phase::Stopped && self.sandbox.ending && !self.sandbox.releasing {
             self.begin_release();
         }
@@ -588,6 +597,7 @@ impl Supervisor {
 
     fn begin_release(&mut self) {
         self.sandbox.releasing = true;
+        self.sandbox.deadline = Some(Instant::now() + RELEASE_GRACE);
         let (root, record) = (self.sandbox.runtime_root(), self.sandbox.bundle.join(CGROUP_RECORD));
         let containers: Vec<String> = self.containers.iter().map(|container| container.id.clone()).collect();
         let body = Box::new(move || ops::release(&root, &containers, &record));
@@ -599,6 +609,7 @@ impl Supervisor {
     /// Everything is released, or something could not be: then the supervisor stays, and can be asked again.
     pub(crate) fn release_done(&mut self, result: Result<Vec<u8>, Failure>) {
         self.sandbox.releasing = false;
+        self.sandbox.deadline = None;
         if result.is_err() {
             self.sandbox.ending = false;
         } else {

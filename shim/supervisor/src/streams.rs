@@ -24,8 +24,8 @@ use std::os::unix::net::UnixStream;
 const CHUNK: usize = 16 << 10;
 /// Chunks read from one process before the others have their turn.
 const TURN: usize = 4;
-/// Chunks read at most after a death: a pipe holds 64 KiB, a grown one 1 MiB; whoever still writes is not waited for.
-const LAST_TURN: usize = 64;
+/// Read at most after a death: a pipe holds 64 KiB, a grown one 1 MiB. What comes later is not the process' own.
+const LAST_WORDS: usize = 1 << 20;
 /// Input that waits for a process before its clients are not read any more.
 const INPUT_BUFFER: usize = 64 << 10;
 /// Clients at once, all processes together.
@@ -37,13 +37,15 @@ struct Source {
     interest: Interest,
     /// Nothing more comes.
     ended: bool,
-    /// Empty when last read after the death.
+    /// Everything the dead process wrote has been read.
     drained: bool,
+    /// Bytes read since the death.
+    late: usize,
 }
 
 impl Source {
     fn new(fd: OwnedFd) -> Self {
-        Source { file: fd.into(), interest: Interest::NONE, ended: false, drained: false }
+        Source { file: fd.into(), interest: Interest::NONE, ended: false, drained: false, late: 0 }
     }
 }
 
@@ -169,9 +171,15 @@ impl Streams {
             }
             let Some(source) = io.sources[index(stream)].as_mut().filter(|source| !source.ended) else { return };
             match source.file.read(&mut chunk) {
-                Ok(count @ 1..) => self.deliver(key, stream, &chunk[..count]),
+                Ok(count @ 1..) => {
+                    if io.exited {
+                        source.late += count;
+                        source.drained |= source.late >= LAST_WORDS;
+                    }
+                    self.deliver(key, stream, &chunk[..count]);
+                }
                 Err(error) if would_block(&error) => {
-                    source.drained = io.exited;
+                    source.drained |= io.exited;
                     return;
                 }
                 // A terminal nobody holds open any more reads as EIO.
@@ -206,6 +214,10 @@ impl Streams {
     /// Brings everything that follows from the state of a process' streams up to date: who is listened to, who is told
     /// the end, what is closed.
     fn update(&mut self, reactor: &Reactor, key: u32) {
+        if self.ios.get(key).is_some_and(|io| io.exited && !io.told) {
+            // A reader that was waited for has caught up: nothing else would tell that there is no more.
+            BOTH.into_iter().for_each(|stream| self.pump(key, stream, TURN));
+        }
         let Some(io) = self.ios.get_mut(key) else { return };
         let waits = io.must_wait(&self.clients);
         for stream in BOTH {
@@ -252,14 +264,7 @@ impl Streams {
         io.exited = true;
         io.input.close();
         for stream in BOTH {
-            self.pump(key, stream, LAST_TURN);
-            // Not empty yet, and nobody is to be waited for: a surviving child keeps writing.
-            if let Some(io) = self.ios.get_mut(key)
-                && !io.must_wait(&self.clients)
-                && let Some(source) = &mut io.sources[index(stream)]
-            {
-                source.drained = true;
-            }
+            self.pump(key, stream, LAST_WORDS / CHUNK);
         }
         self.update(reactor, key);
     }

@@ -29,7 +29,7 @@ const ACCEPT_TURN: usize = 16;
 /// Exits kept of children nobody has claimed yet: workers report the pids of theirs a moment later.
 const MAX_UNCLAIMED: usize = 256;
 /// With nothing to do for this long, the pages of code that ran once are given back.
-const IDLE_AFTER: Duration = Duration::from_millis(500);
+const IDLE_AFTER: Duration = Duration::from_millis(100);
 
 /// One process: a container's init or an exec.
 pub struct Process {
@@ -73,6 +73,8 @@ pub struct Container {
 pub enum Job {
     /// Task.Create.
     Create { call: Call, container: String, ends: OurEnds },
+    /// Clearing up after a Create whose worker died; then its failure is told.
+    Undo { call: Call, container: String, failure: Failure },
     /// Task.Start of a container.
     Start { call: Call, container: String },
     /// Task.Start of an exec.

@@ -175,20 +175,27 @@ pub fn write_lock() -> libc::flock {
     lock
 }
 
-/// Lets the kernel take the program's own pages out of this process: they are file pages, and the few that the
-/// waiting loop needs come back by minor faults. Everything that ran once (start, create) stops counting.
+/// Lets the kernel take the program's own code and constants out of this process: they are pages of the file, and the
+/// few that the waiting loop needs come back by minor faults. What ran once (start, create) stops counting.
 pub fn forget_own_text() {
     unsafe extern "C" {
-        static __executable_start: u8;
-        static etext: u8;
+        /// The program's ELF header in memory, by the linker.
+        static __ehdr_start: libc::Elf64_Ehdr;
     }
     const PAGE: usize = 4096;
-    // SAFETY: the linker defines both symbols; only their addresses are used. The range lies in private, read-only
-    // file mappings of the executable, whose pages are read again from the file when touched.
+    // SAFETY: the linker defines the symbol, and maps the program headers behind it with the first segment. Only
+    // segments that are not writable are touched: private mappings of the file that no relocation has changed (the
+    // program is static), so that a page read again is the same page.
     unsafe {
-        let start = (&raw const __executable_start as usize).next_multiple_of(PAGE);
-        let end = (&raw const etext as usize) / PAGE * PAGE;
-        if end > start {
+        let header = &raw const __ehdr_start;
+        let table = header.cast::<u8>().add((*header).e_phoff as usize).cast::<libc::Elf64_Phdr>();
+        let segments = std::slice::from_raw_parts(table, (*header).e_phnum.into());
+        let load = |segment: &&libc::Elf64_Phdr| segment.p_type == libc::PT_LOAD;
+        let Some(first) = segments.iter().filter(load).find(|segment| segment.p_offset == 0) else { return };
+        let base = (header as usize).wrapping_sub(first.p_vaddr as usize);
+        for segment in segments.iter().filter(load).filter(|segment| segment.p_flags & libc::PF_W == 0) {
+            let start = base.wrapping_add(segment.p_vaddr as usize) / PAGE * PAGE;
+            let end = base.wrapping_add((segment.p_vaddr + segment.p_memsz) as usize).next_multiple_of(PAGE);
             libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED);
         }
     }

@@ -9,6 +9,7 @@ use crate::stdio::{self, Names, OurEnds, ProcessEnds};
 use crate::supervisor::{Container, Job, Process, Supervisor};
 use crate::sys;
 use crate::task::{Event, State};
+use crate::worker::DIED;
 use coracle_proto::ttrpc::Code;
 use coracle_proto::{Message, Timestamp, task};
 use nix::libc::{SIGKILL, SIGRTMAX};
@@ -472,6 +473,13 @@ impl Supervisor {
     pub(crate) fn job_done(&mut self, job: Job, result: Result<Vec<u8>, Failure>) {
         match job {
             Job::Create { call, container, ends } => self.create_done(call, &container, ends, result),
+            Job::Undo { call, container, failure } => {
+                // What cannot be cleared up is named together with the reason for it.
+                let message = result.err().map(|more| format!("{}; then: {}", failure.message, more.message));
+                let message = message.unwrap_or(failure.message);
+                self.forget_container(&container);
+                self.answer(call, Err(failure.code.failure(message)));
+            }
             Job::Start { call, container } => self.start_done(call, &container, result),
             Job::Exec { call, container, exec, ends } => self.exec_done(call, &container, &exec, ends, result),
             Job::Freeze { call, container, frozen } => {
@@ -502,6 +510,7 @@ impl Supervisor {
     fn create_done(&mut self, call: Call, id: &str, ends: OurEnds, result: Result<Vec<u8>, Failure>) {
         let created = match Self::decoded(result) {
             Ok(created) => created,
+            Err(failure) if failure.code == DIED => return self.undo_create(call, id, failure),
             Err(failure) => {
                 self.forget_container(id);
                 return self.answer(call, Err(failure));
@@ -520,6 +529,18 @@ impl Supervisor {
         }
         self.claim(created.pid);
         self.answer(call, Ok(task::CreateTaskResponse { pid: created.pid as u32 }.encode_to_vec()));
+    }
+
+    /// The worker was killed, by a stop or by the kernel, and has undone nothing.
+    fn undo_create(&mut self, call: Call, id: &str, failure: Failure) {
+        let Ok(container) = self.container(id) else { return };
+        let (bundle, root, id) = (container.bundle.clone(), self.root(), id.to_owned());
+        let job = Job::Undo { call, container: id.clone(), failure: failure.clone() };
+        let name = id.clone();
+        if self.work(job, &[], Box::new(move || ops::undo_create(&root, &name, &bundle))).is_err() {
+            self.forget_container(&id);
+            self.answer(call, Err(failure));
+        }
     }
 
     /// The child may have died before its worker told us that it is ours.

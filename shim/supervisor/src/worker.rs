@@ -14,14 +14,19 @@ use crate::sys::{self, Fork};
 use coracle_proto::Message;
 use coracle_proto::ttrpc::{Code, Response};
 use nix::fcntl::OFlag;
+use nix::libc::SIGKILL;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// The longest report: an answer and its frame.
 const MAX_REPORT: u64 = 5 << 20;
+
+/// The code of a worker that died without a report: what it had begun, nobody has undone.
+pub const DIED: Code = Code::Aborted;
 
 /// Namespaces to return to, with their kind.
 pub type Namespaces = [(OwnedFd, CloneFlags)];
@@ -70,12 +75,20 @@ impl<J> Worker<J> {
         }
     }
 
+    /// Kills it, with the hooks it runs.
+    pub fn kill(&self) {
+        if sys::kill(-self.pid, SIGKILL).is_err() {
+            // Its group is not made yet, or it is dead already.
+            let _ = sys::kill(self.pid, SIGKILL);
+        }
+    }
+
     /// What it reported.
     pub fn finish(self) -> (J, Result<Vec<u8>, Failure>) {
         let result = match Response::decode(self.report.as_slice()) {
             // An empty report decodes too; every report has one byte at least.
             _ if self.report.is_empty() => {
-                Err(Code::Unknown.failure("the worker died without a report (killed, or out of memory)".into()))
+                Err(DIED.failure("the worker died without a report (killed, or out of memory)".into()))
             }
             Ok(Response { status: Some(status), .. }) if status.code != 0 => Err(status.into()),
             Ok(response) => Ok(response.payload),
@@ -102,6 +115,8 @@ fn run(mut pipe: File, host: &Namespaces, keep: &[RawFd], body: Body<'_>) -> ! {
 
 fn prepare(host: &Namespaces) -> Result<(), Failure> {
     let failed = |what: &str, error: nix::Error| Code::Internal.failure(format!("{what}: {error}"));
+    // A group of its own: hooks are killed together with it.
+    nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(|error| failed("make a worker's group", error))?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| failed("tie a worker to the supervisor", error))?;
     for (namespace, kind) in host {
         setns(namespace, *kind).map_err(|error| failed("return to the host's namespaces", error))?;

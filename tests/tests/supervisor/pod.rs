@@ -73,9 +73,21 @@ impl Pod {
     /// A supervisor, with no sandbox asked for yet.
     pub fn launch() -> Pod {
         let dir = tempfile::Builder::new().prefix("coracle-sup-").tempdir().unwrap();
+        Pod::launch_in(dir, &bin(SHIM))
+    }
+
+    /// The same by a copy of the program, whose pages nobody else shares.
+    pub fn launch_alone() -> Pod {
+        let dir = tempfile::Builder::new().prefix("coracle-sup-").tempdir().unwrap();
+        let program = dir.path().join(SHIM);
+        fs::copy(bin(SHIM), &program).unwrap();
+        Pod::launch_in(dir, &program)
+    }
+
+    fn launch_in(dir: tempfile::TempDir, program: &Path) -> Pod {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let id = format!("sup-{}-{number}", std::process::id());
-        let address = start(&id, dir.path());
+        let address = start_by(program, &id, dir.path());
         assert_eq!(address, format!("unix://{}/supervisor.sock", dir.path().display()));
         let client = Client::connect(&dir.path().join("supervisor.sock"));
         let pid = fs::read_to_string(dir.path().join("pid")).unwrap().parse().unwrap();
@@ -312,7 +324,11 @@ fn short(namespace: &str) -> &str {
 
 /// Runs `start` and returns the address.
 pub fn start(id: &str, bundle: &Path) -> String {
-    let output = Command::new(bin(SHIM))
+    start_by(&bin(SHIM), id, bundle)
+}
+
+fn start_by(program: &Path, id: &str, bundle: &Path) -> String {
+    let output = Command::new(program)
         .args(["-namespace", "test", "-id", id, "-address", "", "-debug", "start"])
         .current_dir(bundle)
         .output()

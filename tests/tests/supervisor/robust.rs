@@ -95,8 +95,11 @@ fn a_client_killed_while_it_waits_leaves_the_others_their_answers() {
 #[test]
 fn a_hook_that_hangs_blocks_its_own_container_and_a_stop_ends_it() {
     let mut pod = Pod::new();
-    let hook = |config: &mut serde_json::Value| {
-        config["hooks"] = json!({"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "1000"]}]});
+    // The hook notes its pid.
+    let note = pod.path("hook");
+    let script = format!("echo $$ > {}; exec sleep 1000", note.display());
+    let hook = move |config: &mut serde_json::Value| {
+        config["hooks"] = json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
     };
     let wish = Wish { edit: Some(Box::new(hook)), ..Wish::default() };
     let request = pod.request("hangs", &["true"], &wish);
@@ -104,9 +107,14 @@ fn a_hook_that_hangs_blocks_its_own_container_and_a_stop_ends_it() {
     let call = other.send(service::TASK_V2, method::CREATE, &request);
     pod.run("web", &["sh", "-c", "exit 2"]);
     assert_eq!(pod.wait("web", ""), 2);
+    until("the hook runs", || std::fs::read_to_string(&note).is_ok_and(|text| text.ends_with('\n')));
     pod.stop_sandbox(0);
     assert!(other.receive::<CreateTaskResponse>(call).is_err());
     pod.shutdown();
+    let hook = std::fs::read_to_string(&note).unwrap().trim().parse().unwrap();
+    until("the hook has ended", || !alive(hook));
+    let inner = pod.cgroups().iter().filter(|group| group.join("hangs").exists()).count();
+    assert_eq!(inner, 0, "a cgroup is left");
 }
 
 #[test]
