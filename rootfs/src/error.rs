@@ -105,6 +105,11 @@ impl Error {
         self
     }
 
+    /// Replaces the hint, by whoever has learnt more since.
+    pub fn better_hint(self, hint: impl Into<String>) -> Error {
+        Error { hint: Some(hint.into()), ..self }
+    }
+
     /// The kind.
     pub fn kind(&self) -> ErrorKind {
         self.kind

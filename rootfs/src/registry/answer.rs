@@ -56,6 +56,7 @@ impl Subject<'_> {
             },
             transient: matches!(status, 408 | 425 | 429 | 500 | 502..=504),
             retry_after,
+            code,
         }
     }
 
@@ -92,8 +93,8 @@ impl Subject<'_> {
         if let Some(tls) = tls_error(&err) {
             return self.tls(tls);
         }
-        let final_unless_known = |error| Failure { error, transient: known, retry_after: None };
-        let passing = |error| Failure { error, transient: true, retry_after: None };
+        let final_unless_known = |error: Error| Failure { transient: known, ..error.into() };
+        let passing = Failure::passing;
         let unavailable = |why: &str| self.error(ErrorKind::Unavailable, why);
         match &err {
             ureq::Error::HostNotFound => final_unless_known(self.unknown_host("the host is not known")),
@@ -117,7 +118,7 @@ impl Subject<'_> {
             ureq::Error::Protocol(_) => final_unless_known(
                 unavailable(&format!("does not speak HTTP: {err}")).hint("check the port; https may be spoken there"),
             ),
-            _ => Failure { error: unavailable(&err.to_string()), transient: false, retry_after: None },
+            _ => unavailable(&err.to_string()).into(),
         }
     }
 

@@ -131,7 +131,7 @@ impl<'a> BlobReader<'a> {
     fn cut(&self) -> Failure {
         let why = format!("the connection ended at byte {} of {}", self.position, self.size);
         let error = Error::new(ErrorKind::Unavailable, format!("{}: {}: {why}", self.endpoint().name(), self.what));
-        Failure { error, transient: true, retry_after: None }
+        Failure::passing(error)
     }
 
     /// After a failure within the stream: waits, and opens it anew.
@@ -179,6 +179,7 @@ impl Read for BlobReader<'_> {
                     return Ok(count);
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
+                Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => self.cut(),
                 Err(err) => self.endpoint().body_failure(&self.what, err),
             };
             self.resume(failure)?;

@@ -4,9 +4,11 @@
 //! is made once more with its answer, and what was learnt stays for the requests after it, from all threads.
 
 use std::collections::HashMap;
+use std::io::{BufReader, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::Deserialize;
 use ureq::Body;
 use ureq::http::header::WWW_AUTHENTICATE;
 use ureq::http::{HeaderMap, Response, StatusCode};
@@ -23,6 +25,8 @@ use crate::progress::Progress;
 
 /// A mirror is an offer: it gets one second chance, and then the next host is asked.
 const MIRROR_ATTEMPTS: u32 = 2;
+/// The most of a list of tags that is read.
+const TAGS_LIMIT: u64 = 1 << 20;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -152,6 +156,24 @@ impl Endpoint {
                 self.checked(response, &get)
             }
             None => Err(self.subject(get.what).status(response)),
+        }
+    }
+
+    /// The tags of the repository; `None` if there is no such repository. Only asked to explain an error, so once.
+    pub fn tags(&self) -> Result<Option<Vec<String>>, Failure> {
+        #[derive(Deserialize)]
+        struct Tags {
+            tags: Option<Vec<String>>,
+        }
+        let what = format!("tags of {}", self.repository);
+        match self.get(Get { path: "tags/list", what: &what, accept: None, from: 0 }) {
+            Ok(response) => {
+                let body = response.into_body().into_reader().take(TAGS_LIMIT);
+                let tags: Option<Tags> = serde_json::from_reader(BufReader::new(body)).ok();
+                Ok(Some(tags.and_then(|list| list.tags).unwrap_or_default()))
+            }
+            Err(failure) if failure.code == "NAME_UNKNOWN" => Ok(None),
+            Err(failure) => Err(failure),
         }
     }
 

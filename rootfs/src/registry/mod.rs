@@ -191,7 +191,39 @@ impl RegistrySource {
             }
         }
         let last = before.pop().expect("eligible gives at least one host");
+        let last = match digest {
+            None if last.kind() == ErrorKind::NotFound => self.explain_missing(last, target),
+            _ => last,
+        };
         Err(summary(last, &before))
+    }
+}
+
+impl RegistrySource {
+    /// Registries say the same of a tag and of a repository that they do not know; their lists of tags differ.
+    fn explain_missing(&self, err: Error, tag: &str) -> Error {
+        let Some(registry) = self.endpoints.iter().rfind(|endpoint| !endpoint.host().mirror) else { return err };
+        match registry.tags() {
+            Ok(None) => err.better_hint("there is no such repository: check its name"),
+            Ok(Some(tags)) if tags.is_empty() => err.better_hint("the repository has no tags"),
+            Ok(Some(tags)) => err.better_hint(format!("the repository has {}", name_some(tags, tag))),
+            // Not every registry tells; the first error says enough.
+            Err(_) => err,
+        }
+    }
+}
+
+/// A few of the tags, those that begin most like the wanted one first.
+fn name_some(mut tags: Vec<String>, wanted: &str) -> String {
+    const SHOWN: usize = 6;
+    let alike = |tag: &str| tag.bytes().zip(wanted.bytes()).take_while(|(a, b)| a == b).count();
+    tags.sort_by(|a, b| alike(b).cmp(&alike(a)).then_with(|| a.cmp(b)));
+    let more = tags.len().saturating_sub(SHOWN);
+    tags.truncate(SHOWN);
+    let list = tags.join(", ");
+    match more {
+        0 => format!("the tags {list}"),
+        more => format!("the tags {list} and {more} more"),
     }
 }
 
@@ -327,6 +359,13 @@ fn detect(content_type: &str, bytes: &[u8]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tags_alike_are_named_first() {
+        let tags = ["latest", "1.1", "1.20", "1.21", "2", "3", "4", "5"].map(String::from).to_vec();
+        assert_eq!(name_some(tags, "1.2"), "the tags 1.20, 1.21, 1.1, 2, 3, 4 and 2 more");
+        assert_eq!(name_some(vec!["v1".into()], "latest"), "the tags v1");
+    }
 
     #[test]
     fn documents_are_what_they_and_their_headers_agree_upon() {

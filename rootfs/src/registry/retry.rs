@@ -36,12 +36,21 @@ pub struct Failure {
     pub transient: bool,
     /// The wait that the server asks for.
     pub retry_after: Option<Duration>,
+    /// The distribution specification's word for it, if the server gave one: `NAME_UNKNOWN`.
+    pub code: String,
+}
+
+impl Failure {
+    /// One that may pass.
+    pub fn passing(error: Error) -> Failure {
+        Failure { transient: true, ..error.into() }
+    }
 }
 
 impl From<Error> for Failure {
     /// Final.
     fn from(error: Error) -> Failure {
-        Failure { error, transient: false, retry_after: None }
+        Failure { error, transient: false, retry_after: None, code: String::new() }
     }
 }
 
@@ -53,7 +62,10 @@ impl Retry {
             return Err(failure.error);
         }
         let delay = self.delay(next, failure.retry_after);
-        progress.event(ProgressEvent::Retry { what, why: &failure.error.to_string(), attempt: next, delay });
+        let why = failure.error.to_string();
+        // The line names the thing, and so does the event.
+        let short = why.split_once(&format!("{what}: ")).map_or(why.as_str(), |(_, short)| short);
+        progress.event(ProgressEvent::Retry { what, why: short, attempt: next, delay });
         thread::sleep(delay);
         Ok(())
     }
@@ -117,8 +129,7 @@ mod tests {
     #[test]
     fn attempts_end_and_final_failures_end_them_at_once() {
         let retry = Retry { attempts: 2, base: Duration::ZERO, limit: Duration::ZERO };
-        let failure =
-            |transient| Failure { error: Error::new(ErrorKind::Unavailable, "x"), transient, retry_after: None };
+        let failure = |transient| Failure { transient, ..Error::new(ErrorKind::Unavailable, "x").into() };
         assert!(retry.wait(failure(true), 2, "a", &Silent).is_ok());
         assert!(retry.wait(failure(true), 3, "a", &Silent).is_err());
         assert!(retry.wait(failure(false), 2, "a", &Silent).is_err());

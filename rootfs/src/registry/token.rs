@@ -87,7 +87,7 @@ pub fn fetch(
     }
     let mut bytes = Vec::new();
     let mut reader = response.into_body().into_reader().take(ANSWER_LIMIT);
-    reader.read_to_end(&mut bytes).map_err(|err| Failure { transient: true, ..invalid(&err.to_string()).into() })?;
+    reader.read_to_end(&mut bytes).map_err(|err| Failure::passing(invalid(&err.to_string())))?;
     // The answer may hold the token: no error shows it.
     let answer: Answer =
         serde_json::from_slice(&bytes).map_err(|_| invalid("the answer is not the JSON of a token"))?;
