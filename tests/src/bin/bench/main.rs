@@ -1,9 +1,10 @@
 //! Benchmarks against the programs that people use today, on the same machine, in the same run.
 //!
-//! `oci`: coracle-oci and other OCI runtimes. Contestants take turns, so that what else the machine does meets them alike; medians are compared. `scripts/bench` builds and runs it.
+//! `oci`: coracle-oci and other OCI runtimes. `pull`: pulling an image. Contestants take turns, so that what else the machine does meets them alike; medians are compared. `scripts/bench` builds and runs it.
 
 mod bundle;
 mod oci;
+mod pull;
 mod series;
 mod sys;
 
@@ -21,10 +22,13 @@ struct Arguments {
 enum What {
     /// The life of a container: coracle-oci, crun, runc.
     Oci(oci::Options),
+    /// Pulling an image of 1 GiB in 6 layers from a registry on loopback: coracle, podman, containerd.
+    Pull(pull::Options),
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().what {
         What::Oci(options) => oci::run(&options),
+        What::Pull(options) => pull::run(&options),
     }
 }
