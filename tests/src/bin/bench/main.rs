@@ -1,9 +1,11 @@
 //! Benchmarks against the programs that people use today, on the same machine, in the same run.
 //!
-//! `oci`: coracle-oci and other OCI runtimes. `pull`: pulling an image. Contestants take turns, so that what else the machine does meets them alike; medians are compared. `scripts/bench` builds and runs it.
+//! `oci`: coracle-oci and other OCI runtimes. `pull`: pulling an image. `pod`: a pod's life and memory.
+//! Contestants take turns, so that what else the machine does meets them alike; medians are compared. `scripts/bench` builds and runs it.
 
 mod bundle;
 mod oci;
+mod pod;
 mod pull;
 mod series;
 mod sys;
@@ -24,11 +26,14 @@ enum What {
     Oci(oci::Options),
     /// Pulling an image of 1 GiB in 6 layers from a registry on loopback: coracle, podman, containerd.
     Pull(pull::Options),
+    /// The life of a pod, and the memory behind it: coracle, podman.
+    Pod(pod::Options),
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().what {
         What::Oci(options) => oci::run(&options),
         What::Pull(options) => pull::run(&options),
+        What::Pod(options) => pod::run(&options),
     }
 }

@@ -14,7 +14,10 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, unshare},
-    sys::wait::waitpid,
+    sys::{
+        ptrace,
+        wait::{WaitStatus, waitpid},
+    },
     unistd::Pid,
 };
 
@@ -26,6 +29,9 @@ use crate::{
 
 /// How long a container that runs `true` may take to end.
 const PATIENCE: u16 = 10_000;
+
+/// Peak memory hardly varies.
+const MEMORY_ROUNDS: usize = 5;
 
 #[derive(Args)]
 pub struct Options {
@@ -89,7 +95,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// crun refuses a host that has v1 controllers and a v2 tree with a controller of its own. For all contestants alike, the v2
 /// tree is taken out of sight, in a mount namespace of this program.
-fn hide_unified() -> Result<()> {
+pub fn hide_unified() -> Result<()> {
     const UNIFIED: &str = "/sys/fs/cgroup/unified";
     if Path::new(UNIFIED).exists() {
         unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace (root is needed)")?;
@@ -111,14 +117,12 @@ fn millis(since: Instant) -> f64 {
 fn lives(contestants: &[Contestant], bundle: &Path, rounds: usize, seccomp: bool) -> Result<()> {
     let names = ["create", "start", "wait", "delete", "create + start + wait + delete"];
     let mut steps = vec![vec![Series::default(); names.len()]; contestants.len()];
-    let mut memory = vec![Series::default(); contestants.len()];
     for round in 0..rounds + 1 {
         for (at, contestant) in contestants.iter().enumerate() {
-            let (times, peak) = life(contestant, bundle)?;
+            let times = life(contestant, bundle)?;
             // The first round fills caches.
             if round > 0 {
                 times.iter().zip(&mut steps[at]).for_each(|(time, series)| series.add(*time));
-                memory[at].add(peak);
             }
         }
     }
@@ -129,18 +133,23 @@ fn lives(contestants: &[Contestant], bundle: &Path, rounds: usize, seccomp: bool
     for (step, name) in names.iter().enumerate() {
         table(&format!("{name}, {with}"), "ms", &rows(step));
     }
+    let mut memory = vec![Series::default(); contestants.len()];
+    for (contestant, series) in contestants.iter().zip(&mut memory) {
+        for _ in 0..MEMORY_ROUNDS {
+            series.add(peak_memory(contestant, bundle)?);
+        }
+    }
     let memory: Vec<_> = contestants.iter().zip(memory).map(|(c, series)| (c.name.clone(), series)).collect();
     table(&format!("peak resident memory of create, {with}"), "MB", &memory);
     Ok(())
 }
 
-/// One life: the times of its steps and of the whole, and the peak memory of `create` in MB.
-fn life(contestant: &Contestant, bundle: &Path) -> Result<([f64; 5], f64)> {
+/// One life: the times of its steps and of the whole.
+fn life(contestant: &Contestant, bundle: &Path) -> Result<[f64; 5]> {
     let pid_file = bundle.join("pid");
     let (bundle, file) = (bundle.display().to_string(), pid_file.display().to_string());
     let begin = Instant::now();
-    let mut create = contestant.command(&["create", "--bundle", &bundle, "--pid-file", &file, "bench"]);
-    let peak = peak_memory(&mut create).with_context(|| format!("{} create", contestant.name))?;
+    contestant.run(&["create", "--bundle", &bundle, "--pid-file", &file, "bench"])?;
     let created = millis(begin);
     let pid: i32 = fs::read_to_string(&pid_file)?.trim().parse()?;
     contestant.run(&["start", "bench"])?;
@@ -149,15 +158,36 @@ fn life(contestant: &Contestant, bundle: &Path) -> Result<([f64; 5], f64)> {
     let ended = millis(begin);
     contestant.run(&["delete", "bench"])?;
     let deleted = millis(begin);
-    Ok(([created, started - created, ended - started, deleted - ended, deleted], peak))
+    Ok([created, started - created, ended - started, deleted - ended, deleted])
 }
 
-/// Runs a command to its end; its peak resident memory in MB.
-fn peak_memory(command: &mut Command) -> Result<f64> {
-    let child = command.spawn()?;
-    let (status, usage) = sys::wait4(child.id() as i32)?;
-    ensure!(status == 0, "it failed with status {status}");
-    Ok(usage.ru_maxrss as f64 / 1024.0)
+/// The peak resident memory of `create` in MB, read while the kernel holds it at its exit. (`ru_maxrss` would count what this
+/// program was before the exec.)
+fn peak_memory(contestant: &Contestant, bundle: &Path) -> Result<f64> {
+    let pid_file = bundle.join("pid");
+    let (bundle, file) = (bundle.display().to_string(), pid_file.display().to_string());
+    let child = contestant.command(&["create", "--bundle", &bundle, "--pid-file", &file, "bench"]).spawn()?;
+    let creator = Pid::from_raw(child.id() as i32);
+    ptrace::seize(creator, ptrace::Options::PTRACE_O_TRACEEXIT).context("watch create")?;
+    let mut status = String::new();
+    loop {
+        match waitpid(creator, None)? {
+            WaitStatus::PtraceEvent(..) => {
+                status = fs::read_to_string(format!("/proc/{creator}/status"))?;
+                ptrace::cont(creator, None)?;
+            }
+            WaitStatus::Stopped(_, signal) => ptrace::cont(creator, signal)?,
+            WaitStatus::Exited(_, 0) => break,
+            other => bail!("{} create: {other:?}", contestant.name),
+        }
+    }
+    let pid: i32 = fs::read_to_string(&pid_file)?.trim().parse()?;
+    contestant.run(&["kill", "bench", "KILL"])?;
+    wait_for(pid)?;
+    contestant.run(&["delete", "bench"])?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("find VmHWM")?;
+    let kib: f64 = peak.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
 }
 
 /// Waits for a process that is (or is about to be) our child by adoption.

@@ -24,6 +24,7 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: takes two numbers, and answers with a descriptor that nobody else knows of.
     match unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } {
         fd if fd < 0 => Err(io::Error::last_os_error()),
-        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }), // SAFETY: as above.
+        // SAFETY: as above.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
     }
 }

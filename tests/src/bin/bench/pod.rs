@@ -1,0 +1,165 @@
+//! A pod's life (started detached, then removed), and the memory of the processes that stand behind a running one.
+//!
+//! Both contestants get the same YAML with the host's network, so that no network setup of either is compared with the other's.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use coracle_tests::machine::Machine;
+
+use crate::{
+    oci::hide_unified,
+    series::{Series, table},
+};
+
+#[derive(Args)]
+pub struct Options {
+    /// How often each contestant starts and removes the pod.
+    #[arg(long, default_value_t = 10)]
+    rounds: usize,
+    /// Without podman.
+    #[arg(long)]
+    alone: bool,
+}
+
+const POD: &str = r#"apiVersion: v1
+kind: Pod
+metadata: {name: bench}
+spec:
+  hostNetwork: true
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: sleeper
+    image: localhost/busybox:latest
+    imagePullPolicy: Never
+    command: [sleep, "100000"]
+"#;
+
+/// One of the two, with places of its own.
+enum Contestant {
+    Coracle(Machine),
+    Podman { root: PathBuf, run: PathBuf },
+}
+
+impl Contestant {
+    fn name(&self) -> &'static str {
+        match self {
+            Contestant::Coracle(_) => "coracle",
+            Contestant::Podman { .. } => "podman",
+        }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        match self {
+            Contestant::Coracle(machine) => machine.command(args),
+            Contestant::Podman { root, run } => {
+                let mut command = Command::new("podman");
+                command.args(["--cgroup-manager", "cgroupfs", "--storage-driver", "overlay", "--root"]);
+                command.arg(root).arg("--runroot").arg(run).args(args);
+                command
+            }
+        }
+    }
+
+    /// Runs a command; how long it took, in milliseconds.
+    fn run(&self, args: &[&str]) -> Result<f64> {
+        let begin = Instant::now();
+        let mut command = self.command(args);
+        // Output goes to a file: a pipe would stay open in what the command leaves running.
+        let said = tempfile::NamedTempFile::new()?;
+        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said.reopen()?).status();
+        let status = status.with_context(|| format!("start {}", self.name()))?;
+        let took = begin.elapsed().as_secs_f64() * 1000.0;
+        ensure!(status.success(), "{} {}: {}", self.name(), args.join(" "), fs::read_to_string(said.path())?);
+        Ok(took)
+    }
+
+    fn start(&self, yaml: &str) -> Result<f64> {
+        match self {
+            Contestant::Coracle(_) => self.run(&["run", "-d", yaml]),
+            Contestant::Podman { .. } => self.run(&["kube", "play", yaml]),
+        }
+    }
+
+    fn remove(&self) -> Result<f64> {
+        match self {
+            Contestant::Coracle(_) => self.run(&["rm", "-f", "bench"]),
+            Contestant::Podman { .. } => self.run(&["pod", "rm", "--force", "--time", "0", "bench"]),
+        }
+    }
+
+    /// The proportional set size, in MB, of the processes that are there for the pod and are not the pod's own.
+    fn memory(&self) -> Result<f64> {
+        let mut kib = 0;
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            let exe = fs::read_link(entry.path().join("exe")).unwrap_or_default();
+            let cwd = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            if self.stands_behind(&line, &exe, &cwd) {
+                kib += pss(&entry.path());
+            }
+        }
+        Ok(kib as f64 / 1024.0)
+    }
+
+    fn stands_behind(&self, line: &str, exe: &Path, cwd: &Path) -> bool {
+        match self {
+            Contestant::Coracle(machine) => {
+                let program = coracle_tests::bin("containerd-shim-coracle-v1");
+                let ours = exe.file_name() == program.file_name();
+                ours && (cwd.starts_with(machine.state()) || line.contains(&machine.state().display().to_string()))
+            }
+            Contestant::Podman { root, .. } => line.contains("conmon") && line.contains(&root.display().to_string()),
+        }
+    }
+}
+
+fn pss(process: &Path) -> u64 {
+    let text = fs::read_to_string(process.join("smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or("0");
+    line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    hide_unified()?;
+    let scratch = tempfile::tempdir()?;
+    let yaml = scratch.path().join("pod.yaml");
+    fs::write(&yaml, POD)?;
+    let yaml = yaml.display().to_string();
+    let mut contestants = vec![Contestant::Coracle(Machine::new())];
+    if !options.alone {
+        let podman = Contestant::Podman { root: scratch.path().join("podman"), run: scratch.path().join("podman-run") };
+        let archive = scratch.path().join("busybox.tar");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/busybox-image");
+        let made = Command::new(script).arg(&archive).arg("localhost/busybox:latest").status()?;
+        ensure!(made.success(), "scripts/busybox-image: {made}");
+        podman.run(&["load", "--input", &archive.display().to_string()])?;
+        contestants.push(podman);
+    }
+    let mut series = vec![[Series::default(), Series::default(), Series::default()]; contestants.len()];
+    for round in 0..options.rounds + 1 {
+        for (contestant, [starts, removals, memories]) in contestants.iter().zip(&mut series) {
+            let started = contestant.start(&yaml)?;
+            let memory = contestant.memory()?;
+            let removed = contestant.remove()?;
+            if round > 0 {
+                starts.add(started);
+                removals.add(removed);
+                memories.add(memory);
+            }
+        }
+    }
+    let titles = [("pod: start, detached", "ms"), ("pod: remove", "ms"), ("pod: PSS of the processes behind it", "MB")];
+    for (at, (title, unit)) in titles.iter().enumerate() {
+        let rows: Vec<_> = contestants.iter().zip(&series).map(|(c, s)| (c.name().to_owned(), s[at].clone())).collect();
+        table(title, unit, &rows);
+    }
+    Ok(())
+}
