@@ -44,8 +44,21 @@ spec:
 /// One of the two, with places of its own.
 enum Contestant {
     Coracle(Machine),
-    Podman { root: PathBuf, run: PathBuf },
+    Podman { root: PathBuf, run: PathBuf, config: PathBuf },
 }
+
+/// podman's infra container comes from an image of ours, so that Debian's catatonit is not needed; and no limit is raised, which
+/// would need CAP_SYS_RESOURCE.
+const PODMAN_CONFIG: &str = r#"[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+[engine]
+infra_image = "localhost/infra:latest"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+"#;
+
+/// The infra image's program.
+const INFRA_ENTRYPOINT: &str = r#"ENTRYPOINT ["/busybox", "sleep", "1000000"]"#;
 
 impl Contestant {
     fn name(&self) -> &'static str {
@@ -58,9 +71,9 @@ impl Contestant {
     fn command(&self, args: &[&str]) -> Command {
         match self {
             Contestant::Coracle(machine) => machine.command(args),
-            Contestant::Podman { root, run } => {
+            Contestant::Podman { root, run, config } => {
                 let mut command = Command::new("podman");
-                command.args(["--cgroup-manager", "cgroupfs", "--storage-driver", "overlay", "--root"]);
+                command.env("CONTAINERS_CONF", config).args(["--storage-driver", "overlay", "--root"]);
                 command.arg(root).arg("--runroot").arg(run).args(args);
                 command
             }
@@ -135,12 +148,19 @@ pub fn run(options: &Options) -> Result<()> {
     let yaml = yaml.display().to_string();
     let mut contestants = vec![Contestant::Coracle(Machine::new())];
     if !options.alone {
-        let podman = Contestant::Podman { root: scratch.path().join("podman"), run: scratch.path().join("podman-run") };
+        let place = |name: &str| scratch.path().join(name);
+        fs::write(place("containers.conf"), PODMAN_CONFIG)?;
+        let podman = Contestant::Podman { root: place("podman"), run: place("run"), config: place("containers.conf") };
         let archive = scratch.path().join("busybox.tar");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/busybox-image");
         let made = Command::new(script).arg(&archive).arg("localhost/busybox:latest").status()?;
         ensure!(made.success(), "scripts/busybox-image: {made}");
         podman.run(&["load", "--input", &archive.display().to_string()])?;
+        let infra = place("infra.tar");
+        let packed = Command::new("tar").args(["-C", "/bin", "-cf"]).arg(&infra).arg("busybox").status()?;
+        ensure!(packed.success(), "tar: {packed}");
+        let change = ["import", "--change", INFRA_ENTRYPOINT, &infra.display().to_string(), "localhost/infra:latest"];
+        podman.run(&change)?;
         contestants.push(podman);
     }
     let mut series = vec![[Series::default(), Series::default(), Series::default()]; contestants.len()];
