@@ -26,6 +26,10 @@ use crate::{cgroup, id, record, sandbox, signal, spec};
 const UNKNOWN_EXIT: i32 = 255;
 /// The exit code of a container whose command could not be started, as Docker and kubelet have it.
 const START_FAILED: i32 = 128;
+/// How often a wait that broke is tried again while the supervisor still lives: it may be on its way out.
+const MAX_REFUSALS: u32 = 50;
+/// The pause before that.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(20);
 /// How the supervisor says that a container has ended.
 const EXIT_FILE: &str = "exit.json";
 
@@ -234,6 +238,7 @@ impl Engine {
     /// Waits until a container has ended, however long that takes, and tells how.
     pub async fn wait_container(&self, container: &str) -> Result<Exit> {
         let (sandbox, id) = self.find_container(container)?;
+        let mut refusals = 0;
         loop {
             let status = self.observe(self.container_record(&sandbox, &id)?, None)?;
             if let Some(exit) = status.exit {
@@ -249,10 +254,14 @@ impl Engine {
                     });
                 }
                 Ok(_) => {}
-                // The connection broke: the supervisor ended, or only the connection did. Look again; a supervisor that
-                // lives and refuses is an error.
+                // The connection broke: the supervisor ended, or is about to, or only the connection did. Look again; a
+                // supervisor that goes on living and refusing is an error.
                 Err(e) if self.exit_file(&sandbox, &id)?.is_none() && self.supervisor_of(&sandbox)?.lives() => {
-                    return Err(e);
+                    if definite(&e) || refusals == MAX_REFUSALS {
+                        return Err(e);
+                    }
+                    refusals += 1;
+                    tokio::time::sleep(REFUSAL_PAUSE).await;
                 }
                 Err(_) => {}
             }
