@@ -10,6 +10,7 @@
 //! mounts    options, beneath, copyup, cgroupfs, devices, console
 //! identity  user, capabilities, limits, program
 //! hooks     state (on disk)        undo      what a failed create takes back
+//! seal      the program itself
 //! cgroup    seccomp                sys       all of the crate's unsafe code
 //! ```
 //!
@@ -32,6 +33,7 @@ mod lifecycle;
 mod mounts;
 mod options;
 mod refuse;
+mod seal;
 pub mod seccomp;
 mod spawn;
 pub mod spec;
@@ -46,6 +48,7 @@ use std::path::PathBuf;
 pub use cgroup::Stats;
 use error::Context;
 pub use error::{Error, Result};
+pub use seal::seal_self;
 pub use spec::Process;
 pub use state::{OCI_VERSION, State, Status, now};
 

@@ -327,6 +327,26 @@ pub fn reset_signals() {
     }
 }
 
+/// Execs the program that `file` is open on; returns only to say why not.
+pub fn exec_fd(file: &OwnedFd, args: &[CString], env: &[CString]) -> io::Error {
+    let list = |items: &[CString]| -> Vec<*const libc::c_char> {
+        items.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (args, env) = (list(args), list(env));
+    // SAFETY: both lists end with null and their strings live through the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            args.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    io::Error::last_os_error()
+}
+
 /// Ends a forked child at once: no destructors, no exit handlers of the parent's.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit never returns.

@@ -22,6 +22,10 @@ pub fn run(cli: Cli) -> Result<i32> {
         "true" => bail!("--rootless=true is not supported yet: run as root"),
         other => bail!("--rootless {other:?}: it must be auto, true or false"),
     }
+    // Only these become, for a moment, a process of a container.
+    if matches!(cli.command, Command::Create(_) | Command::Run(_) | Command::Exec(_)) {
+        coracle_runtime::seal_self()?;
+    }
     let root = std::path::absolute(&cli.root).context("--root")?;
     let runtime = Runtime::new(root);
     match cli.command {

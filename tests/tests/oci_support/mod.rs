@@ -231,7 +231,12 @@ impl Bundle {
     /// Nothing may be left of the container.
     #[track_caller]
     pub fn assert_gone(&self) {
-        assert_eq!(self.cgroups(), Vec::<PathBuf>::new(), "cgroups are left");
+        let mut cgroups = self.cgroups();
+        if peer("crun") {
+            // On a hybrid host it runs only with the v2 tree unmounted, and then makes plain directories there.
+            cgroups.retain(|c| !c.starts_with("/sys/fs/cgroup/unified"));
+        }
+        assert_eq!(cgroups, Vec::<PathBuf>::new(), "cgroups are left");
         assert!(!self.state_root().join(&self.id).exists(), "the state directory is left");
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
         assert!(!mounts.contains(self.dir.path().to_str().expect("UTF-8")), "mounts are left: {mounts}");
