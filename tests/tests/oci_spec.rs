@@ -6,6 +6,7 @@ mod oci_support;
 use oci_support::{Bundle, ours, peer, wait_for};
 use serde_json::json;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
@@ -584,13 +585,19 @@ fn a_program_that_is_the_runtime_itself_cannot_overwrite_it() {
     fs::write(bundle.rootfs().join("trap"), "#!/proc/self/exe\n").unwrap();
     fs::set_permissions(bundle.rootfs().join("trap"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     bundle.create().ok();
-    // While the init waits it is still the runtime; root on the host, with every right, may not write it this way.
+    // While the init waits it is still the runtime. A descriptor of its program outlives it ...
     let pid = bundle.state()["pid"].to_string();
-    let open = fs::OpenOptions::new().append(true).open(format!("/proc/{pid}/exe"));
-    let error = open.expect_err("opened for writing").raw_os_error();
-    assert!(matches!(error, Some(libc::EROFS)), "{error:?}: ETXTBSY would last only as long as it runs");
+    let exe = fs::File::open(format!("/proc/{pid}/exe")).unwrap();
     bundle.oci(&["start", &bundle.id]).ok();
     bundle.exec(&["/trap"]);
+    bundle.oci(&["delete", "--force", &bundle.id]).ok();
+    // ... but not even root on the host may write by it. ETXTBSY lasts only as long as someone runs the file.
+    let again = format!("/proc/self/fd/{}", exe.as_raw_fd());
+    wait_for("EROFS", || {
+        let error = fs::OpenOptions::new().append(true).open(&again).expect_err("opened for writing");
+        assert!(matches!(error.raw_os_error(), Some(libc::EROFS | libc::ETXTBSY)), "{error}");
+        error.raw_os_error() == Some(libc::EROFS)
+    });
     let after = fs::metadata(&runtime).unwrap();
     assert_eq!((before.len(), before.modified().unwrap()), (after.len(), after.modified().unwrap()));
 }
