@@ -6,7 +6,7 @@
 //! ```text
 //! arguments   the command line             service     which handler answers what
 //! daemon      start                        tasks       containers and execs
-//! cleanup     delete                       sandbox     the pod around them
+//! cleanup     delete                       sandbox     the pod around them; namespaces
 //! supervisor  what is known, the loop      task        the states of a process (pure)
 //! reactor     epoll                        worker      forks for what may hang; ops: what they do
 //! connection  a task client                streams     what processes say and hear

@@ -30,6 +30,9 @@ pub struct Pod {
     pub cgroup: String,
 }
 
+/// A change of config.json.
+pub type Edit = Box<dyn Fn(&mut Value)>;
+
 /// How a container is to be made; the rest is the same for all.
 #[derive(Default)]
 pub struct Wish {
@@ -37,7 +40,7 @@ pub struct Wish {
     pub stdin: &'static str,
     /// Empty: a CRI log of the container's name. "null": nowhere.
     pub stdout: String,
-    pub edit: Option<Box<dyn Fn(&mut Value)>>,
+    pub edit: Option<Edit>,
 }
 
 impl Pod {
