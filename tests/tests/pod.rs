@@ -182,6 +182,22 @@ fn a_foreground_run_that_is_killed_leaves_its_pod_tended() {
 }
 
 #[test]
+fn a_foreground_run_ends_when_the_supervisor_dies() {
+    let machine = Machine::new();
+    let file = pod(&machine, "lost", "sleep 600", "", "");
+    let mut run = machine.start(&["run", &file]);
+    until("the pod runs", || machine.coracle(&["ps", "-q"]).out.contains("lost") && machine.view("lost")["ready"] == 1);
+    machine.learn_ids();
+    let id = machine.pods().pop_first().expect("the pod's id");
+    let supervisor = machine.supervisor(&id).expect("the supervisor's pid");
+    kill(supervisor, Signal::SIGKILL).expect("kill the supervisor");
+    assert_eq!(run.wait().expect("wait for coracle run").code(), Some(1));
+    assert_eq!(machine.ok(&["logs", "-f", "lost"]), "");
+    assert_eq!(machine.view("lost")["phase"], "Failed");
+    machine.ok(&["rm", "-f", "lost"]);
+}
+
+#[test]
 fn ctrl_c_stops_a_foreground_pod_and_a_second_one_kills_it() {
     let machine = Machine::new();
     let good = pod(&machine, "good", "trap 'echo bye; exit 0' TERM; while :; do sleep 0.1; done", "", "");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use coracle_engine::Engine;
+use coracle_engine::{Engine, SandboxState};
 
 use crate::app::{self, App, Found};
 use crate::exit::{self, Coded};
@@ -107,6 +107,10 @@ impl Logs {
 /// Whether nothing of the pod will write again; so it is with one that was removed.
 async fn is_over(engine: &Engine, found: &Found) -> bool {
     let (Ok(Some(kept)), Ok(tended)) = (found.folder.read_pod(), found.folder.read_tended()) else { return true };
+    // Without a supervisor nothing starts again, whatever the policy.
+    if !engine.sandbox_status(&found.sandbox).is_ok_and(|sandbox| sandbox.state == SandboxState::Ready) {
+        return true;
+    }
     match Observed::look(engine, &found.sandbox).await {
         Ok(observed) => observed.decide(&kept, &tended, found.folder.is_stopping(), time::now()).finished(),
         Err(_) => true,

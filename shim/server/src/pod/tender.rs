@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use coracle_engine::Engine;
+use anyhow::{Context, Result, bail};
 use coracle_engine::lock::LifeLock;
+use coracle_engine::{Engine, SandboxState};
 use tokio::sync::mpsc;
 
 use super::keep::{Failure, Folder, Kept, Tended};
@@ -98,6 +98,9 @@ impl Tender {
             }
             let (plan, observed) = seen?;
             tell_ends(&observed, &mut told, watch);
+            if !plan.finished() && !self.folder.is_stopping() {
+                self.check_sandbox()?;
+            }
             if plan.finished() {
                 return match self.finish().await {
                     Err(error) if !self.is_gone() => Err(error),
@@ -214,6 +217,18 @@ impl Tender {
         tokio::select! {
             Some(id) = self.ends.1.recv() => { self.awaited.remove(&id); }
             () = tokio::time::sleep(look) => {}
+        }
+    }
+
+    /// Nothing can be started again without a supervisor.
+    fn check_sandbox(&self) -> Result<()> {
+        match self.engine.sandbox_status(&self.sandbox)?.state {
+            SandboxState::Ready => Ok(()),
+            state => bail!(
+                "pod {}: its sandbox is {}: the supervisor has died (`coracle doctor` tells what it left)",
+                self.kept.pod.name,
+                state.as_str()
+            ),
         }
     }
 
