@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::scratch::Scratch;
 use super::{Store, files};
 use crate::digest::Digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::source::Descriptor;
 use crate::unpack::{self, Limits, Unpacked};
 
@@ -113,7 +113,13 @@ impl Store {
             // Half a layer is of no use to anyone; if even this fails, the scratch directory goes later as a whole.
             let _ = files::remove_tree(&path);
         }
-        made.map_err(|err| err.context(format!("unpack layer {}", diff_id.short())))
+        made.map_err(|err| {
+            let err = match err.kind() {
+                ErrorKind::NoSpace => err.hint("\"coracle gc\" frees unused layers"),
+                _ => err,
+            };
+            err.context(format!("unpack layer {}", diff_id.short()))
+        })
     }
 
     fn commit_layer(&self, scratch: &Scratch, from: &Path, diff_id: &Digest) -> Result<()> {
