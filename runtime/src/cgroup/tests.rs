@@ -221,6 +221,27 @@ fn v2_device_rules_are_enforced_by_the_kernel() {
 }
 
 #[test]
+fn v2_controllers_are_handed_down_to_where_a_limit_needs_them() {
+    let Some(layout) = v2_layout() else { return eprintln!("no v2 hierarchy here") };
+    let Layout::V2(hierarchy) = &layout else { unreachable!() };
+    let offered = fs::read_to_string(hierarchy.mount.join("cgroup.controllers")).unwrap();
+    // A hybrid host leaves v2 the controllers that nobody bound to v1; which ones is the host's choice.
+    let cases = [
+        ("pids", r#"{"pids":{"limit":7}}"#, "pids.max", "7"),
+        ("hugetlb", r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#, "hugetlb.2MB.max", "4194304"),
+    ];
+    for (controller, resources, file, value) in cases {
+        let made = make(&layout, resources);
+        if offered.split_whitespace().any(|c| c == controller) {
+            assert_eq!(read(&made.unwrap(), controller, file), value);
+        } else {
+            let error = made.map(drop).unwrap_err().to_string();
+            assert!(error.contains(&format!("controller {controller} is not enabled in")), "{error}");
+        }
+    }
+}
+
+#[test]
 fn a_single_threaded_child_joins_by_itself() {
     for layout in layouts() {
         let scratch = make(&layout, "{}").unwrap();

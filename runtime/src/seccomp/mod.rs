@@ -78,6 +78,10 @@ impl Program {
 
 /// Compiles a profile.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Program, Error> {
+    if !cfg!(target_arch = "x86_64") {
+        let why = "this build knows the system calls of x86_64 only".to_owned();
+        return Err(Error::Profile { field: "architectures".to_owned(), why });
+    }
     let flags = flags(profile)?;
     let instructions = assemble::program(&resolve::architectures(profile)?)?;
     Ok(Program { instructions, flags })
