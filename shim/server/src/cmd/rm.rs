@@ -60,8 +60,8 @@ pub async fn remove(engine: &Engine, found: &Found) -> Result<()> {
     // Whoever tends it sees the wish to stop and leaves; until then it may still be writing into what goes here.
     let _tender = last_tender(engine, &found.sandbox).await;
     let logs = engine.sandbox_status(&found.sandbox)?.config.log_directory;
-    engine.remove_sandbox(&found.sandbox).await?;
-    // Only what we laid out ourselves; over CRI the logs are the client's.
+    // Before the pod, or nobody would know of them after a crash in between. Only what we laid out ourselves: over CRI the
+    // logs are the client's.
     if let Some(dir) = logs.filter(|_| found.kept.is_some()) {
         match fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -70,7 +70,7 @@ pub async fn remove(engine: &Engine, found: &Found) -> Result<()> {
             _ => {}
         }
     }
-    Ok(())
+    Ok(engine.remove_sandbox(&found.sandbox).await?)
 }
 
 /// Waits until nobody tends the pod any more, and holds that off. One who does not leave is not waited for for ever.
