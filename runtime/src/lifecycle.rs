@@ -4,15 +4,16 @@ use std::fs;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use oci_spec::runtime::LinuxResources;
 
-use crate::cgroup::Stats;
+use crate::cgroup::{Cgroup, CgroupPath, Stats};
 use crate::create::{cgroup_error, socket_path};
 use crate::error::{Context, Error, Result};
-use crate::spec::{NamespaceKind, Process};
+use crate::spec::{NamespaceKind, Process, Spec};
 use crate::state::{self, Record, SOCKET, State, Status};
 use crate::{Runtime, hooks, refuse, sys};
 
@@ -122,12 +123,20 @@ impl Runtime {
         Ok(())
     }
 
-    /// What a killed create left: a directory without a record. Its process has ended, for its channel closed.
+    /// What a killed create left: a directory without a record, and perhaps a cgroup. Its process has ended, for its
+    /// channel closed.
     fn remove_remains(&self, id: &str) -> Result<()> {
         refuse::check_id(id)?;
-        match fs::remove_dir_all(self.root.join(id)) {
+        let dir = self.root.join(id);
+        if let Ok((spec, _)) = Spec::load(&dir.join(state::CONFIG)) {
+            let path = spec.linux.cgroups_path.as_deref().map(Path::new);
+            let path = CgroupPath::new(path, id).map_err(cgroup_error)?;
+            // Opened by making it again, which changes nothing of what is there; removed only when it is empty.
+            Cgroup::create(&path, None).and_then(|cgroup| cgroup.remove()).map_err(cgroup_error)?;
+        }
+        match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            result => result.path("remove", &self.root.join(id)),
+            result => result.path("remove", &dir),
         }
     }
 

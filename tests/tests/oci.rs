@@ -166,6 +166,26 @@ fn a_created_container_is_deleted_without_ever_running() {
 }
 
 #[test]
+fn what_a_killed_create_left_is_removed_by_force() {
+    if !ours() {
+        return; // It is our own state directory that is looked at.
+    }
+    let mut bundle = Bundle::new(&["/bin/true"]);
+    // A hook that hangs keeps the create where it has a cgroup and a directory, but no record yet.
+    bundle.set("/hooks/createRuntime", json!([{ "path": "/bin/sleep", "args": ["sleep", "3"] }]));
+    bundle.write_config();
+    let dir = bundle.dir.path().to_str().unwrap();
+    let mut child = bundle.command(&["create", "--bundle", dir, &bundle.id]).stdout(Stdio::null()).spawn().unwrap();
+    wait_for("the cgroup", || !bundle.cgroups().is_empty() && bundle.state_root().join(&bundle.id).exists());
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_ne!(bundle.oci(&["state", &bundle.id]).code, 0);
+    wait_for("the removal", || bundle.oci(&["delete", "--force", &bundle.id]).code == 0);
+    bundle.assert_gone();
+}
+
+#[test]
 fn start_happens_once() {
     let bundle = Bundle::sleeping();
     let answer = bundle.oci(&["start", &bundle.id]);
