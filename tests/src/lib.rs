@@ -8,6 +8,7 @@ pub mod image;
 pub mod machine;
 pub mod registry;
 pub mod rig;
+pub mod sys;
 pub mod token;
 pub mod ttrpc;
 

@@ -6,7 +6,7 @@ use oci_support::{Answer, Bundle, ours, peer, wait_for};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
@@ -436,16 +436,10 @@ fn receive(listener: &UnixListener) -> fs::File {
     .unwrap();
     for control in message.cmsgs().unwrap() {
         if let nix::sys::socket::ControlMessageOwned::ScmRights(fds) = control {
-            return fs::File::from(owned(fds[0]));
+            return fs::File::from(coracle_tests::sys::adopt(fds[0]));
         }
     }
     panic!("no descriptor came");
-}
-
-#[allow(unsafe_code)]
-fn owned(fd: i32) -> OwnedFd {
-    // SAFETY: just received, and nobody else's.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 fn read_until(file: &mut fs::File, words: &str) -> String {

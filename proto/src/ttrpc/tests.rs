@@ -1,3 +1,5 @@
+//! The codec against itself, against hostile bytes, and against frames written out by hand.
+
 use super::*;
 use crate::task::{WaitRequest, WaitResponse};
 use proptest::prelude::*;

@@ -407,6 +407,16 @@ fn archive_of(entries: &[Made]) -> Vec<u8> {
 
 type Seen = BTreeMap<Vec<u8>, (u32, u32, u32, i64, u64, Vec<u8>)>;
 
+/// What is in a tree. Links are counted inside the tree: a replaced file's content may live on beside it, in `shadowed`.
+fn seen(root: &Path) -> Seen {
+    let mut seen = Seen::new();
+    look(root, root, &mut seen);
+    let mut links = BTreeMap::new();
+    seen.values().filter(|entry| entry.4 != 0).for_each(|entry| *links.entry(entry.4).or_insert(0) += 1);
+    seen.values_mut().for_each(|entry| entry.4 = links.get(&entry.4).copied().unwrap_or(0));
+    seen
+}
+
 fn look(root: &Path, directory: &Path, seen: &mut Seen) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -416,9 +426,9 @@ fn look(root: &Path, directory: &Path, seen: &mut Seen) {
             kind if kind.is_symlink() => fs::read_link(&path).unwrap().as_os_str().as_bytes().to_vec(),
             _ => Vec::new(),
         };
-        let links = if meta.is_dir() { 0 } else { meta.nlink() };
+        let inode = if meta.is_dir() { 0 } else { meta.ino() };
         let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
-        seen.insert(name, (meta.mode(), meta.uid(), meta.gid(), meta.mtime(), links, content));
+        seen.insert(name, (meta.mode(), meta.uid(), meta.gid(), meta.mtime(), inode, content));
         if meta.is_dir() {
             look(root, &path, seen);
         }
@@ -440,9 +450,7 @@ proptest! {
         let mut tar = tar.stdin(std::process::Stdio::piped()).spawn().unwrap();
         tar.stdin.take().unwrap().write_all(&archive).unwrap();
         prop_assert!(tar.wait().unwrap().success());
-        let (mut a, mut b) = (Seen::new(), Seen::new());
-        look(&layer.path(""), &layer.path(""), &mut a);
-        look(theirs.path(), theirs.path(), &mut b);
+        let (mut a, mut b) = (seen(&layer.path("")), seen(theirs.path()));
         // Where there is no entry, each tool has its own defaults.
         for path in &layer.unpacked.implicit {
             a.remove(path);

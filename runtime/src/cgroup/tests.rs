@@ -274,3 +274,19 @@ fn running_out_of_memory_is_counted_and_announced() {
     let mut count = [0; 8];
     assert_eq!(nix::unistd::read(&event, &mut count).unwrap(), 8);
 }
+
+#[test]
+fn a_parent_that_another_process_has_only_just_made_is_no_obstacle() {
+    let Some(layout @ Layout::V1(_)) = v1_layout() else { return eprintln!("no v1 hierarchy here") };
+    let Layout::V1(hierarchies) = &layout else { return };
+    let cpuset = hierarchies.iter().find(|h| h.controllers.iter().any(|c| c == "cpuset")).expect("a cpuset hierarchy");
+    let name = name("leaf");
+    let path = CgroupPath::new(Some(Path::new(&name)), "x").unwrap();
+    let directory = path.in_v1(cpuset, &mut OwnCgroups::default()).unwrap();
+    // The state between the other's mkdir and its first write: a parent without cpus and nodes.
+    fs::create_dir(directory.parent().unwrap()).unwrap();
+    let cgroup = Cgroup::create_in(&layout, &path, None).unwrap();
+    let parent = cgroup.state.groups.iter().filter_map(|g| g.path.parent().map(Path::to_path_buf)).collect();
+    let scratch = Scratch { cgroup, parent };
+    sleeper(&scratch).kill().unwrap();
+}

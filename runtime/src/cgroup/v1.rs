@@ -53,31 +53,33 @@ fn make(hierarchy: &Hierarchy, directory: &Path, made: &mut Made) -> Result<()> 
         control::require_empty(directory)?;
     }
     if hierarchy.controllers.iter().any(|c| c == "cpuset") {
-        let fresh: Vec<_> = made.0[before..].to_vec();
-        for (depth, directory) in fresh.iter().enumerate() {
-            initialise_cpuset(directory, depth + 1 == fresh.len())?;
+        fill_cpuset(directory)?;
+        // Directories made on the way to the container's hand theirs down by themselves from now on, so that of the many
+        // containers beneath a parent only the first pays.
+        for parent in made.0[before..].iter().filter(|made| made.as_path() != directory) {
+            let path = parent.join("cgroup.clone_children");
+            put(&path, "1").map_err(|e| Error::io("initialise", path, e))?;
         }
     }
     Ok(())
 }
 
-/// Gives a new cpuset its parent's cpus and nodes: without, no process can join it.
+/// Gives a cpuset without cpus and nodes its parent's: without, no process can join it.
 ///
-/// Directories made on the way to the container's are told to hand theirs down by themselves (`cgroup.clone_children`), so
-/// that of the many containers beneath a parent only the first pays for this.
-fn initialise_cpuset(directory: &Path, is_leaf: bool) -> Result<()> {
+/// A parent may be empty, too: another process has made it a moment ago and is about to do the same as we. Both write
+/// the same values. The hierarchy's root is never empty, so this ends there.
+fn fill_cpuset(directory: &Path) -> Result<()> {
     let read = |path: &Path| fs::read_to_string(path).map_err(|e| Error::io("read", path, e));
-    if read(&directory.join("cpuset.mems"))?.trim().is_empty() {
-        let parent = directory.parent().unwrap_or(directory);
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            let inherited = read(&parent.join(file))?;
-            let path = directory.join(file);
-            put(&path, inherited.trim()).map_err(|e| Error::io("initialise", path, e))?;
-        }
+    if !read(&directory.join("cpuset.mems"))?.trim().is_empty() {
+        return Ok(());
     }
-    if !is_leaf {
-        let path = directory.join("cgroup.clone_children");
-        put(&path, "1").map_err(|e| Error::io("initialise", path, e))?;
+    let Some(parent) = directory.parent() else { return Ok(()) };
+    fill_cpuset(parent)?;
+    // The nodes last: they are what the check above looks at.
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let inherited = read(&parent.join(file))?;
+        let path = directory.join(file);
+        put(&path, inherited.trim()).map_err(|e| Error::io("initialise", path, e))?;
     }
     Ok(())
 }

@@ -25,6 +25,8 @@ use std::path::{Path, PathBuf};
 
 /// The lock's name in the bundle.
 pub const LOCK: &str = "lock";
+/// What `ps` shows: the program's name as far as the kernel keeps it.
+const COMM: &std::ffi::CStr = c"containerd-shim";
 /// With -debug, and where containerd put a fifo of this name, messages go here.
 const LOG: &str = "log";
 /// What the child says when it listens; anything else is an error.
@@ -83,6 +85,8 @@ fn child(arguments: &Arguments, bundle: PathBuf, mut parent: File) -> ! {
 /// Everything up to listening. The lock lives as long as the returned file.
 fn prepare(arguments: &Arguments, bundle: PathBuf, parent: &File) -> Result<(Supervisor, File)> {
     nix::unistd::setsid().context("begin a session")?;
+    // A program run by its descriptor is named after the descriptor; `ps` should say what this is.
+    nix::sys::prctl::set_name(COMM).context("set the process's name")?;
     sys::close_all_but(&mut [parent.as_raw_fd()]);
     redirect(arguments.debug)?;
     nix::sys::prctl::set_child_subreaper(true).context("become the reaper of orphans")?;

@@ -52,7 +52,11 @@ const USAGE: &str = "usage: containerd-shim-coracle-v1 -id ID [-bundle DIR] [-de
 
 fn main() -> ExitCode {
     let done = Arguments::parse(std::env::args_os().skip(1)).and_then(|arguments| match arguments.action {
-        Action::Start => daemon::start(&arguments),
+        Action::Start => {
+            // Containers begin as forks of this process, so its file must be out of their reach: see runtime's seal.rs.
+            coracle_runtime::seal_self()?;
+            daemon::start(&arguments)
+        }
         Action::Delete => cleanup::delete(&arguments),
         Action::Version => {
             println!("{NAME}:\n  Version:  {}", env!("CARGO_PKG_VERSION"));
