@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf};
 use serde_json::{Value, json};
 
 mod oci_support;
-use oci_support::{Bundle, ours, wait_for};
+use oci_support::{Bundle, ours, peer, wait_for};
 
 /// A file of the container's cgroup, by its v1 name or its v2 name: whichever exists on this host.
 fn file(bundle: &Bundle, names: [&str; 2]) -> Option<String> {
@@ -81,6 +81,9 @@ fn pause_stops_everything_and_resume_goes_on() {
 
 #[test]
 fn statistics_have_the_names_of_runc() {
+    if peer("crun") {
+        return; // It has no `events` command.
+    }
     let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
     bundle.set("/linux/resources/pids", json!({"limit": 33}));
     bundle.set("/linux/resources/memory", json!({"limit": 67_108_864}));
@@ -89,7 +92,9 @@ fn statistics_have_the_names_of_runc() {
     let event: Value = serde_json::from_str(&bundle.oci(&["events", "--stats", &bundle.id]).ok().out).expect("JSON");
     assert_eq!(event["type"], "stats");
     assert_eq!(event["data"]["pids"]["limit"], 33);
-    assert_eq!(event["data"]["pids"]["current"], 1);
+    // runc's init, which has threads, may not be gone yet.
+    let current = event["data"]["pids"]["current"].as_u64().expect("a number of processes");
+    assert!(current == 1 || current > 1 && peer("runc"), "{event}");
     assert_eq!(event["data"]["memory"]["usage"]["limit"], 67_108_864);
     assert!(event["data"]["memory"]["raw"].as_object().is_some_and(|raw| !raw.is_empty()));
     assert!(event["data"]["cpu"]["usage"]["total"].as_u64().is_some_and(|total| total > 0), "{event}");
@@ -117,6 +122,9 @@ fn child_cgroups_that_the_container_made_go_with_it() {
 
 #[test]
 fn what_cannot_be_enforced_is_refused_by_name_and_leaves_nothing() {
+    if peer("crun") {
+        return; // It drops a limit whose file is missing, and takes too few shares for the fewest.
+    }
     let mut bundle = Bundle::new(&["/bin/true"]);
     bundle.set("/linux/resources/hugepageLimits", json!([{"pageSize": "3MB", "limit": 1}]));
     let words = if ours() { "linux.resources.hugepageLimits" } else { "hugetlb" };
