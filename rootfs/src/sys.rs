@@ -1,4 +1,4 @@
-//! The system calls that the crate needs and `nix` does not offer safely: extended attributes. All `unsafe` is here.
+//! The system calls that the crate needs and `nix` does not offer safely: extended attributes, inode flags. All `unsafe` is here.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -59,6 +59,24 @@ pub(crate) fn xattrs_at(directory: impl AsFd, entry: &[u8]) -> io::Result<Vec<(V
     }
     found.sort();
     Ok(found)
+}
+
+/// Marks a directory as the top of a hierarchy: ext4 then spreads the directories in it over the disk.
+pub(crate) fn set_top_directory(directory: impl AsFd) -> io::Result<()> {
+    /// `EXT4_TOPDIR_FL`, the same in all of ext2, ext3 and ext4.
+    const TOPDIR: libc::c_int = 0x0002_0000;
+    let fd = directory.as_fd().as_raw_fd();
+    let mut flags: libc::c_int = 0;
+    // SAFETY: the descriptor is open for the call, which writes one int (whatever type its number pretends).
+    if unsafe { libc::ioctl(fd, libc::FS_IOC_GETFLAGS, &raw mut flags) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    flags |= TOPDIR;
+    // SAFETY: as above, and the call reads one int.
+    if unsafe { libc::ioctl(fd, libc::FS_IOC_SETFLAGS, &raw const flags) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// `/proc/self/fd/N/ENTRY`; the entry is one component, or empty for the directory itself.

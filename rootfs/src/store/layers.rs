@@ -97,7 +97,7 @@ impl Store {
         limits: &Limits,
         on_bytes: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
-        let path = scratch.path().join(diff_id.hex());
+        let path = scratch.layer_path(diff_id);
         let make = || {
             fs::create_dir(&path).map_err(|err| Error::io(format!("create {}", path.display()), err))?;
             let directory = File::open(&path).map_err(|err| Error::io(format!("open {}", path.display()), err))?;

@@ -2,8 +2,15 @@
 //!
 //! `tmp/ID/` has the owner's `lock` (see [`lock`](super::lock)) and `uses`, the layers that the owner relies on without
 //! there being an image or a lease yet: a collection keeps those as long as the owner lives.
+//!
+//! ## Where ext4 puts a layer
+//! ext4 makes a directory's files near the directory, and gives no inode out again for a minute after its file was
+//! deleted: making thousands of files where thousands were just deleted walks over all of those for each new one, and
+//! can take longer than unpacking. So the scratch directory is marked as the top of a hierarchy (`chattr +T`): each
+//! layer in it then gets a region of its own, chosen by a hash of the directory's name, which differs every time.
+//! Layers that are unpacked in parallel also come not into each other's way.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::Store;
@@ -31,12 +38,20 @@ impl Scratch {
         let made = tempfile::Builder::new().prefix("work-").tempdir_in(&parent);
         let path = made.map_err(|err| Error::io(format!("create a directory in {}", parent.display()), err))?.keep();
         let _lock = lock::flock(&path.join("lock"), true)?;
+        // Other file systems refuse, and do not need it.
+        let _ = File::open(&path).and_then(crate::sys::set_top_directory);
         Ok(Scratch { path, _lock })
     }
 
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where a layer is made: a name that no other scratch directory has, see above.
+    pub(crate) fn layer_path(&self, diff_id: &Digest) -> PathBuf {
+        let own = self.path.file_name().unwrap_or_default().to_string_lossy();
+        self.path.join(format!("{}-{own}", diff_id.hex()))
     }
 
     /// Notes the layers that must stay while this scratch directory lives.
