@@ -9,14 +9,14 @@ impl Series {
         self.0.push(value);
     }
 
-    /// The value below which this part of all lies.
+    /// The value below which this part of all lies; between two values, it is interpolated.
     pub fn quantile(&self, part: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        match sorted.len() {
-            0 => f64::NAN,
-            n => sorted[((n - 1) as f64 * part).round() as usize],
-        }
+        let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
+        let place = last as f64 * part;
+        let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+        low + (high - low) * place.fract()
     }
 
     pub fn median(&self) -> f64 {
