@@ -164,9 +164,8 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// An image that nothing holds.
 impl Image {
-    /// Has it no name with a tag?
+    /// Has it no name with a tag? Only a lease or a pin then holds it.
     pub fn is_dangling(&self) -> bool {
         self.names.is_empty()
     }

@@ -28,6 +28,11 @@ pub enum ProgressEvent<'a> {
         /// How many, since the last event.
         bytes: u64,
     },
+    /// A layer is being unpacked by another pull, and is waited for.
+    LayerWait {
+        /// The blob's digest.
+        digest: &'a Digest,
+    },
     /// A layer is complete, checked and in the store.
     LayerDone {
         /// The blob's digest.

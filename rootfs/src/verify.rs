@@ -146,7 +146,7 @@ impl Store {
         let mut damages = Vec::new();
         let image = self.image(&reference.to_string())?;
         for layer in image.iter().flat_map(|image| &image.layers) {
-            let _lock = LayerLock::wait(&self.path("layers.lock"), layer)?;
+            let _lock = LayerLock::wait(&self.path("layers.lock"), layer, || {})?;
             if let Some(why) = self.verify_layer(layer)? {
                 files::remove(&self.layer_path(layer).join("meta.json"))?;
                 let what = format!("layer {}", layer.short());

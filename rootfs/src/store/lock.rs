@@ -79,8 +79,8 @@ pub(crate) fn try_exclusive(path: &Path) -> Result<Try> {
 pub(crate) struct LayerLock(#[allow(dead_code, reason = "held for its drop")] File);
 
 impl LayerLock {
-    /// Waits for the layer's lock, however long its holder unpacks.
-    pub(crate) fn wait(file: &Path, diff_id: &Digest) -> Result<LayerLock> {
+    /// Waits for the layer's lock, however long its holder unpacks. `on_wait` is called first if there is one.
+    pub(crate) fn wait(file: &Path, diff_id: &Digest, on_wait: impl FnOnce()) -> Result<LayerLock> {
         let what = || format!("lock layer {diff_id}");
         let file = open(file).map_err(|err| Error::io(what(), err))?;
         let start = i64::from_str_radix(&diff_id.hex()[..15], 16).expect("a digest is hex");
@@ -91,9 +91,16 @@ impl LayerLock {
             l_len: 1,
             l_pid: 0,
         };
+        let mut on_wait = Some(on_wait);
         loop {
-            match fcntl(&file, FcntlArg::F_OFD_SETLKW(&range)) {
+            let how = if on_wait.is_some() { FcntlArg::F_OFD_SETLK(&range) } else { FcntlArg::F_OFD_SETLKW(&range) };
+            match fcntl(&file, how) {
                 Ok(_) => return Ok(LayerLock(file)),
+                Err(Errno::EAGAIN | Errno::EACCES) => {
+                    if let Some(tell) = on_wait.take() {
+                        tell();
+                    }
+                }
                 Err(Errno::EINTR) => {}
                 Err(err) => return Err(Error::io(format!("{} (fd {})", what(), file.as_raw_fd()), err.into())),
             }

@@ -212,34 +212,42 @@ impl Store {
         stop: &AtomicBool,
     ) -> Result<()> {
         let digest = &blob.digest;
-        let _lock = LayerLock::wait(&self.path("layers.lock"), diff_id)?;
+        let waiting = || progress.event(ProgressEvent::LayerWait { digest });
+        let _lock = LayerLock::wait(&self.path("layers.lock"), diff_id, waiting)?;
         if self.has_layer(diff_id) {
             progress.event(ProgressEvent::LayerExists { digest });
             return Ok(());
         }
         progress.event(ProgressEvent::LayerStart { digest, size: blob.size });
         let stream = source.blob(blob, progress)?;
-        let input = Box::new(Stoppable { stream, stop });
+        let failed = AtomicBool::new(false);
+        let input = Box::new(Watched { stream, stop, failed: &failed });
         let told = |bytes| progress.event(ProgressEvent::LayerBytes { digest, bytes });
         let made = self.make_layer(scratch, input, blob, diff_id, &options.limits, &told);
-        made.map_err(|err| err.context(source.describe()))?;
+        made.map_err(|err| {
+            // Where bad content came from is worth a word, unless the source's own error has said it.
+            let content = matches!(err.kind(), ErrorKind::Corrupt | ErrorKind::Limit | ErrorKind::Unsupported);
+            let said = failed.load(Ordering::Relaxed);
+            if content && !said { err.context(source.describe()) } else { err }
+        })?;
         progress.event(ProgressEvent::LayerDone { digest });
         Ok(())
     }
 }
 
-/// A stream that ends when another worker failed.
-struct Stoppable<'a> {
+/// A stream that ends when another worker failed, and that tells whether it failed itself.
+struct Watched<'a> {
     stream: Box<dyn Read + Send + 'a>,
     stop: &'a AtomicBool,
+    failed: &'a AtomicBool,
 }
 
-impl Read for Stoppable<'_> {
+impl Read for Watched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Busy, "stopped, another layer failed").into());
         }
-        self.stream.read(buffer)
+        self.stream.read(buffer).inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
     }
 }
 

@@ -77,6 +77,14 @@ impl Display {
         }
     }
 
+    /// A line above the bars, or among the lines.
+    fn say(&self, line: &str) {
+        match &self.bars {
+            Some(bars) => drop(bars.println(line)),
+            None => eprintln!("{line}"),
+        }
+    }
+
     fn end(&self, digest: &Digest, how: &str) {
         let short = short(digest);
         match (&self.bars, self.layers().remove(&short)) {
@@ -108,14 +116,13 @@ impl Progress for Display {
                     bar.inc(bytes);
                 }
             }
+            ProgressEvent::LayerWait { digest } => {
+                self.say(&format!("  layer {}: another pull is unpacking it, waiting", short(digest)));
+            }
             ProgressEvent::LayerDone { digest } => self.end(digest, "done"),
             ProgressEvent::LayerExists { digest } => self.end(digest, "already here"),
             ProgressEvent::Retry { what, why, attempt, delay } => {
-                let line = format!("  {what}: {why}; attempt {attempt} in {:.0} s", delay.as_secs_f64().ceil());
-                match &self.bars {
-                    Some(bars) => drop(bars.println(line)),
-                    None => eprintln!("{line}"),
-                }
+                self.say(&format!("  {what}: {why}; attempt {attempt} in {:.0} s", delay.as_secs_f64().ceil()));
             }
             _ => {}
         }
