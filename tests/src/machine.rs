@@ -288,6 +288,11 @@ impl Machine {
         traces
     }
 
+    /// The machine's interfaces that lead into pods. The kernel takes one away some time after its namespace has ended.
+    pub fn pod_links(&self) -> usize {
+        self.traces().iter().filter(|trace| trace.starts_with("interface cor") && trace.contains('@')).count()
+    }
+
     /// Waits until the traces are those of `before`, as far as `ignore` does not leave them out.
     ///
     /// # Panics

@@ -28,8 +28,8 @@ impl Scene {
         machine.ok(&["rm", "-f", "victim"]);
         let bystander = machine.view("bystander")["id"].as_str().expect("an id").to_owned();
         let supervisor = machine.supervisor(&bystander).expect("a supervisor");
-        until("the first victim's supervisor to end", || {
-            machine.processes().iter().all(|(pid, _)| is_of(*pid, &bystander))
+        until("the first victim's supervisor and link to go", || {
+            machine.processes().iter().all(|(pid, _)| is_of(*pid, &bystander)) && machine.pod_links() == 1
         });
         let before = machine.traces();
         Scene { machine, bystander, supervisor, before }

@@ -66,7 +66,9 @@ fn two_hundred_pods_started_and_removed_leave_nothing() {
     let supervisor = machine.supervisor(&id).expect("a supervisor");
     // The first round makes what stays: the bridge, the table, the folders.
     round(&machine, 0);
-    until("the supervisors of the first round to end", || !machine.traces().iter().any(|t| t.contains("pod-")));
+    until("the supervisors and links of the first round to go", || {
+        !machine.traces().iter().any(|t| t.contains("pod-")) && machine.pod_links() == 1
+    });
     let before = machine.traces();
     let (files, kib) = (open_files(supervisor), memory(supervisor));
 

@@ -62,7 +62,7 @@ fn the_web_example_answers_on_its_host_port_and_stops_at_once() {
     let machine = Machine::new();
     assert_eq!(machine.ok(&["run", "-d", &example("web")]), "started web\n");
     until("the web server answers", || {
-        machine.sh("wget -qO- http://127.0.0.1:8080/ 2>/dev/null || true").contains("hello from coracle on web")
+        machine.sh("curl -s http://127.0.0.1:8080/ || true").contains("hello from coracle on web")
     });
     assert_eq!(machine.ok(&["logs", "web"]), "serving port 80\n");
     assert_eq!(machine.ok(&["exec", "web", "--", "hostname"]), "web\n");

@@ -68,7 +68,8 @@ pub fn ps(runtime: &Runtime, args: &Ps) -> Result<()> {
     }
     let default = ["-ef".to_owned()];
     let options = if args.options.is_empty() { &default[..] } else { &args.options[..] };
-    let output = std::process::Command::new("ps").args(options).output().context("run ps")?;
+    let output = std::process::Command::new("ps").args(options).output();
+    let output = output.context("run ps (is procps installed? `ps --format json` does without)")?;
     if !output.status.success() {
         bail!("ps {}: {}", options.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
