@@ -351,6 +351,18 @@ impl Machine {
         found
     }
 
+    /// The machine's processes that run our programs. Told by the command line: a supervisor runs from a mount of its own,
+    /// so its exe link is no path.
+    pub fn programs(&self) -> Vec<Pid> {
+        let is_ours = |pid: &Pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let program = line.split(|byte| *byte == 0).next().unwrap_or_default();
+            let name = program.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+            ["coracle", "coracle-oci", "containerd-shim-coracle-v1"].iter().any(|ours| ours.as_bytes() == name)
+        };
+        self.processes().into_iter().map(|(pid, _)| pid).filter(is_ours).collect()
+    }
+
     fn ids(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }

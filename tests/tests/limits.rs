@@ -22,19 +22,11 @@ fn field(pid: Pid, file: &str, name: &str) -> u64 {
     line[name.len()..].split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
-/// By the command line: the supervisor runs from a mount of its own, so its exe link is no path.
-fn is_ours(pid: Pid) -> bool {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let program = line.split(|byte| *byte == 0).next().unwrap_or_default();
-    let name = program.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    ["coracle", "coracle-oci", "containerd-shim-coracle-v1"].iter().any(|ours| ours.as_bytes() == name)
-}
-
 #[test]
 fn a_detached_pod_costs_one_small_process_of_ours() {
     let machine = Machine::new();
     machine.ok(&["run", "-d", &machine.script_pod("small", "sleep 1000", "")]);
-    let ours: Vec<Pid> = machine.processes().into_iter().map(|(pid, _)| pid).filter(|pid| is_ours(*pid)).collect();
+    let ours = machine.programs();
     assert_eq!(ours.len(), 1, "processes of ours: {ours:?}");
     let pss = || field(ours[0], "smaps_rollup", "Pss:");
     let busy = pss();

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use coracle_tests::machine::Machine;
+use nix::unistd::Pid;
 
 use crate::{
     oci::hide_unified,
@@ -109,33 +110,30 @@ impl Contestant {
 
     /// The proportional set size, in MB, of the processes that are there for the pod and are not the pod's own.
     fn memory(&self) -> Result<f64> {
-        let mut kib = 0;
-        for entry in fs::read_dir("/proc")?.flatten() {
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            let exe = fs::read_link(entry.path().join("exe")).unwrap_or_default();
-            let cwd = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
-            if self.stands_behind(&line, &exe, &cwd) {
-                kib += pss(&entry.path());
-            }
-        }
-        Ok(kib as f64 / 1024.0)
-    }
-
-    fn stands_behind(&self, line: &str, exe: &Path, cwd: &Path) -> bool {
-        match self {
-            Contestant::Coracle(machine) => {
-                let program = coracle_tests::bin("containerd-shim-coracle-v1");
-                let ours = exe.file_name() == program.file_name();
-                ours && (cwd.starts_with(machine.state()) || line.contains(&machine.state().display().to_string()))
-            }
-            Contestant::Podman { root, .. } => line.contains("conmon") && line.contains(&root.display().to_string()),
-        }
+        let behind = match self {
+            Contestant::Coracle(machine) => machine.programs(),
+            Contestant::Podman { root, .. } => monitors(&root.display().to_string())?,
+        };
+        Ok(behind.into_iter().map(pss).sum::<u64>() as f64 / 1024.0)
     }
 }
 
-fn pss(process: &Path) -> u64 {
-    let text = fs::read_to_string(process.join("smaps_rollup")).unwrap_or_default();
+/// podman's process for each container.
+fn monitors(root: &str) -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        if line.contains("conmon") && line.contains(root) {
+            found.push(Pid::from_raw(pid));
+        }
+    }
+    Ok(found)
+}
+
+fn pss(pid: Pid) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or("0");
     line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0)
 }
