@@ -356,6 +356,7 @@ fn limits_reach_the_kernel() {
 fn a_pod_that_cannot_start_leaves_nothing_behind() {
     let machine = Machine::new();
     machine.ok(&["run", "--rm", &pod(&machine, "warm", "true", "", "  restartPolicy: Never\n")]);
+    until("the first pod's link to go", || machine.pod_links() == 0);
     let before = machine.traces();
     let spec = format!(
         "  containers: [{{name: main, image: {IMAGE}, imagePullPolicy: Never, command: [/no/such/program]}}]\n"
