@@ -149,7 +149,7 @@ impl Leases {
         let lease =
             Lease { sandbox: sandbox.to_owned(), ip, interface: super::interface_name(sandbox), ports: ports.to_vec() };
         let text = serde_json::to_vec(&lease).expect("a lease is plain data");
-        write_whole(&self.path(ip, sandbox), &text)?;
+        create_whole(&self.path(ip, sandbox), &text)?;
         // Lost or stale, this only makes the turn start elsewhere.
         let _ = fs::write(&path, ip.to_string());
         Ok(lease)
@@ -167,6 +167,23 @@ impl Leases {
     fn path(&self, ip: Ipv4Addr, sandbox: &str) -> PathBuf {
         self.dir.join("leases").join(format!("{ip}@{sandbox}"))
     }
+}
+
+/// Makes a file that is there whole or not at all, and of which a kill in between leaves nothing: it has no name until
+/// it is complete (O_TMPFILE, open(2)). Where the file system knows no such files, a temporary name does.
+fn create_whole(path: &Path, content: &[u8]) -> Result<(), Error> {
+    use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let Ok(nameless) = nix::fcntl::open(parent, flags, nix::sys::stat::Mode::from_bits_truncate(0o600)) else {
+        return write_whole(path, content);
+    };
+    let mut file = File::from(nameless);
+    let linked = io::Write::write_all(&mut file, content).and_then(|()| {
+        let source = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        Ok(nix::unistd::linkat(AT_FDCWD, source.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
+    });
+    linked.map_err(|e| Error::file("write", path, e))
 }
 
 /// Writes a file so that readers see all of it or none.
