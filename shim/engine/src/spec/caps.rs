@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 use crate::types::Security;
 
-/// Every capability, in the kernel's order.
-const NAMES: [&str; 41] = [
+/// Every capability, in the kernel's order, without `CAP_`.
+pub const NAMES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",

@@ -1,5 +1,6 @@
 //! Identity and privileges: the pod's security context merged into each container's.
 
+use coracle_engine::spec::caps;
 use serde::{Deserialize, Serialize};
 
 use super::Fault;
@@ -150,58 +151,13 @@ fn number(at: &At<i64>) -> Result<u32, Fault> {
     }
 }
 
-/// The kernel's capabilities, in the order of their numbers.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 fn capability_names(list: Option<At<List<String>>>) -> Result<Vec<String>, Fault> {
     let mut out = Vec::new();
     for at in value(list).unwrap_or_default() {
         let upper = at.value.to_uppercase();
         let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        if name != "ALL" && !CAPABILITIES.contains(&name) {
-            let hint = super::fault::nearest(name, CAPABILITIES).map(|near| format!(": did you mean {near}?"));
+        if name != "ALL" && !caps::NAMES.contains(&name) {
+            let hint = super::fault::nearest(name, caps::NAMES).map(|near| format!(": did you mean {near}?"));
             return Err(at.fault(format!("unknown capability {:?}{}", at.value, hint.unwrap_or_default())));
         }
         out.push(name.to_owned());
