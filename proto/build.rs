@@ -25,5 +25,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         .enable_type_names()
         .include_file("all.rs")
         .compile_fds(descriptors)?;
+    cri()
+}
+
+/// The CRI, with its services; see the feature `cri`.
+#[cfg(feature = "cri")]
+fn cri() -> Result<(), Box<dyn Error>> {
+    let descriptors = protox::compile(["cri.proto"], ["proto"])?;
+    tonic_prost_build::configure().build_client(true).compile_fds(descriptors)?;
+    Ok(())
+}
+
+#[cfg(not(feature = "cri"))]
+fn cri() -> Result<(), Box<dyn Error>> {
     Ok(())
 }

@@ -20,6 +20,13 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/all.rs"));
 }
 
+/// `runtime.v1`: the Kubernetes CRI, its messages and its two services.
+#[cfg(feature = "cri")]
+#[allow(missing_docs, clippy::all)]
+pub mod cri {
+    include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
+}
+
 /// `containerd.runtime.sandbox.v1`: messages of the sandbox service.
 pub use generated::containerd::runtime::sandbox::v1 as sandbox;
 /// `containerd.task.v2`: messages of the task service, used unchanged by `containerd.task.v3`.

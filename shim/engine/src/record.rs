@@ -71,6 +71,9 @@ pub struct ContainerRecord {
     /// The signal that asks it to stop.
     #[serde(default)]
     pub stop_signal: i32,
+    /// Who its first process is.
+    #[serde(default)]
+    pub user: Option<crate::types::ContainerUser>,
     /// What it is, as far as the engine did it; exit.json may know more.
     pub state: ContainerState,
     /// When it was made.

@@ -27,6 +27,43 @@ pub enum NamespaceMode {
     Node,
 }
 
+/// Where one container's PID namespace comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PidNamespace {
+    /// As its sandbox says.
+    #[default]
+    Sandbox,
+    /// One of its own, whatever the sandbox says.
+    Container,
+    /// The host's.
+    Node,
+    /// That of another container of the pod, by its id (an ephemeral container's `targetContainerName`).
+    Target(String),
+}
+
+/// A range of ids of a user namespace, as a line of `/proc/PID/uid_map` has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IdMapping {
+    /// The first id inside.
+    pub container_id: u32,
+    /// The first id on the host.
+    pub host_id: u32,
+    /// How many.
+    pub length: u32,
+}
+
+/// A pod's user namespace (KEP-127): every container of the pod runs in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UserNamespace {
+    /// User ids.
+    pub uids: Vec<IdMapping>,
+    /// Group ids.
+    pub gids: Vec<IdMapping>,
+}
+
 /// The resolver settings of a pod; what is empty is left out of its resolv.conf.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -102,6 +139,12 @@ pub struct SandboxConfig {
     pub pid: NamespaceMode,
     /// IPC namespace: `Pod` or `Node`.
     pub ipc: NamespaceMode,
+    /// The pod's user namespace; `None` is the host's.
+    pub user_namespace: Option<UserNamespace>,
+    /// The handler that runs the pod, by its name in the configuration; empty for the default one.
+    pub handler: String,
+    /// The SELinux label of the pod's processes; a container may have its own.
+    pub selinux: Option<SelinuxOptions>,
     /// Ports of the host that lead into the pod.
     pub port_mappings: Vec<PortMapping>,
     /// Resolver settings; `None` copies the host's.
@@ -112,8 +155,10 @@ pub struct SandboxConfig {
     pub sysctls: BTreeMap<String, String>,
     /// The cgroup below which the pod's own is made; empty means the engine's.
     pub cgroup_parent: String,
-    /// Limits of the pod as a whole.
+    /// Limits of the pod's containers together.
     pub resources: Resources,
+    /// What the sandbox itself needs beyond its containers (RuntimeClass `overhead`); added to `resources`.
+    pub overhead: Resources,
     /// Where container logs go; a container's `log_path` is relative to it.
     pub log_directory: Option<PathBuf>,
     /// Started by the supervisor after an exit that nobody tends; empty for none.
@@ -138,14 +183,49 @@ pub enum Propagation {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Mount {
-    /// The source; it must exist.
+    /// The source; it must exist, unless `create_source`. Empty with `image`.
     pub host_path: PathBuf,
     /// The absolute target.
     pub container_path: PathBuf,
     /// Read-only.
     pub readonly: bool,
+    /// Read-only with every mount below it (KEP-3857); an error where the kernel can't.
+    pub recursive_read_only: bool,
     /// Mount propagation.
     pub propagation: Propagation,
+    /// A missing source is made as a folder, as CRI runtimes do for kubelet.
+    pub create_source: bool,
+    /// Give the source the container's SELinux label.
+    pub selinux_relabel: bool,
+    /// Show the source's owners mapped so (an idmapped mount); empty for as they are.
+    pub uid_mappings: Vec<IdMapping>,
+    /// The same of groups.
+    pub gid_mappings: Vec<IdMapping>,
+    /// The source is this local image's file tree, read-only (KEP-4639); an id of the store.
+    pub image: Option<String>,
+    /// A path within that image; empty for its root.
+    pub image_sub_path: String,
+}
+
+/// A device of the host inside a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Device {
+    /// The device on the host, or a folder of devices.
+    pub host_path: PathBuf,
+    /// The absolute place inside.
+    pub container_path: PathBuf,
+    /// Any of `r`, `w` and `m`.
+    pub permissions: String,
+}
+
+/// A limit of huge pages.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HugepageLimit {
+    /// `2MB`, `1GB`, as cgroup files have it.
+    pub page_size: String,
+    /// Bytes.
+    pub limit: u64,
 }
 
 /// Limits of a container or a pod; a `None` is no limit of its own.
@@ -170,6 +250,8 @@ pub struct Resources {
     pub pids: Option<i64>,
     /// The OOM killer's bias, -1000..=1000.
     pub oom_score_adj: Option<i32>,
+    /// Limits of huge pages.
+    pub hugepage_limits: Vec<HugepageLimit>,
     /// Files of cgroup v2, as they are.
     pub unified: BTreeMap<String, String>,
 }
@@ -184,6 +266,32 @@ pub enum Seccomp {
     Unconfined,
     /// Those of a profile in this file (OCI JSON).
     Localhost(PathBuf),
+}
+
+/// The AppArmor profile of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppArmor {
+    /// The host's default for containers where it has AppArmor; nothing where it has none.
+    #[default]
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+    /// A profile loaded on the host; its absence is an error.
+    Localhost(String),
+}
+
+/// An SELinux label; what is empty is the host's default for containers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SelinuxOptions {
+    /// The user.
+    pub user: String,
+    /// The role.
+    pub role: String,
+    /// The type.
+    pub kind: String,
+    /// The level, with its categories.
+    pub level: String,
 }
 
 /// Who a container's process is and what it may do.
@@ -208,14 +316,26 @@ pub struct Security {
     pub add_capabilities: Vec<String>,
     /// Capabilities taken away; `ALL` for all. Additions win over `ALL` here.
     pub drop_capabilities: Vec<String>,
+    /// Capabilities that a user other than root keeps through execve, too.
+    pub add_ambient_capabilities: Vec<String>,
+    /// A privileged container without the host's devices (a setting of the handler).
+    pub without_host_devices: bool,
     /// Never gain privileges through setuid or file capabilities.
     pub no_new_privs: bool,
     /// The root filesystem is read-only.
     pub readonly_rootfs: bool,
     /// The system call filter.
     pub seccomp: Seccomp,
+    /// The AppArmor profile.
+    pub apparmor: AppArmor,
+    /// The SELinux label; `None` is the sandbox's.
+    pub selinux: Option<SelinuxOptions>,
     /// Leave /proc and /sys unmasked (procMount: Unmasked).
     pub unmasked_proc: bool,
+    /// The paths to hide instead of the usual ones.
+    pub masked_paths: Option<Vec<String>>,
+    /// The paths that cannot be written instead of the usual ones.
+    pub readonly_paths: Option<Vec<String>>,
 }
 
 /// What a container is to be.
@@ -240,6 +360,12 @@ pub struct ContainerConfig {
     pub env: Vec<(String, String)>,
     /// Volumes.
     pub mounts: Vec<Mount>,
+    /// Devices of the host.
+    pub devices: Vec<Device>,
+    /// Devices by their qualified CDI names, `vendor.com/class=name`.
+    pub cdi_devices: Vec<String>,
+    /// Its PID namespace.
+    pub pid: PidNamespace,
     /// Limits.
     pub resources: Resources,
     /// Identity and privileges.
@@ -290,6 +416,10 @@ pub struct ContainerStatus {
     pub config: ContainerConfig,
     /// The image's id (its config digest).
     pub image_id: String,
+    /// The number of the signal that asks it to stop.
+    pub stop_signal: i32,
+    /// Who its first process is.
+    pub user: Option<ContainerUser>,
     /// What it is.
     pub state: ContainerState,
     /// When it was made.
@@ -302,6 +432,17 @@ pub struct ContainerStatus {
     pub exit: Option<Exit>,
     /// Its log file.
     pub log_path: Option<PathBuf>,
+}
+
+/// Who a container's first process was started as.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerUser {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// All further groups.
+    pub supplemental_groups: Vec<u32>,
 }
 
 /// How a container or an exec ended.

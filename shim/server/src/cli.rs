@@ -67,6 +67,8 @@ pub enum Command {
     Gc(cmd::gc::Gc),
     /// Tell what crashes have left and what this machine lacks
     Doctor(cmd::doctor::Doctor),
+    /// Serve the CRI to kubelet and crictl
+    Serve(crate::serve::Serve),
     /// Tell the version and the facts of this machine that matter
     Version(cmd::version::Version),
     /// Print a completion script

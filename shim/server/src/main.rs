@@ -14,6 +14,7 @@ mod kube;
 mod out;
 mod pod;
 mod pull;
+mod serve;
 mod sys;
 mod time;
 

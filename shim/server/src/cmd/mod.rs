@@ -31,6 +31,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         return args.run();
     }
     let app = App::new(cli.places)?;
+    // A daemon has an event loop of its own, with threads.
+    if let Command::Serve(args) = cli.command {
+        return args.run(app);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
     let local = tokio::task::LocalSet::new();
     let result = local.block_on(&runtime, dispatch(&app, cli.command));
@@ -56,6 +60,7 @@ async fn dispatch(app: &App, command: Command) -> Result<ExitCode> {
         Command::Doctor(args) => args.run(app).await,
         Command::Version(args) => args.run(app),
         Command::Completion(args) => args.run(),
+        Command::Serve(args) => args.run(app.clone()),
         Command::Tend(args) => args.run(app).await,
     }
 }

@@ -194,6 +194,7 @@ fn mounts(pod: &Pod, container: &Container, volumes_dir: &Path) -> Result<Vec<Mo
                 volume::Propagation::HostToContainer => Propagation::HostToContainer,
                 volume::Propagation::Bidirectional => Propagation::Bidirectional,
             },
+            ..Mount::default()
         });
     }
     Ok(out)
