@@ -85,6 +85,7 @@ impl Engine {
             sandbox_id: sandbox.to_owned(),
             config,
             image_id: String::new(),
+            image_digest: String::new(),
             stop_signal: Signal::SIGTERM as i32,
             user: None,
             state: ContainerState::Creating,
@@ -117,6 +118,7 @@ impl Engine {
         let (rootfs, stop_signal) =
             blocking(move || prepare(&engine, &pod_record, &this, &folder, &data, log_file.as_deref())).await?;
         record.image_id = rootfs.image.id.to_string();
+        record.image_digest = rootfs.image.repo_digests.first().unwrap_or(&record.image_id).clone();
         record.stop_signal = stop_signal;
 
         let request = create_request(record, &bundle, &rootfs.mounts, log.as_deref());
@@ -328,9 +330,16 @@ impl Engine {
         let mut list = Vec::new();
         for sandbox in self.sandbox_ids()?.into_iter().filter(|s| s.starts_with(&filter.sandbox_id)) {
             let holder = self.supervisor_of(&sandbox)?;
+            let pod = match self.sandbox_record(&sandbox) {
+                Ok(pod) if filter.local.is_none_or(|local| local == pod.config.exclusive_name) => pod,
+                Ok(_) => continue,
+                // Removed since, or never finished.
+                Err(e) if e.is_not_found() => continue,
+                Err(e) => return Err(e),
+            };
             for id in self.container_ids(&sandbox)?.into_iter().filter(|id| id.starts_with(&filter.id)) {
                 match self.container_record(&sandbox, &id) {
-                    Ok(record) => list.push(self.observe(record, Some(holder))?),
+                    Ok(record) => list.push(self.observe_in(Some(&pod), record, Some(holder))?),
                     Err(e) if e.is_not_found() => {}
                     Err(e) => return Err(e),
                 }
@@ -362,6 +371,16 @@ impl Engine {
 
     /// What a record means now, by what the supervisor wrote and by whether it lives.
     fn observe(&self, record: ContainerRecord, holder: Option<Holder>) -> Result<ContainerStatus> {
+        let pod: Option<SandboxRecord> = record::read(&self.paths.pod(&record.sandbox_id))?;
+        self.observe_in(pod.as_ref(), record, holder)
+    }
+
+    fn observe_in(
+        &self,
+        pod: Option<&SandboxRecord>,
+        record: ContainerRecord,
+        holder: Option<Holder>,
+    ) -> Result<ContainerStatus> {
         let may_run = matches!(record.state, ContainerState::Created | ContainerState::Running);
         let (mut state, mut exit) = (record.state, record.exit.clone());
         if may_run {
@@ -373,13 +392,13 @@ impl Engine {
             let file = self.exit_file(&record.sandbox_id, &record.id)?;
             (state, exit) = judge(state, file.map(|f| f.exit()), dead);
         }
-        let pod: Option<SandboxRecord> = record::read(&self.paths.pod(&record.sandbox_id))?;
         Ok(ContainerStatus {
-            log_path: pod.and_then(|pod| log_path(&pod, &record.config)),
+            log_path: pod.and_then(|pod| log_path(pod, &record.config)),
             id: record.id,
             sandbox_id: record.sandbox_id,
             config: record.config,
             image_id: record.image_id,
+            image_digest: record.image_digest,
             stop_signal: record.stop_signal,
             user: record.user,
             state,

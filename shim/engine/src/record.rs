@@ -68,6 +68,9 @@ pub struct ContainerRecord {
     /// The image's id.
     #[serde(default)]
     pub image_id: String,
+    /// A name by digest that the image had.
+    #[serde(default)]
+    pub image_digest: String,
     /// The signal that asks it to stop.
     #[serde(default)]
     pub stop_signal: i32,

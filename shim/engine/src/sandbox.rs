@@ -312,6 +312,7 @@ fn advance(what: &'static str, record: &SandboxRecord, event: SandboxEvent) -> R
 fn matches(filter: &SandboxFilter, s: &SandboxStatus) -> bool {
     let same = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
     filter.state.is_none_or(|state| state == s.state)
+        && filter.local.is_none_or(|local| local == s.config.exclusive_name)
         && same(&filter.name, &s.config.name)
         && same(&filter.namespace, &s.config.namespace)
         && filter.labels.iter().all(|(k, v)| s.config.labels.get(k) == Some(v))

@@ -143,6 +143,8 @@ pub struct SandboxConfig {
     pub user_namespace: Option<UserNamespace>,
     /// The handler that runs the pod, by its name in the configuration; empty for the default one.
     pub handler: String,
+    /// Privileged containers may be made in it, as CRI has a sandbox say; a front end's check, the engine's none.
+    pub privileged: bool,
     /// The SELinux label of the pod's processes; a container may have its own.
     pub selinux: Option<SelinuxOptions>,
     /// Ports of the host that lead into the pod.
@@ -203,6 +205,8 @@ pub struct Mount {
     pub gid_mappings: Vec<IdMapping>,
     /// The source is this local image's file tree, read-only (KEP-4639); an id of the store.
     pub image: Option<String>,
+    /// That image as the client named it; only shown.
+    pub image_ref: String,
     /// A path within that image; empty for its root.
     pub image_sub_path: String,
 }
@@ -348,8 +352,10 @@ pub struct ContainerConfig {
     pub attempt: u32,
     /// A local image: an id or a name of the store.
     pub image: String,
-    /// The image as the user wrote it; only shown.
+    /// The image as the client named it; only shown.
     pub image_ref: String,
+    /// The image as the user wrote it, where the client tells it apart from its own name for it; only shown.
+    pub user_specified_image: String,
     /// Replaces the image's entrypoint. As in Kubernetes, the image's cmd is then ignored too.
     pub command: Option<Vec<String>>,
     /// Replaces the image's cmd.
@@ -416,6 +422,8 @@ pub struct ContainerStatus {
     pub config: ContainerConfig,
     /// The image's id (its config digest).
     pub image_id: String,
+    /// A name by digest that the image had when the container was made; its id if it had none.
+    pub image_digest: String,
     /// The number of the signal that asks it to stop.
     pub stop_signal: i32,
     /// Who its first process is.
@@ -473,6 +481,8 @@ pub struct SandboxFilter {
     pub namespace: String,
     /// With all of these labels.
     pub labels: BTreeMap<String, String>,
+    /// Only local pods (`exclusive_name`), or only others.
+    pub local: Option<bool>,
 }
 
 /// Which containers to list; what is empty matches all.
@@ -486,6 +496,8 @@ pub struct ContainerFilter {
     pub state: Option<ContainerState>,
     /// With all of these labels.
     pub labels: BTreeMap<String, String>,
+    /// Only those of local pods, or only others.
+    pub local: Option<bool>,
 }
 
 /// What to run in a running container.
