@@ -53,6 +53,14 @@ impl Netns {
         Netns(File::open(format!("/proc/{pid}/ns/net")).expect("open a process's network namespace"))
     }
 
+    /// The same namespace once more.
+    ///
+    /// # Panics
+    /// When the process has no descriptor left.
+    pub fn share(&self) -> Netns {
+        Netns(self.0.try_clone().expect("a second descriptor of a namespace"))
+    }
+
     /// Runs `work` in a thread of this namespace; programs it starts are in it, too.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use coracle_engine::net::NetConfig;
 use coracle_engine::{ContainerStatus, Engine, EngineConfig, Error, Paths};
 use coracle_rootfs::{PullOptions, Registry, RegistryConfig, Store};
 
@@ -40,37 +41,36 @@ impl App {
     /// Reads the settings.
     pub fn new(places: Places) -> Result<App> {
         let config = config::load(places.config.as_deref())?;
-        let mut paths = Paths::default();
-        let pick = |flag: &Option<PathBuf>, file: &Option<PathBuf>| flag.clone().or_else(|| file.clone());
-        if let Some(root) = pick(&places.root, &config.root) {
-            paths.root = root;
-        }
-        if let Some(state) = pick(&places.state, &config.state) {
-            paths.state = state;
-        }
-        if let Some(logs) = pick(&places.log_dir, &config.log_dir) {
-            paths.logs = absolute(&logs)?;
-        }
+        let pick = |flag: &Option<PathBuf>, file: &Path| flag.clone().unwrap_or_else(|| file.to_owned());
+        let paths = Paths {
+            root: pick(&places.root, &config.root),
+            state: pick(&places.state, &config.state),
+            logs: absolute(&pick(&places.log_dir, &config.log_dir))?,
+            ..Paths::default()
+        };
         Ok(App { places, config, paths })
     }
 
     /// Opens the engine.
     pub fn engine(&self) -> Result<Engine> {
-        let network = &self.config.network;
-        let mut config = EngineConfig::default();
-        if let Some(bridge) = &network.bridge {
-            config.network.bridge = bridge.clone();
-        }
-        if let Some(subnet) = &network.subnet {
-            let parsed = subnet.parse();
-            config.network.subnet = parsed.map_err(|why| Coded::usage(format!("network.subnet {subnet:?}: {why}")))?;
-        }
-        if let Some(masquerade) = network.masquerade {
-            config.network.masquerade = masquerade;
-        }
-        config.network.mtu = network.mtu.or(config.network.mtu);
-        config.cgroup_parent = self.cgroup_parent()?;
+        let config = EngineConfig {
+            network: self.net_config(),
+            cgroup_parent: self.cgroup_parent()?,
+            ..EngineConfig::default()
+        };
         Ok(Engine::open(self.paths.clone(), config)?)
+    }
+
+    /// The network as configured.
+    fn net_config(&self) -> NetConfig {
+        let network = &self.config.network;
+        NetConfig {
+            bridge: network.bridge.clone(),
+            subnet: network.subnet,
+            masquerade: network.masquerade,
+            mtu: network.mtu,
+            ..NetConfig::default()
+        }
     }
 
     /// The cgroup below which the pods' are made. A cgroup there that no pod of the state has is taken for one that a
@@ -102,25 +102,18 @@ impl App {
     /// The registries as configured.
     pub fn registry(&self) -> Registry {
         let image = &self.config.image;
-        let mut config = RegistryConfig {
+        Registry::new(RegistryConfig {
+            hosts_dir: image.hosts_dirs.clone(),
             extra_cas: image.extra_cas.clone(),
             insecure: image.insecure_registries.clone(),
             user_agent: format!("coracle/{}", crate::cmd::version::VERSION),
             ..RegistryConfig::default()
-        };
-        if let Some(dirs) = &image.hosts_dirs {
-            config.hosts_dir = dirs.clone();
-        }
-        Registry::new(config)
+        })
     }
 
     /// How images are pulled and loaded.
     pub fn pull_options(&self) -> PullOptions {
-        let mut options = PullOptions::default();
-        if let Some(parallel) = self.config.image.parallel {
-            options.parallel = parallel.max(1);
-        }
-        options
+        PullOptions { parallel: self.config.image.parallel.max(1), ..PullOptions::default() }
     }
 
     /// The command by which a supervisor has its pod tended.

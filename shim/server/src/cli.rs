@@ -69,6 +69,8 @@ pub enum Command {
     Doctor(cmd::doctor::Doctor),
     /// Serve the CRI to kubelet and crictl
     Serve(crate::serve::Serve),
+    /// Show the settings, or check a file of them
+    Config(cmd::config::Config),
     /// Tell the version and the facts of this machine that matter
     Version(cmd::version::Version),
     /// Print a completion script

@@ -8,6 +8,7 @@ use crate::app::App;
 use crate::cli::{Cli, Command};
 
 pub mod completion;
+pub mod config;
 pub mod doctor;
 pub mod exec;
 pub mod gc;
@@ -29,6 +30,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     // Asked for by packagers, without a machine to look at.
     if let Command::Completion(args) = &cli.command {
         return args.run();
+    }
+    // A file that cannot be read must not keep its check from telling so.
+    if let Command::Config(args) = &cli.command {
+        return args.run(cli.places.config.as_deref());
     }
     let app = App::new(cli.places)?;
     // A daemon has an event loop of its own, with threads.
@@ -60,6 +65,7 @@ async fn dispatch(app: &App, command: Command) -> Result<ExitCode> {
         Command::Doctor(args) => args.run(app).await,
         Command::Version(args) => args.run(app),
         Command::Completion(args) => args.run(),
+        Command::Config(args) => args.run(app.places.config.as_deref()),
         Command::Serve(args) => args.run(app.clone()),
         Command::Tend(args) => args.run(app).await,
     }

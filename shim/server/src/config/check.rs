@@ -1,0 +1,296 @@
+//! What is wrong with a configuration that can be read: names that cannot be, files that are not there, programs that
+//! cannot be started. All of it is told at once, each problem with its place in the file.
+
+use std::fmt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::{Config, Handler, HandlerType, position};
+use crate::kube::quantity::Quantity;
+
+/// The kernel's limit of an interface's name.
+const MAX_IFNAME: usize = 15;
+/// The longest DNS label.
+const MAX_LABEL: usize = 63;
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The path of the key.
+    key: Vec<String>,
+    text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key.join("."), self.text)
+    }
+}
+
+impl Problem {
+    /// The problem with its place in the file's text, as compilers write it. A problem of a default has none.
+    pub fn at(&self, file: &Path, text: &str) -> String {
+        match locate(text, &self.key) {
+            Some((line, column)) => format!("{}:{line}:{column}: {self}", file.display()),
+            None => format!("{}: {self}", file.display()),
+        }
+    }
+}
+
+/// Where the longest known part of a key stands.
+fn locate(text: &str, key: &[String]) -> Option<(usize, usize)> {
+    let file = DeTable::parse(text).ok()?;
+    let mut table = file.get_ref();
+    let mut found = None;
+    for word in key {
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref() == word) else { break };
+        found = Some(name.span().start);
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    found.map(|at| position(text, at))
+}
+
+/// Gathers problems.
+#[derive(Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, key: &[&str], text: impl Into<String>) {
+        self.0.push(Problem { key: key.iter().map(|word| (*word).to_owned()).collect(), text: text.into() });
+    }
+
+    fn absolute(&mut self, key: &[&str], path: &Path) {
+        if !path.is_absolute() {
+            self.add(key, format!("{} is no absolute path", path.display()));
+        }
+    }
+
+    fn file(&mut self, key: &[&str], path: &Path) {
+        match path.metadata() {
+            Err(error) => self.add(key, format!("{}: {error}", path.display())),
+            Ok(meta) if !meta.is_file() => self.add(key, format!("{} is no file", path.display())),
+            Ok(_) => {}
+        }
+    }
+
+    fn folder(&mut self, key: &[&str], path: &Path) {
+        match path.metadata() {
+            Err(error) => self.add(key, format!("{}: {error}", path.display())),
+            Ok(meta) if !meta.is_dir() => self.add(key, format!("{} is no folder", path.display())),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Everything that is wrong.
+pub fn check(config: &Config) -> Vec<Problem> {
+    let mut problems = Problems::default();
+    top(config, &mut problems);
+    serve(config, &mut problems);
+    network(config, &mut problems);
+    for path in &config.image.extra_cas {
+        problems.file(&["image", "extra_cas"], path);
+    }
+    if config.image.parallel == 0 {
+        problems.add(&["image", "parallel"], "at least one layer is fetched at once");
+    }
+    for (name, settings) in &config.handlers {
+        handler(name, settings, &mut problems);
+    }
+    problems.0
+}
+
+fn top(config: &Config, problems: &mut Problems) {
+    for (key, path) in [("root", &config.root), ("state", &config.state), ("log_dir", &config.log_dir)] {
+        problems.absolute(&[key], path);
+    }
+    if let Some(parent) = &config.cgroup_parent
+        && (!parent.starts_with('/') || parent.len() < 2 || parent.contains(".."))
+    {
+        problems.add(&["cgroup_parent"], format!("{parent:?} is no absolute path such as /coracle"));
+    }
+    if let Err(error) = config.log_level.parse::<tracing_subscriber::EnvFilter>() {
+        problems.add(&["log_level"], format!("{:?}: {error}", config.log_level));
+    }
+    let default = &config.default_handler;
+    if default != "coracle" && !config.handlers.contains_key(default) {
+        let known: Vec<&str> = config.handlers.keys().map(String::as_str).chain(["coracle"]).collect();
+        problems.add(&["default_handler"], format!("no handler {default:?}: known are {}", known.join(", ")));
+    }
+}
+
+fn serve(config: &Config, problems: &mut Problems) {
+    let serve = &config.serve;
+    if let Some(listen) = &serve.listen {
+        problems.absolute(&["serve", "listen"], listen);
+    }
+    let files = [
+        ("streaming_cert", &serve.streaming_cert),
+        ("streaming_key", &serve.streaming_key),
+        ("streaming_client_ca", &serve.streaming_client_ca),
+    ];
+    for (key, path) in files {
+        if let Some(path) = path {
+            problems.file(&["serve", key], path);
+        }
+    }
+    let address = serve.streaming_address;
+    match (&serve.streaming_cert, &serve.streaming_key) {
+        (Some(_), None) => problems.add(&["serve", "streaming_cert"], "a certificate needs its streaming_key"),
+        (None, Some(_)) => problems.add(&["serve", "streaming_key"], "a key needs its streaming_cert"),
+        (None, None) if !address.ip().is_loopback() => {
+            let why =
+                format!("{address} is no loopback address: whoever reaches it could read along; set streaming_cert");
+            problems.add(&["serve", "streaming_address"], why);
+        }
+        _ => {}
+    }
+    if serve.streaming_client_ca.is_some() && serve.streaming_cert.is_none() {
+        problems.add(
+            &["serve", "streaming_client_ca"],
+            "clients show certificates to a server that has one: set streaming_cert",
+        );
+    }
+    if let Some(dir) = &serve.services_dir {
+        problems.folder(&["serve", "services_dir"], dir);
+    }
+}
+
+fn network(config: &Config, problems: &mut Problems) {
+    let network = &config.network;
+    problems.absolute(&["network", "cni_conf_dir"], &network.cni_conf_dir);
+    for dir in &network.cni_bin_dirs {
+        problems.absolute(&["network", "cni_bin_dirs"], dir);
+    }
+    if network.cni_timeout.is_zero() {
+        problems.add(&["network", "cni_timeout"], "no plugin is done in no time");
+    }
+    let bridge = &network.bridge;
+    let plain = !bridge.is_empty() && !bridge.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+    if !plain || bridge.len() > MAX_IFNAME {
+        let why = format!("{bridge:?} is no name of an interface: 1 to {MAX_IFNAME} bytes without spaces, '/' and ':'");
+        problems.add(&["network", "bridge"], why);
+    }
+}
+
+/// Whether a name is a DNS-1123 label, as RuntimeClass has it.
+pub fn is_label(name: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=MAX_LABEL).contains(&name.len()) && name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+fn handler(name: &str, settings: &Handler, problems: &mut Problems) {
+    let key = |word| ["handlers", name, word];
+    if !is_label(name) {
+        let why = "a handler's name is a DNS-1123 label: lower case letters, digits and '-', at most 63";
+        problems.add(&["handlers", name], why);
+    }
+    if name == "coracle" && settings.r#type != HandlerType::Coracle {
+        problems.add(&key("type"), "the handler `coracle` is ours: give another type another name");
+    }
+    match (settings.r#type, &settings.binary) {
+        (HandlerType::Vm, _) => problems.add(&key("type"), "the type `vm` is not built yet"),
+        (HandlerType::Coracle, Some(_)) => problems.add(&key("binary"), "the type `coracle` has no binary"),
+        (HandlerType::Oci | HandlerType::Shim, None) => {
+            problems.add(&["handlers", name], "this type needs a `binary`");
+        }
+        (HandlerType::Oci | HandlerType::Shim, Some(binary)) => {
+            if let Err(why) = program(binary) {
+                problems.add(&key("binary"), why);
+            }
+        }
+        (HandlerType::Coracle, None) => {}
+    }
+    for (word, quantity) in [("cpu", &settings.overhead.cpu), ("memory", &settings.overhead.memory)] {
+        if let Some(Err(why)) = quantity.as_ref().map(|text| Quantity::parse(text)) {
+            problems.add(&["handlers", name, "overhead", word], why);
+        }
+    }
+    for annotation in &settings.allowed_annotations {
+        if annotation.is_empty() || annotation.trim_end_matches('*').contains('*') {
+            let why = format!("{annotation:?} is neither a name nor a prefix that ends in `*`");
+            problems.add(&key("allowed_annotations"), why);
+        }
+    }
+}
+
+/// Why a path is no program that can be started.
+fn program(path: &Path) -> Result<(), String> {
+    if !path.is_absolute() {
+        let found = std::env::var_os("PATH").and_then(|dirs| find_program(path, std::env::split_paths(&dirs)));
+        let hint = found.map(|found| format!("; there is {}", found.display())).unwrap_or_default();
+        return Err(format!("{} is no absolute path{hint}", path.display()));
+    }
+    match path.metadata() {
+        Err(error) => Err(format!("{}: {error}", path.display())),
+        Ok(meta) if !meta.is_file() || meta.permissions().mode() & 0o111 == 0 => {
+            Err(format!("{} is no program that can be started", path.display()))
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+fn find_program(name: &Path, mut dirs: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
+    dirs.find_map(|dir| Some(dir.join(name)).filter(|path| program(path).is_ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+
+    fn problems(text: &str) -> Vec<String> {
+        check(&parse(text).unwrap()).iter().map(|problem| problem.at(Path::new("c.toml"), text)).collect()
+    }
+
+    #[test]
+    fn the_defaults_have_no_problem() {
+        assert_eq!(problems(""), Vec::<String>::new());
+        assert_eq!(problems(crate::config::DEFAULT_TEXT), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_problem_is_told_with_its_place() {
+        for (text, wanted) in [
+            ("state = 'run'\n", "c.toml:1:1: state: run is no absolute path"),
+            ("default_handler = 'kata'\n", "c.toml:1:1: default_handler: no handler \"kata\": known are coracle"),
+            ("log_level = 'coracle=loud'\n", "c.toml:1:1: log_level: \"coracle=loud\": "),
+            (
+                "[serve]\nstreaming_address = '0.0.0.0:1'\n",
+                "c.toml:2:1: serve.streaming_address: 0.0.0.0:1 is no loopback",
+            ),
+            ("[serve]\nservices_dir = '/nowhere'\n", "c.toml:2:1: serve.services_dir: /nowhere: No such file"),
+            ("[network]\n bridge = 'a/b'\n", "c.toml:2:2: network.bridge: \"a/b\" is no name of an interface"),
+            ("[image]\nextra_cas = ['/nowhere']\n", "c.toml:2:1: image.extra_cas: /nowhere: No such file"),
+            ("[handlers.Kata]\n", "c.toml:1:11: handlers.Kata: a handler's name is a DNS-1123 label"),
+            ("[handlers.x]\ntype = 'vm'\n", "c.toml:2:1: handlers.x.type: the type `vm` is not built yet"),
+            ("[handlers.x]\ntype = 'oci'\n", "c.toml:1:11: handlers.x: this type needs a `binary`"),
+            (
+                "[handlers.x]\ntype = 'oci'\nbinary = '/etc/passwd'\n",
+                "c.toml:3:1: handlers.x.binary: /etc/passwd is no program that can be started",
+            ),
+            (
+                "[handlers.x]\ntype = 'shim'\nbinary = 'sh'\n",
+                "c.toml:3:1: handlers.x.binary: sh is no absolute path; there is /",
+            ),
+            (
+                "[handlers.x]\noverhead = { cpu = 'much' }\n",
+                "c.toml:2:14: handlers.x.overhead.cpu: \"much\" is not a quantity",
+            ),
+        ] {
+            let found = problems(text);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].starts_with(wanted), "{found:?}, wanted {wanted}");
+        }
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        assert_eq!(problems("root = 'r'\nstate = 's'\n[network]\nbridge = ''\n").len(), 3);
+    }
+}

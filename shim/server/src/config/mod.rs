@@ -1,0 +1,391 @@
+//! `/etc/coracle/config.toml`: where things lie and how the machine is used.
+//!
+//! Every key, its meaning and its default are in `default.toml` beside this file, which `coracle config default`
+//! prints; a test compares the two. An unknown key is an error: a setting that is not applied must not look as if it
+//! were. Flags win over the file; a file named by `--config` must exist, the default one need not.
+//!
+//! Reading the file ([`load`]) finds what is no configuration at all. What only this machine can tell (a missing
+//! certificate, a program that cannot be started) is found by [`check`], at the start of the server, at a reload, and
+//! by `coracle config check`.
+
+pub mod check;
+mod value;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use coracle_engine::net::{NetConfig, Subnet};
+use serde::Deserialize;
+
+use crate::exit::Coded;
+use crate::kube::fault::nearest;
+
+/// Read when `--config` names no other.
+pub const DEFAULT: &str = "/etc/coracle/config.toml";
+/// The file with every key, its meaning and its default.
+pub const DEFAULT_TEXT: &str = include_str!("default.toml");
+/// Larger than any sensible file.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The file. What it does not say is the default.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Images and writable layers.
+    pub root: PathBuf,
+    /// What runs.
+    pub state: PathBuf,
+    /// The local pods' logs.
+    pub log_dir: PathBuf,
+    /// The cgroup below which the pods' are made; `None` for one that follows from the state folder.
+    pub cgroup_parent: Option<String>,
+    /// What the server logs, as RUST_LOG has it.
+    pub log_level: String,
+    /// The handler of pods that name none.
+    pub default_handler: String,
+    /// The CRI server.
+    pub serve: Serve,
+    /// The network of pods.
+    pub network: Network,
+    /// Registries.
+    pub image: Image,
+    /// What runs pods, by name.
+    pub handlers: BTreeMap<String, Handler>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        let paths = coracle_engine::Paths::default();
+        Config {
+            root: paths.root,
+            state: paths.state,
+            log_dir: paths.logs,
+            cgroup_parent: None,
+            log_level: "info".into(),
+            default_handler: "coracle".into(),
+            serve: Serve::default(),
+            network: Network::default(),
+            image: Image::default(),
+            handlers: BTreeMap::new(),
+        }
+    }
+}
+
+/// `[serve]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Serve {
+    /// The socket; `None` for the one in the state folder.
+    pub listen: Option<PathBuf>,
+    /// Where exec, attach and port-forward are served.
+    #[serde(deserialize_with = "value::parsed")]
+    pub streaming_address: SocketAddr,
+    /// The streaming server's certificate chain: a PEM file.
+    pub streaming_cert: Option<PathBuf>,
+    /// Its key: a PEM file.
+    pub streaming_key: Option<PathBuf>,
+    /// The authority of the clients' certificates: a PEM file.
+    pub streaming_client_ca: Option<PathBuf>,
+    /// When a stream that carries nothing is closed.
+    #[serde(deserialize_with = "value::span")]
+    pub stream_idle_timeout: Duration,
+    /// The most output of ExecSync in bytes, for each stream.
+    #[serde(deserialize_with = "value::size")]
+    pub exec_sync_limit: u64,
+    /// The size at which a container's log is cut over to a new file; 0 for never.
+    #[serde(deserialize_with = "value::size")]
+    pub log_max_bytes: u64,
+    /// Give containers variables that tell of the pod and of services.
+    pub inject_env: bool,
+    /// Manifests of services, for `inject_env`.
+    pub services_dir: Option<PathBuf>,
+    /// Where Prometheus' metrics are served.
+    #[serde(deserialize_with = "value::parsed_option")]
+    pub metrics_address: Option<SocketAddr>,
+    /// Clamp oom_score_adj to what this process may set.
+    pub restrict_oom_score_adj: bool,
+    /// Images that are never collected.
+    pub pinned_images: Vec<String>,
+    /// How often a pull tells its progress in the log.
+    #[serde(deserialize_with = "value::span")]
+    pub pull_progress_interval: Duration,
+    /// How long running calls may take to finish when the server stops.
+    #[serde(deserialize_with = "value::span")]
+    pub stop_timeout: Duration,
+}
+
+impl Default for Serve {
+    fn default() -> Serve {
+        Serve {
+            listen: None,
+            streaming_address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            streaming_cert: None,
+            streaming_key: None,
+            streaming_client_ca: None,
+            stream_idle_timeout: Duration::from_secs(4 * 3600),
+            exec_sync_limit: 16 << 20,
+            log_max_bytes: 0,
+            inject_env: false,
+            services_dir: None,
+            metrics_address: None,
+            restrict_oom_score_adj: false,
+            pinned_images: Vec::new(),
+            pull_progress_interval: Duration::from_secs(10),
+            stop_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// `[network]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// The folder of CNI configurations.
+    pub cni_conf_dir: PathBuf,
+    /// Where CNI plugins are looked for.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// When a plugin is killed.
+    #[serde(deserialize_with = "value::span")]
+    pub cni_timeout: Duration,
+    /// Do the common plugins' work without starting them.
+    pub native: bool,
+    /// Use the embedded network where there is no CNI configuration.
+    pub embedded: bool,
+    /// The embedded network's bridge.
+    pub bridge: String,
+    /// Its addresses.
+    pub subnet: Subnet,
+    /// Its MTU; `None` for that of the default route.
+    pub mtu: Option<u32>,
+    /// Whether pods reach the world with the machine's address.
+    pub masquerade: bool,
+}
+
+impl Default for Network {
+    fn default() -> Network {
+        let embedded = NetConfig::default();
+        Network {
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cni_timeout: Duration::from_secs(60),
+            native: true,
+            embedded: true,
+            bridge: embedded.bridge,
+            subnet: embedded.subnet,
+            mtu: embedded.mtu,
+            masquerade: embedded.masquerade,
+        }
+    }
+}
+
+/// `[image]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Image {
+    /// Folders of HOST/hosts.toml, as containerd has them.
+    pub hosts_dirs: Vec<PathBuf>,
+    /// Registries that may speak plain http.
+    pub insecure_registries: Vec<String>,
+    /// More certificate authorities: PEM files.
+    pub extra_cas: Vec<PathBuf>,
+    /// Layers fetched at once.
+    pub parallel: usize,
+}
+
+impl Default for Image {
+    fn default() -> Image {
+        Image {
+            hosts_dirs: coracle_rootfs::RegistryConfig::default().hosts_dir,
+            insecure_registries: Vec::new(),
+            extra_cas: Vec::new(),
+            parallel: coracle_rootfs::PullOptions::default().parallel,
+        }
+    }
+}
+
+/// What kind of program runs a pod.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HandlerType {
+    /// Our supervisor and our runtime.
+    #[default]
+    Coracle,
+    /// Our supervisor and a program with runc's command line.
+    Oci,
+    /// A containerd shim v2.
+    Shim,
+    /// Our supervisor in a microVM.
+    Vm,
+}
+
+/// `[handlers.NAME]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Handler {
+    /// What kind it is.
+    pub r#type: HandlerType,
+    /// The program of the types oci and shim.
+    pub binary: Option<PathBuf>,
+    /// The pod's annotations that reach the runtime: names, or prefixes that end in `*`.
+    pub allowed_annotations: Vec<String>,
+    /// Privileged containers do not get the host's devices.
+    pub privileged_without_host_devices: bool,
+    /// What a pod needs beyond its containers.
+    pub overhead: Overhead,
+    /// Further options of the program.
+    pub options: toml::Table,
+}
+
+/// What a pod of a handler needs beyond its containers, as Kubernetes writes quantities.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Overhead {
+    /// CPUs: `10m`.
+    pub cpu: Option<String>,
+    /// Bytes: `16Mi`.
+    pub memory: Option<String>,
+}
+
+/// Reads the file that was named, or the default one if there is one.
+pub fn load(named: Option<&Path>) -> Result<Config> {
+    let Some(text) = read(named)? else { return Ok(Config::default()) };
+    let path = named.unwrap_or(Path::new(DEFAULT));
+    parse(&text).map_err(|why| Coded::usage(format!("{}:{why}", path.display())))
+}
+
+/// Everything that is wrong with a file that can be read, a line each.
+pub fn problems(named: Option<&Path>) -> Result<Vec<String>> {
+    let text = read(named)?.unwrap_or_default();
+    let path = named.unwrap_or(Path::new(DEFAULT));
+    let config = parse(&text).map_err(|why| Coded::usage(format!("{}:{why}", path.display())))?;
+    Ok(check::check(&config).iter().map(|problem| problem.at(path, &text)).collect())
+}
+
+/// The text of the file that was named, or of the default one; `None` if there is no default one.
+pub fn read(named: Option<&Path>) -> Result<Option<String>> {
+    let path = named.unwrap_or(Path::new(DEFAULT));
+    let size = fs::metadata(path).map(|meta| meta.len());
+    match size.and_then(|size| if size > MAX_BYTES { Ok(None) } else { fs::read_to_string(path).map(Some) }) {
+        Ok(Some(text)) => Ok(Some(text)),
+        Ok(None) => Err(Coded::usage(format!("{}: larger than {MAX_BYTES} bytes", path.display()))),
+        Err(error) if error.kind() == ErrorKind::NotFound && named.is_none() => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(Coded::usage(format!("read the configuration {}: {error}", path.display())))
+        }
+        Err(error) => Err(error).with_context(|| format!("read the configuration {}", path.display())),
+    }
+}
+
+/// Reads the text; an error is "LINE:COLUMN: what is wrong".
+pub fn parse(text: &str) -> Result<Config, String> {
+    toml::from_str(text).map_err(|error| {
+        let (line, column) = position(text, error.span().map_or(0, |span| span.start));
+        format!("{line}:{column}: {}", explain(error.message()))
+    })
+}
+
+/// The line and column of a place in a text, from 1.
+fn position(text: &str, at: usize) -> (usize, usize) {
+    let before = &text.as_bytes()[..at.min(text.len())];
+    let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+    let column = before.len() - before.iter().rposition(|b| *b == b'\n').map_or(0, |newline| newline + 1) + 1;
+    (line, column)
+}
+
+/// Turns serde's "unknown field `x`, expected one of `a`, `b`" into a suggestion.
+fn explain(message: &str) -> String {
+    let message = message.trim().replace('\n', " ");
+    let mut words = message.split('`').skip(1).step_by(2);
+    match (message.starts_with("unknown field"), words.next()) {
+        (true, Some(word)) => {
+            let known: Vec<&str> = words.collect();
+            let hint = match nearest(word, known.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("known here are {}", known.join(", ")),
+            };
+            format!("unknown key `{word}`: {hint}")
+        }
+        _ => message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The default file with the settings that have no default, too.
+    fn all_set() -> String {
+        let is_setting = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
+        let lines = DEFAULT_TEXT.lines().map(|line| Some(line).filter(is_setting).map_or(line, |line| &line[1..]));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// All keys of a table, as serde knows them.
+    fn keys(table: &str) -> BTreeSet<String> {
+        let error = toml::from_str::<Config>(&format!("{table}\nno-such-key = 1\n")).unwrap_err().to_string();
+        error.split('`').skip(3).step_by(2).map(String::from).collect()
+    }
+
+    #[test]
+    fn the_default_file_says_what_the_program_does_without_a_file() {
+        assert_eq!(parse(DEFAULT_TEXT).unwrap(), Config::default());
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_default_file_has_every_key_with_a_comment_above_it() {
+        let text = all_set();
+        parse(&text).unwrap();
+        let file: toml::Table = text.parse().unwrap();
+        let handlers = file["handlers"].as_table().unwrap();
+        let tables = [
+            (keys(""), &file),
+            (keys("[serve]"), file["serve"].as_table().unwrap()),
+            (keys("[network]"), file["network"].as_table().unwrap()),
+            (keys("[image]"), file["image"].as_table().unwrap()),
+            (keys("[handlers.x]"), handlers.values().next().unwrap().as_table().unwrap()),
+        ];
+        for (known, written) in tables {
+            assert!(!known.is_empty());
+            assert_eq!(known, written.keys().cloned().collect());
+        }
+        let lines: Vec<&str> = text.lines().collect();
+        for pair in lines.windows(2).filter(|pair| !pair[1].starts_with('#') && !pair[1].is_empty()) {
+            assert!(pair[0].starts_with("# "), "no comment above {:?}", pair[1]);
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_with_a_suggestion() {
+        assert_eq!(parse("\nrooot = 1\n").unwrap_err(), "2:1: unknown key `rooot`: did you mean `root`?");
+        let far = parse("[image]\nbandwidth = 1\n").unwrap_err();
+        let known = "hosts_dirs, insecure_registries, extra_cas, parallel";
+        assert_eq!(far, format!("2:1: unknown key `bandwidth`: known here are {known}"));
+        assert!(parse("[network]\nmtu = 'x'\n").unwrap_err().starts_with("2:7: invalid type"));
+        assert!(parse("root = \n").unwrap_err().starts_with("1:"));
+        assert!(parse("[handlers.x]\ntype = 'docker'\n").unwrap_err().starts_with("2:8: unknown variant `docker`"));
+    }
+
+    #[test]
+    fn values_are_read_where_they_stand() {
+        let config = parse("[serve]\nexec_sync_limit = '1Mi'\nstop_timeout = '1m'\nlog_max_bytes = 5\n").unwrap();
+        assert_eq!((config.serve.exec_sync_limit, config.serve.log_max_bytes), (1 << 20, 5));
+        assert_eq!(config.serve.stop_timeout, Duration::from_secs(60));
+        for (text, wanted) in [
+            ("[serve]\nstreaming_address = 'localhost'\n", "2:21: \"localhost\": invalid socket address syntax"),
+            ("[serve]\nstop_timeout = '5'\n", "2:16: \"5\" is no span of time"),
+            ("[serve]\nexec_sync_limit = -1\n", "2:19: a number of bytes is not negative"),
+            ("[network]\nsubnet = '10.0.0.1/33'\n", "2:10: \"10.0.0.1/33\" is not an IPv4 subnet"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.starts_with(wanted), "{error}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The CRI server as a whole, driven by clients that are not ours.
+
+mod node;
