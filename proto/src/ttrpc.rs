@@ -33,7 +33,7 @@ pub mod service {
     pub const TASK_V3: &str = "containerd.task.v3.Task";
     /// The sandbox service.
     pub const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
-    /// Our own: log reopening, versions.
+    /// Our own: log reopening, versions, the pod's limits.
     pub const CONTROL: &str = "coracle.v1.Control";
     /// containerd's end of the event stream.
     pub const EVENTS: &str = "containerd.services.events.ttrpc.v1.Events";
@@ -72,6 +72,7 @@ pub mod method {
 
     pub const REOPEN_LOG: &str = "ReopenLog";
     pub const INFO: &str = "Info";
+    pub const UPDATE_SANDBOX: &str = "UpdateSandbox";
 
     pub const FORWARD: &str = "Forward";
 }

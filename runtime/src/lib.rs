@@ -9,7 +9,7 @@
 //! spawn     clone3                 channel   words between the halves
 //! mounts    options, beneath, copyup, cgroupfs, devices, console
 //! identity  user, capabilities, limits, program
-//! hooks     state (on disk)        undo      what a failed create takes back
+//! hooks     state (on disk), time  undo      what a failed create takes back
 //! seal      the program itself
 //! cgroup    seccomp                sys       all of the crate's unsafe code
 //! ```
@@ -40,6 +40,7 @@ pub mod spec;
 mod state;
 mod sys;
 pub mod terminal;
+pub mod time;
 mod undo;
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -50,7 +51,7 @@ use error::Context;
 pub use error::{Error, Result};
 pub use seal::seal_self;
 pub use spec::Process;
-pub use state::{OCI_VERSION, State, Status, now};
+pub use state::{Detail, OCI_VERSION, State, Status, now};
 
 /// Containers whose state lives beneath one directory.
 #[derive(Debug, Clone)]

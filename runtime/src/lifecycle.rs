@@ -14,7 +14,7 @@ use crate::cgroup::{Cgroup, CgroupPath, Stats};
 use crate::create::{cgroup_error, socket_path};
 use crate::error::{Context, Error, Result};
 use crate::spec::{NamespaceKind, Process, Spec};
-use crate::state::{self, Record, SOCKET, State, Status};
+use crate::state::{self, Detail, Record, SOCKET, State, Status};
 use crate::{Runtime, hooks, refuse, sys};
 
 /// How long delete waits for a killed process, as long as runc.
@@ -50,6 +50,12 @@ impl Runtime {
     /// The state of a container.
     pub fn state(&self, id: &str) -> Result<State> {
         Record::load(&self.root, id)?.state(&self.root)
+    }
+
+    /// What whoever keeps a container has to know of it.
+    pub fn detail(&self, id: &str) -> Result<Detail> {
+        let Record { cgroup, own_pid_namespace, .. } = Record::load(&self.root, id)?;
+        Ok(Detail { cgroup, own_pid_namespace })
     }
 
     /// The process of a container's configuration: what exec starts from.

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +102,15 @@ pub struct State {
     pub annotations: BTreeMap<String, String>,
     /// Who created it.
     pub owner: String,
+}
+
+/// What a caller that keeps a container has to know beyond its [`State`].
+#[derive(Debug, Clone)]
+pub struct Detail {
+    /// Where its cgroup is.
+    pub cgroup: CgroupState,
+    /// Its PID namespace was made for it: when its init dies all die.
+    pub own_pid_namespace: bool,
 }
 
 /// The state as hooks and the seccomp agent get it.
@@ -205,23 +214,7 @@ impl Record {
 
 /// This moment as RFC 3339 with nanoseconds, UTC.
 pub fn now() -> String {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    rfc3339(since.as_secs(), since.subsec_nanos())
-}
-
-/// Civil date from days since 1970, by the usual era arithmetic (400 years = 146097 days).
-fn rfc3339(seconds: u64, nanos: u32) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_index = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
-    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3_600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
+    crate::time::rfc3339_string(SystemTime::now())
 }
 
 #[cfg(test)]
@@ -240,12 +233,5 @@ mod tests {
     fn this_process_lives() {
         assert!(process_start(std::process::id() as i32).unwrap().1);
         assert!(process_start(0).is_none());
-    }
-
-    #[test]
-    fn dates_are_civil() {
-        assert_eq!(rfc3339(0, 0), "1970-01-01T00:00:00.000000000Z");
-        assert_eq!(rfc3339(951_782_400, 1), "2000-02-29T00:00:00.000000001Z");
-        assert_eq!(rfc3339(1_767_225_599, 999_999_999), "2025-12-31T23:59:59.999999999Z");
     }
 }

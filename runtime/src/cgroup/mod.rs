@@ -108,12 +108,36 @@ impl Cgroup {
         self.state.clone()
     }
 
-    /// Changes the limits of a living cgroup. Fields that are absent keep their value.
+    /// Changes the limits of a living cgroup. Fields that are absent keep their value; when one is refused, those that
+    /// were written before it get their old values back.
     pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
-        match self.state.version {
-            Version::V1 => v1::apply(self, resources),
-            Version::V2 => v2::apply(self, resources),
-        }
+        let steps = match self.state.version {
+            Version::V1 => plan::v1(resources)?,
+            Version::V2 => plan::v2(resources)?,
+        };
+        let before = self.values(&steps);
+        let applied = match self.state.version {
+            Version::V1 => v1::apply(self, resources, &steps),
+            Version::V2 => v2::apply(self, resources, &steps),
+        };
+        applied.inspect_err(|_| {
+            // The error that led here is the one the caller gets; what was in force a moment ago is valid.
+            before.iter().for_each(|step| drop(self.execute_step(step)));
+        })
+    }
+
+    /// The writes that would bring back what `steps` are about to change.
+    fn values(&self, steps: &[plan::Step]) -> Vec<plan::Step> {
+        let value = |write: &plan::Write| {
+            let dir = self.dir_of(write.controller)?;
+            let other = write.or_file.as_ref().map(|file| file.split_once('=').map_or(file.as_str(), |(file, _)| file));
+            let read = |file: &str| fs::read_to_string(dir.join(file)).ok().map(|text| (file.to_owned(), text));
+            let (file, text) = read(&write.file).or_else(|| read(other?))?;
+            let field = write.field.clone();
+            let (controller, value) = (write.controller, text.trim().to_owned());
+            Some(plan::Write { field, controller, file, or_file: None, value, optional: true })
+        };
+        steps.iter().map(|step| step.iter().filter_map(value).collect()).collect()
     }
 
     /// v2: the directory, for `clone3(CLONE_INTO_CGROUP)`. `None` on v1.
@@ -189,7 +213,7 @@ impl Cgroup {
 
     fn execute_write(&self, write: &plan::Write) -> Result<()> {
         let Some(dir) = self.dir_of(write.controller) else {
-            return if write.optional { Ok(()) } else { Err(self.missing(write)) };
+            return if write.optional || no_huge_pages(write) { Ok(()) } else { Err(self.missing(write)) };
         };
         let path = dir.join(&write.file);
         let (path, value, outcome) = match (put(&path, &write.value), &write.or_file) {
@@ -205,6 +229,7 @@ impl Cgroup {
         match outcome {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound && write.optional => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && no_huge_pages(write) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(self.missing(write)),
             Err(cause) => {
                 let hint = hint(write, &cause);
@@ -229,6 +254,25 @@ impl Cgroup {
         };
         Error::MissingController { field: write.field.clone(), controller: write.controller.to_owned(), why }
     }
+}
+
+/// Whether a write limits huge pages of which the host has none to give: then the limit holds without the controller.
+/// (kubelet states a limit for every size, on hosts without huge pages as well.)
+fn no_huge_pages(write: &plan::Write) -> bool {
+    let size = write.file.strip_prefix("hugetlb.").and_then(|rest| rest.split('.').next());
+    size.and_then(huge_page_kilobytes).is_some_and(|size| {
+        let count = |file: &str| {
+            let path = format!("/sys/kernel/mm/hugepages/hugepages-{size}kB/{file}");
+            fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())
+        };
+        count("nr_hugepages") == Some(0) && count("nr_overcommit_hugepages") == Some(0)
+    })
+}
+
+/// `2MB` and `1GB` as the kernel's other files spell them.
+fn huge_page_kilobytes(size: &str) -> Option<u64> {
+    let units = [("KB", 1), ("MB", 1 << 10), ("GB", 1 << 20)];
+    units.iter().find_map(|(unit, factor)| size.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*factor))
 }
 
 /// The likely cause of a refused value.

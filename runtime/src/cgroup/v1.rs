@@ -85,8 +85,8 @@ fn fill_cpuset(directory: &Path) -> Result<()> {
 }
 
 /// Changes the limits of a living cgroup.
-pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
-    cgroup.execute(&plan::v1(resources)?)?;
+pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources, steps: &[plan::Step]) -> Result<()> {
+    cgroup.execute(steps)?;
     let Some(rules) = resources.devices() else { return Ok(()) };
     let (directory, wanted) = device_state(cgroup, rules)?;
     let path = directory.join("devices.list");

@@ -46,11 +46,10 @@ pub(super) fn create(
 }
 
 /// Changes the limits of a living cgroup.
-pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
-    let steps = plan::v2(resources)?;
+pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources, steps: &[plan::Step]) -> Result<()> {
     let directory = &cgroup.state.groups[0].path;
     check_before_update(directory, resources)?;
-    cgroup.execute(&steps)?;
+    cgroup.execute(steps)?;
     if let Some(rules) = resources.devices() {
         device_program::install(directory, &devices::rules(rules)?)?;
     }

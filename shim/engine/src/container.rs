@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::lock::{self, Holder, LifeLock};
 use crate::record::{ContainerRecord, ExitFile, SandboxRecord, now, read_json};
 use crate::status::{ContainerEvent, ContainerState, SandboxState};
-use crate::types::{ContainerConfig, ContainerFilter, ContainerStatus, Exit};
+use crate::types::{ContainerConfig, ContainerFilter, ContainerStatus, ContainerUser, Exit};
 use crate::undo::remove_tree;
 use crate::{cgroup, id, record, sandbox, signal, spec};
 
@@ -115,11 +115,12 @@ impl Engine {
         let log = log_path(pod, &record.config);
         let (engine, this, pod_record, folder, log_file) =
             (self.clone(), record.clone(), pod.clone(), bundle.clone(), log.clone());
-        let (rootfs, stop_signal) =
+        let (rootfs, stop_signal, user) =
             blocking(move || prepare(&engine, &pod_record, &this, &folder, &data, log_file.as_deref())).await?;
         record.image_id = rootfs.image.id.to_string();
         record.image_digest = rootfs.image.repo_digests.first().unwrap_or(&record.image_id).clone();
         record.stop_signal = stop_signal;
+        record.user = Some(user);
 
         let request = create_request(record, &bundle, &rootfs.mounts, log.as_deref());
         let what = format!("create container {}", record.config.name);
@@ -457,7 +458,7 @@ fn prepare(
     bundle: &Path,
     data: &Path,
     log: Option<&Path>,
-) -> Result<(RootFs, i32)> {
+) -> Result<(RootFs, i32, ContainerUser)> {
     let config = &record.config;
     let image = engine.store.image(&config.image)?.ok_or_else(|| Error::NotFound {
         kind: "image",
@@ -477,7 +478,7 @@ fn prepare(
         fs::create_dir_all(dir).map_err(Error::io("make log folder", dir))?;
     }
     let image_config = image.config.config().clone();
-    let spec = spec::generate(&spec::Input {
+    let (spec, user) = spec::generate(&spec::Input {
         config,
         sandbox: &pod.config,
         image: image_config.as_ref(),
@@ -498,7 +499,7 @@ fn prepare(
         (None, Some(name)) => signal::parse(&name).unwrap_or(Signal::SIGTERM as i32),
         (None, None) => Signal::SIGTERM as i32,
     };
-    Ok((RootFs { image, mounts }, stop_signal))
+    Ok((RootFs { image, mounts }, stop_signal, user))
 }
 
 fn create_request(

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`Engine`], finding things, calling supervisors | `engine`, `client`, `supervisor` |
 //! | a sandbox's life, and how its making is undone | `sandbox`, `undo`, `names` |
-//! | a container's life | `container`, `exec`, `spec` |
+//! | a container's life | `container`, `exec`, `spec`, `update` |
 //! | what a crash leaves | `doctor`, `cgroup` |
 
 mod cgroup;
@@ -33,6 +33,7 @@ mod supervisor;
 mod sys;
 pub mod types;
 mod undo;
+mod update;
 
 pub use config::{Deadlines, EngineConfig, Paths};
 pub use doctor::{Action, Finding};

@@ -18,8 +18,8 @@ use crate::error::{Error, Result};
 use crate::lock::Holder;
 use crate::record::SandboxRecord;
 use crate::spec;
-use crate::types::NamespaceMode;
-use crate::{id, sys};
+use crate::types::{IdMapping, NamespaceMode, UserNamespace};
+use crate::{id, sys, update};
 
 /// The namespace by which we tell our sandboxes from containerd's.
 const NAMESPACE: &str = "coracle";
@@ -57,11 +57,11 @@ fn mode(mode: NamespaceMode) -> i32 {
     }
 }
 
-fn options(record: &SandboxRecord, hostname: &str) -> coracle::SandboxOptions {
+fn options(record: &SandboxRecord, hostname: &str) -> Result<coracle::SandboxOptions> {
     let config = &record.config;
     let own_uts = config.network != NamespaceMode::Node;
-    let resources = spec::limits(&config.resources);
-    coracle::SandboxOptions {
+    let resources = spec::limits(&update::sum(&config.resources, &config.overhead))?;
+    Ok(coracle::SandboxOptions {
         hostname: if own_uts { hostname.to_owned() } else { String::new() },
         domainname: if own_uts { config.domainname.clone() } else { String::new() },
         network: mode(config.network),
@@ -79,7 +79,15 @@ fn options(record: &SandboxRecord, hostname: &str) -> coracle::SandboxOptions {
         },
         on_exit: config.on_exit.clone(),
         log_max_bytes: config.log_max_bytes,
-    }
+        user_namespace: config.user_namespace.as_ref().map(user_namespace),
+    })
+}
+
+fn user_namespace(namespace: &UserNamespace) -> coracle::UserNamespace {
+    let mapping =
+        |m: &IdMapping| coracle::IdMapping { container_id: m.container_id, host_id: m.host_id, length: m.length };
+    let list = |maps: &[IdMapping]| maps.iter().map(mapping).collect();
+    coracle::UserNamespace { uids: list(&namespace.uids), gids: list(&namespace.gids) }
 }
 
 /// The end of a process that is not ours, by its pidfd.
@@ -106,7 +114,7 @@ impl Engine {
         let create = api::CreateSandboxRequest {
             sandbox_id: id.clone(),
             bundle_path: self.paths.pod(id).to_string_lossy().into_owned(),
-            options: Some(any::pack(&options(record, hostname))),
+            options: Some(any::pack(&options(record, hostname)?)),
             ..Default::default()
         };
         let deadline = self.config.deadlines.create;

@@ -7,7 +7,7 @@
 //! the kernel killed a process of the container for want of memory, whichever process it was.
 
 use crate::sys::Death;
-use crate::time;
+use coracle_runtime::time;
 use serde::Serialize;
 use std::fs::{self, File};
 use std::io::{self, Write};

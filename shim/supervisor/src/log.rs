@@ -5,7 +5,7 @@
 //! full the lines are counted instead of written, a torn last line is cut off again, and as soon as a write succeeds
 //! a note says how many are missing.
 
-use crate::time;
+use coracle_runtime::time;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;

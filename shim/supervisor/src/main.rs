@@ -14,7 +14,7 @@
 //! buffer      bytes on their way           log         CRI log files
 //! exits       exit.json                    tender      calling the engine when a container exits
 //! failure     status codes                 stats       runtime's numbers in containerd's messages
-//! time        RFC 3339                     sys         all of the crate's unsafe code
+//! sys         all of the crate's unsafe code
 //! ```
 
 mod arguments;
@@ -38,7 +38,6 @@ mod sys;
 mod task;
 mod tasks;
 mod tender;
-mod time;
 mod worker;
 
 use arguments::{Action, Arguments};

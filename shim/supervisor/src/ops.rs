@@ -11,7 +11,6 @@ use coracle_runtime::cgroup::{Cgroup, CgroupPath, CgroupState, Version};
 use coracle_runtime::{CreateOptions, ExecOptions, Parent, Process, RootfsMount, Runtime, Stdio};
 use nix::libc::SIGKILL;
 use oci_spec::runtime::LinuxResources;
-use serde::Deserialize;
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -115,10 +114,11 @@ pub fn create(root: &Path, request: task::CreateTaskRequest, ends: ProcessEnds) 
         parent: Parent::Grandparent,
         ..CreateOptions::default()
     };
-    let pid = Runtime::new(root).create(&request.id, create)?;
-    let known = known(&root.join(&request.id).join("state.json"))?;
-    let oom_file = oom_file(&known.cgroup).unwrap_or_default();
-    Ok(Created { pid, own_pid_namespace: known.own_pid_namespace, oom_file }.encode())
+    let runtime = Runtime::new(root);
+    let pid = runtime.create(&request.id, create)?;
+    let detail = runtime.detail(&request.id)?;
+    let oom_file = oom_file(&detail.cgroup).unwrap_or_default();
+    Ok(Created { pid, own_pid_namespace: detail.own_pid_namespace, oom_file }.encode())
 }
 
 /// Clears up after a create that was cut off at any point: there may be a record or none, a cgroup or none.
@@ -135,19 +135,6 @@ pub fn undo_create(root: &Path, id: &str, bundle: &Path) -> Result<Vec<u8>, Fail
     cgroup.kill_all(SIGKILL).map_err(|error| failed(error.to_string()))?;
     cgroup.remove().map_err(|error| failed(error.to_string()))?;
     Ok(Vec::new())
-}
-
-/// What the runtime's record of a container tells beyond its OCI state.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Known {
-    cgroup: CgroupState,
-    own_pid_namespace: bool,
-}
-
-fn known(path: &Path) -> Result<Known, Failure> {
-    let text = fs::read(path).map_err(|error| Code::Unknown.failure(format!("read {}: {error}", path.display())))?;
-    serde_json::from_slice(&text).map_err(|error| Code::Unknown.failure(format!("read {}: {error}", path.display())))
 }
 
 fn oom_file(cgroup: &CgroupState) -> Option<String> {
@@ -234,13 +221,7 @@ pub fn stats(root: &Path, id: &str, oom_file: &str) -> Result<Vec<u8>, Failure> 
 /// Makes the pod's cgroup and notes in `record` where it is, for its removal by whoever comes to it.
 pub fn make_pod_cgroup(record: &Path, path: &str, resources: &[u8]) -> Result<Vec<u8>, Failure> {
     let unknown = |text: String| Code::Unknown.failure(text);
-    let resources: Option<LinuxResources> = match resources.is_empty() {
-        true => None,
-        false => {
-            let parsed = serde_json::from_slice(resources);
-            Some(parsed.map_err(|error| invalid(format!("resources of the sandbox: {error}")))?)
-        }
-    };
+    let resources = if resources.is_empty() { None } else { Some(pod_resources(resources)?) };
     let path = CgroupPath::new(Some(Path::new(path)), path).map_err(|error| invalid(error.to_string()))?;
     let cgroup = Cgroup::create(&path, resources.as_ref()).map_err(|error| unknown(error.to_string()))?;
     let saved = serde_json::to_vec(&cgroup.state()).map_err(|error| unknown(error.to_string()));
@@ -255,6 +236,28 @@ pub fn make_pod_cgroup(record: &Path, path: &str, resources: &[u8]) -> Result<Ve
     Ok(Vec::new())
 }
 
+fn pod_resources(resources: &[u8]) -> Result<LinuxResources, Failure> {
+    serde_json::from_slice(resources).map_err(|error| invalid(format!("resources of the sandbox: {error}")))
+}
+
+/// Control.UpdateSandbox: the limits of the pod's cgroup.
+pub fn update_pod_cgroup(record: &Path, resources: &[u8]) -> Result<Vec<u8>, Failure> {
+    let resources = pod_resources(resources)?;
+    let Some(saved) = pod_cgroup(record)? else {
+        return Err(Code::FailedPrecondition.failure("update the sandbox: it was made without a cgroup".into()));
+    };
+    let updated = Cgroup::open(&saved).apply(&resources);
+    updated.map_err(|error| Code::Unknown.failure(format!("update the sandbox: {error}")))?;
+    Ok(Vec::new())
+}
+
+/// Where the pod's cgroup is, if it has one.
+fn pod_cgroup(record: &Path) -> Result<Option<CgroupState>, Failure> {
+    let Ok(text) = fs::read(record) else { return Ok(None) };
+    let failed = |error| Code::Unknown.failure(format!("read {}: {error}", record.display()));
+    serde_json::from_slice(&text).map(Some).map_err(failed)
+}
+
 /// Clears up after all containers and removes the pod's cgroup: the last thing done for a sandbox.
 pub fn release(root: &Path, containers: &[String], cgroup_record: &Path) -> Result<Vec<u8>, Failure> {
     for id in containers {
@@ -266,10 +269,8 @@ pub fn release(root: &Path, containers: &[String], cgroup_record: &Path) -> Resu
 
 /// Removes the pod's cgroup, if one was recorded.
 pub fn remove_pod_cgroup(record: &Path) -> Result<(), Failure> {
-    let Ok(text) = fs::read(record) else { return Ok(()) };
+    let Some(saved) = pod_cgroup(record)? else { return Ok(()) };
     let unknown = |text: String| Code::Unknown.failure(text);
-    let saved: CgroupState =
-        serde_json::from_slice(&text).map_err(|error| unknown(format!("read {}: {error}", record.display())))?;
     Cgroup::open(&saved).remove().map_err(|error| unknown(error.to_string()))?;
     fs::remove_file(record).map_err(|error| unknown(format!("remove {}: {error}", record.display())))
 }

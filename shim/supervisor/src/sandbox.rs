@@ -19,7 +19,7 @@ use crate::supervisor::{Job, Supervisor};
 use crate::sys;
 use crate::task::State;
 use crate::tender;
-use coracle_proto::coracle::{InfoResponse, NamespaceMode, ReopenLogRequest, SandboxOptions};
+use coracle_proto::coracle::{InfoResponse, NamespaceMode, ReopenLogRequest, SandboxOptions, UpdateSandboxRequest};
 use coracle_proto::ttrpc::Code;
 use coracle_proto::types::Platform;
 use coracle_proto::{Timestamp, any, sandbox, task};
@@ -498,6 +498,16 @@ impl Supervisor {
         let io = self.process(&request.id, "")?.io;
         self.streams.reopen_log(io)?;
         done()
+    }
+
+    /// Control.UpdateSandbox
+    pub(crate) fn update_sandbox(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: UpdateSandboxRequest = decode(payload)?;
+        self.sandbox.check_open()?;
+        let record = self.sandbox.bundle.join(CGROUP_RECORD);
+        let body = Box::new(move || ops::update_pod_cgroup(&record, &request.resources));
+        self.work(Job::Answer { call }, &[], body)?;
+        Ok(None)
     }
 
     /// Control.Info

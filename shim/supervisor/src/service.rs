@@ -41,7 +41,11 @@ const SANDBOX: &[(&str, Handler)] = &[
     (method::SHUTDOWN_SANDBOX, Supervisor::shutdown_sandbox),
 ];
 
-const CONTROL: &[(&str, Handler)] = &[(method::REOPEN_LOG, Supervisor::reopen_log), (method::INFO, Supervisor::info)];
+const CONTROL: &[(&str, Handler)] = &[
+    (method::REOPEN_LOG, Supervisor::reopen_log),
+    (method::INFO, Supervisor::info),
+    (method::UPDATE_SANDBOX, Supervisor::update_sandbox),
+];
 
 fn handler(request: &Request) -> Result<Handler, Failure> {
     let table = match request.service.as_str() {

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::seccomp_default;
-use crate::types::{ContainerConfig, Mount, NamespaceMode, Propagation, SandboxConfig, Seccomp};
+use crate::types::{ContainerConfig, ContainerUser, Mount, NamespaceMode, Propagation, SandboxConfig, Seccomp};
 
 /// The specification's version we write.
 const OCI_VERSION: &str = "1.2.0";
@@ -75,8 +75,8 @@ pub struct Input<'a> {
     pub pid_ns_pid: Option<i32>,
 }
 
-/// Writes the spec.
-pub fn generate(input: &Input<'_>) -> Result<Value> {
+/// Writes the spec, and tells who the process will be.
+pub fn generate(input: &Input<'_>) -> Result<(Value, ContainerUser)> {
     let (config, security) = (input.config, &input.config.security);
     let image_user = input.image.and_then(|i| i.user().as_deref()).unwrap_or("");
     let user = user::resolve(input.view, image_user, security)?;
@@ -103,7 +103,8 @@ pub fn generate(input: &Input<'_>) -> Result<Value> {
     if !config.annotations.is_empty() {
         spec["annotations"] = json!(config.annotations);
     }
-    Ok(spec)
+    let user = ContainerUser { uid: user.uid, gid: user.gid, supplemental_groups: user.groups };
+    Ok((spec, user))
 }
 
 /// The process of an exec: the container's own, with another command.
@@ -134,7 +135,7 @@ fn linux(input: &Input<'_>) -> Result<Value> {
     let mut linux = json!({
         "cgroupsPath": input.cgroup,
         "namespaces": namespaces(input),
-        "resources": resources::linux(&config.resources, security.privileged),
+        "resources": resources::linux(&config.resources, security.privileged, Vec::new())?,
     });
     if security.privileged {
         linux["devices"] = json!(host_devices(Path::new("/dev"))?);
@@ -354,6 +355,7 @@ mod tests {
             supervisor: 7,
             pid_ns_pid: Some(8),
         })
+        .map(|(spec, _)| spec)
     }
 
     fn config() -> ContainerConfig {

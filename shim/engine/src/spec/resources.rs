@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::types::Resources;
+use crate::error::{Error, Result};
+use crate::types::{HugepageLimit, Resources};
 
 /// Devices every container may use: (major, minor), character devices all; the runtime makes their nodes.
 const DEVICES: [(i64, Option<i64>); 9] = [
@@ -17,14 +18,14 @@ const DEVICES: [(i64, Option<i64>); 9] = [
     (136, None),  // pts/*
 ];
 
-/// `linux.resources` of a container: its limits and its devices.
-pub fn linux(resources: &Resources, privileged: bool) -> Value {
-    let mut value = limits(resources);
-    value["devices"] = if privileged { json!([{ "allow": true, "access": "rwm" }]) } else { devices() };
-    value
+/// `linux.resources` of a container: its limits and its devices; `more` are rules beyond the usual ones.
+pub fn linux(resources: &Resources, all_devices: bool, more: Vec<Value>) -> Result<Value> {
+    let mut value = limits(resources)?;
+    value["devices"] = if all_devices { json!([{ "allow": true, "access": "rwm" }]) } else { devices(more) };
+    Ok(value)
 }
 
-fn devices() -> Value {
+fn devices(more: Vec<Value>) -> Value {
     // Making nodes is harmless without the right to open them.
     let mut rules = vec![
         json!({ "allow": false, "access": "rwm" }),
@@ -38,11 +39,12 @@ fn devices() -> Value {
         }
         rules.push(rule);
     }
+    rules.extend(more);
     Value::Array(rules)
 }
 
 /// Only the limits: what a pod's cgroup gets, or an update.
-pub fn limits(resources: &Resources) -> Value {
+pub fn limits(resources: &Resources) -> Result<Value> {
     let object = |pairs: Vec<(&str, Option<Value>)>| {
         let set = pairs.into_iter().filter_map(|(name, value)| value.map(|v| (name.to_owned(), v)));
         set.collect::<Map<String, Value>>()
@@ -66,7 +68,18 @@ pub fn limits(resources: &Resources) -> Value {
     if !r.unified.is_empty() {
         all.insert("unified".into(), json!(r.unified));
     }
-    all.into()
+    if !r.hugepage_limits.is_empty() {
+        all.insert("hugepageLimits".into(), hugepages(&r.hugepage_limits)?);
+    }
+    Ok(all.into())
+}
+
+fn hugepages(limits: &[HugepageLimit]) -> Result<Value> {
+    let one = |limit: &HugepageLimit| {
+        let why = || Error::invalid("hugepage_limits", format!("{} bytes of {}", limit.limit, limit.page_size));
+        Ok(json!({ "pageSize": limit.page_size, "limit": i64::try_from(limit.limit).map_err(|_| why())? }))
+    };
+    limits.iter().map(one).collect::<Result<Vec<_>>>().map(Value::Array)
 }
 
 #[cfg(test)]
@@ -75,16 +88,16 @@ mod tests {
 
     #[test]
     fn only_what_is_set_is_written() {
-        assert_eq!(limits(&Resources::default()), json!({}));
+        assert_eq!(limits(&Resources::default()).unwrap(), json!({}));
         let some = Resources { cpu_shares: Some(2), memory: Some(3), ..Default::default() };
-        assert_eq!(limits(&some), json!({ "cpu": { "shares": 2 }, "memory": { "limit": 3 } }));
+        assert_eq!(limits(&some).unwrap(), json!({ "cpu": { "shares": 2 }, "memory": { "limit": 3 } }));
     }
 
     #[test]
     fn devices_are_denied_before_the_few_are_allowed() {
-        let value = linux(&Resources::default(), false);
+        let value = linux(&Resources::default(), false, Vec::new()).unwrap();
         assert_eq!(value["devices"][0], json!({ "allow": false, "access": "rwm" }));
         assert!(value["devices"].as_array().unwrap().len() > DEVICES.len());
-        assert_eq!(linux(&Resources::default(), true)["devices"][0]["allow"], json!(true));
+        assert_eq!(linux(&Resources::default(), true, Vec::new()).unwrap()["devices"][0]["allow"], json!(true));
     }
 }

@@ -1,4 +1,4 @@
-//! RFC 3339 with nine digits of nanoseconds, in UTC: the form of CRI logs and of `exit.json`.
+//! RFC 3339 with nine digits of nanoseconds, in UTC: the form of `state.json`, of CRI logs and of `exit.json`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

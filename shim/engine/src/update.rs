@@ -1,0 +1,210 @@
+//! Live updates: limits of a container or a pod that runs, changed in its cgroup and in its record.
+//!
+//! The supervisor changes the cgroup first; a limit that the kernel refuses (memory below what is used) changes nothing.
+//! The record follows, so that status and a later update start from what is in force. A process that dies between the
+//! two leaves a cgroup that is newer than the record: the caller got no answer and asks again.
+
+use std::collections::BTreeMap;
+
+use coracle_proto::coracle::{UpdateSandboxRequest, UpdateSandboxResponse};
+use coracle_proto::ttrpc::{method, service};
+use coracle_proto::{Any, Empty, task};
+use serde_json::{Value, json};
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::status::{ContainerState, SandboxState};
+use crate::types::{HugepageLimit, Resources};
+use crate::{id, spec};
+
+/// What the resources of an update are, to other shims than ours.
+const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+
+impl Engine {
+    /// Changes the limits of a container that was made and has not ended. What is `None` or empty keeps its value.
+    pub async fn update_container(&self, container: &str, resources: &Resources) -> Result<()> {
+        let (sandbox, id) = self.find_container(container)?;
+        let status = self.container_status(&id)?;
+        if !matches!(status.state, ContainerState::Created | ContainerState::Running) {
+            let object = format!("container {}", status.config.name);
+            return Err(Error::State { operation: "update", object, state: status.state.as_str().into() });
+        }
+        let mut wanted = resources.clone();
+        // A process has it from its start; the cgroup knows nothing of it.
+        wanted.oom_score_adj = None;
+        let request = task::UpdateTaskRequest {
+            id: id.clone(),
+            resources: Some(Any { type_url: RESOURCES_TYPE.into(), value: checked(&wanted)?.to_string().into_bytes() }),
+            ..Default::default()
+        };
+        let what = format!("update container {}", status.config.name);
+        let deadline = Some(self.config.deadlines.query);
+        let _: Empty = self.task(&sandbox, method::UPDATE, &what, &request, deadline).await?;
+        // Read again: it may have been started, or have ended, while the supervisor was asked.
+        let mut record = self.container_record(&sandbox, &id)?;
+        record.config.resources = merged(&record.config.resources, &wanted);
+        self.write_container(&record)
+    }
+
+    /// Changes what a ready pod may use: its cgroup gets `resources` and `overhead` together. What is `None` stays.
+    pub async fn update_sandbox(
+        &self,
+        sandbox: &str,
+        overhead: Option<Resources>,
+        resources: Option<Resources>,
+    ) -> Result<()> {
+        let id = self.find_sandbox(sandbox)?;
+        let record = self.sandbox_record(&id)?;
+        if record.state != SandboxState::Ready {
+            let object = format!("sandbox {}", id::short(&id));
+            return Err(Error::State { operation: "update", object, state: record.state.as_str().into() });
+        }
+        let new = |old: &Resources, new: &Option<Resources>| new.as_ref().map_or(old.clone(), |new| merged(old, new));
+        let overhead = new(&record.config.overhead, &overhead);
+        let resources = new(&record.config.resources, &resources);
+        let limits = checked(&sum(&resources, &overhead))?;
+        let request = UpdateSandboxRequest { resources: limits.to_string().into_bytes() };
+        let what = format!("update sandbox {}", id::short(&id));
+        let deadline = Some(self.config.deadlines.query);
+        let client = self.connect(&id).await?;
+        let _: UpdateSandboxResponse =
+            client.call(&what, service::CONTROL, method::UPDATE_SANDBOX, &request, deadline).await?;
+        let mut record = self.sandbox_record(&id)?;
+        (record.config.overhead, record.config.resources) = (overhead, resources);
+        self.write_sandbox(&record)
+    }
+}
+
+/// The limits as an update: memory below what is used is refused, where the kernel itself would kill instead.
+fn checked(resources: &Resources) -> Result<Value> {
+    let mut limits = spec::limits(resources)?;
+    if let Some(memory) = limits.get_mut("memory") {
+        memory["checkBeforeUpdate"] = json!(true);
+    }
+    Ok(limits)
+}
+
+/// The old limits with the new ones in their places.
+fn merged(old: &Resources, new: &Resources) -> Resources {
+    let mut hugepages: BTreeMap<&str, u64> =
+        old.hugepage_limits.iter().map(|l| (l.page_size.as_str(), l.limit)).collect();
+    hugepages.extend(new.hugepage_limits.iter().map(|l| (l.page_size.as_str(), l.limit)));
+    let mut unified = old.unified.clone();
+    unified.extend(new.unified.clone());
+    Resources {
+        cpu_shares: new.cpu_shares.or(old.cpu_shares),
+        cpu_quota: new.cpu_quota.or(old.cpu_quota),
+        cpu_period: new.cpu_period.or(old.cpu_period),
+        cpuset_cpus: new.cpuset_cpus.clone().or_else(|| old.cpuset_cpus.clone()),
+        cpuset_mems: new.cpuset_mems.clone().or_else(|| old.cpuset_mems.clone()),
+        memory: new.memory.or(old.memory),
+        memory_swap: new.memory_swap.or(old.memory_swap),
+        pids: new.pids.or(old.pids),
+        oom_score_adj: new.oom_score_adj.or(old.oom_score_adj),
+        hugepage_limits: limits_of(hugepages),
+        unified,
+    }
+}
+
+fn limits_of(by_size: BTreeMap<&str, u64>) -> Vec<HugepageLimit> {
+    by_size.into_iter().map(|(size, limit)| HugepageLimit { page_size: size.to_owned(), limit }).collect()
+}
+
+/// What a pod's cgroup gets: its containers' limits and its overhead. What is a limit of the containers alone stays one
+/// (no limit and an overhead is no limit); weights add; sets and scores are the containers'.
+pub(crate) fn sum(resources: &Resources, overhead: &Resources) -> Resources {
+    let over = |value: Option<i64>| value.filter(|v| *v > 0).unwrap_or(0);
+    // -1 is no limit, with an overhead too.
+    let add = |limit: Option<i64>, more: Option<i64>| {
+        limit.map(|limit| if limit > 0 { limit.saturating_add(over(more)) } else { limit })
+    };
+    let mut hugepages: BTreeMap<&str, u64> =
+        resources.hugepage_limits.iter().map(|l| (l.page_size.as_str(), l.limit)).collect();
+    for more in &overhead.hugepage_limits {
+        hugepages.entry(&more.page_size).and_modify(|limit| *limit = limit.saturating_add(more.limit));
+    }
+    Resources {
+        cpu_shares: match (resources.cpu_shares, overhead.cpu_shares) {
+            (Some(a), Some(b)) => Some(a.saturating_add(b)),
+            (a, b) => a.or(b),
+        },
+        cpu_quota: add(resources.cpu_quota, quota_in(overhead, resources.cpu_period)),
+        memory: add(resources.memory, overhead.memory),
+        memory_swap: add(resources.memory_swap, overhead.memory_swap.or(overhead.memory)),
+        pids: add(resources.pids, overhead.pids),
+        cpuset_cpus: resources.cpuset_cpus.clone().or_else(|| overhead.cpuset_cpus.clone()),
+        cpuset_mems: resources.cpuset_mems.clone().or_else(|| overhead.cpuset_mems.clone()),
+        cpu_period: resources.cpu_period,
+        oom_score_adj: resources.oom_score_adj,
+        hugepage_limits: limits_of(hugepages),
+        unified: resources.unified.clone(),
+    }
+}
+
+/// The kernel's period where none is stated.
+const DEFAULT_PERIOD: u64 = 100_000;
+
+/// An overhead's CPU time, counted in another period.
+fn quota_in(overhead: &Resources, period: Option<u64>) -> Option<i64> {
+    let quota = overhead.cpu_quota.filter(|quota| *quota > 0)?;
+    let [from, to] = [overhead.cpu_period, period].map(|p| i128::from(p.filter(|p| *p > 0).unwrap_or(DEFAULT_PERIOD)));
+    i64::try_from(i128::from(quota) * to / from).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn huge(limits: &[(&str, u64)]) -> Vec<HugepageLimit> {
+        limits.iter().map(|(size, limit)| HugepageLimit { page_size: (*size).into(), limit: *limit }).collect()
+    }
+
+    #[test]
+    fn what_an_update_leaves_out_keeps_its_value() {
+        let old = Resources {
+            memory: Some(1),
+            pids: Some(2),
+            hugepage_limits: huge(&[("2MB", 1)]),
+            unified: [("memory.high".to_owned(), "1".to_owned())].into(),
+            ..Default::default()
+        };
+        let new = Resources { memory: Some(5), hugepage_limits: huge(&[("1GB", 7)]), ..Default::default() };
+        let both = merged(&old, &new);
+        assert_eq!((both.memory, both.pids), (Some(5), Some(2)));
+        assert_eq!(both.hugepage_limits, huge(&[("1GB", 7), ("2MB", 1)]));
+        assert_eq!(both.unified, old.unified);
+        assert_eq!(merged(&old, &Resources::default()), old);
+    }
+
+    #[test]
+    fn a_pod_gets_its_containers_limits_and_its_overhead() {
+        let resources = Resources {
+            cpu_shares: Some(1024),
+            cpu_quota: Some(50_000),
+            cpu_period: Some(50_000),
+            memory: Some(100),
+            hugepage_limits: huge(&[("2MB", 10)]),
+            ..Default::default()
+        };
+        let overhead = Resources {
+            cpu_shares: Some(100),
+            cpu_quota: Some(10_000),
+            memory: Some(7),
+            pids: Some(5),
+            hugepage_limits: huge(&[("2MB", 1), ("1GB", 1)]),
+            ..Default::default()
+        };
+        let both = sum(&resources, &overhead);
+        assert_eq!((both.cpu_shares, both.memory, both.pids), (Some(1124), Some(107), None));
+        assert_eq!(both.cpu_quota, Some(55_000), "a tenth of a CPU more");
+        assert_eq!(both.hugepage_limits, huge(&[("2MB", 11)]));
+    }
+
+    #[test]
+    fn no_limit_with_an_overhead_is_no_limit() {
+        let overhead = Resources { memory: Some(7), cpu_quota: Some(7), ..Default::default() };
+        let both = sum(&Resources { memory: Some(-1), ..Default::default() }, &overhead);
+        assert_eq!((both.memory, both.cpu_quota), (Some(-1), None));
+        assert_eq!(sum(&Resources::default(), &Resources::default()), Resources::default());
+    }
+}
