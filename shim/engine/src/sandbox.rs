@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 
@@ -13,7 +13,7 @@ use crate::doctor::OWNER;
 use crate::engine::{Engine, blocking};
 use crate::error::{Error, Result};
 use crate::lock::{Holder, LifeLock};
-use crate::net::files;
+use crate::net::{Attach, Attachment, files};
 use crate::record::{SandboxRecord, boot_id, now};
 use crate::status::{SandboxEvent, SandboxState};
 use crate::types::{DnsConfig, NamespaceMode, SandboxConfig, SandboxFilter, SandboxStatus};
@@ -65,15 +65,38 @@ impl Engine {
         (record.supervisor, record.pid_ns_pid) = (Some(pid), init);
         if record.config.network != NamespaceMode::Node {
             undo.begin(Step::Network);
-            let (network, id, ports) = (self.network.clone(), record.id.clone(), record.config.port_mappings.clone());
-            let netns = format!("/proc/{pid}/ns/net");
-            let attached = blocking(move || Ok(network.attach(&id, Path::new(&netns), &ports)?)).await?;
+            let attached = self.attach_network(record, format!("/proc/{pid}/ns/net").into()).await?;
             record.ips = attached.ips.iter().map(|net| net.ip).collect();
             record.notes = attached.notes;
+            if let (None, Some(dns)) = (&record.config.dns, attached.dns) {
+                record::write_file(&pod.join("resolv.conf"), dns.text().as_bytes(), 0o644)?;
+            }
         }
         write_hosts(&pod, record, hostname)?;
         record.state = advance("make", record, SandboxEvent::Ready)?;
         self.write_sandbox(record)
+    }
+
+    async fn attach_network(&self, record: &SandboxRecord, netns: PathBuf) -> Result<Attachment> {
+        let (network, id, config) = (self.network.clone(), record.id.clone(), record.config.clone());
+        // What a kubelet names as the parent is the pod's cgroup to everyone else.
+        let cgroup = if config.cgroup_parent.is_empty() { record.cgroup.clone() } else { config.cgroup_parent.clone() };
+        blocking(move || {
+            let attach = Attach {
+                sandbox: &id,
+                name: &config.name,
+                namespace: &config.namespace,
+                uid: &config.uid,
+                netns: &netns,
+                ports: &config.port_mappings,
+                annotations: &config.annotations,
+                dns: config.dns.as_ref(),
+                cgroup: &cgroup,
+                local: config.exclusive_name,
+            };
+            Ok(network.attach(&attach)?)
+        })
+        .await
     }
 
     /// Folder, creator's lock, record and name, all in one section, so that nobody sees some of them.

@@ -14,11 +14,13 @@ use std::fs;
 
 use nix::errno::Errno;
 
+use super::embedded::{Embedded, mac_of};
 use super::ip::Subnet;
+use super::kernel::Kernel;
 use super::lease::{Lock, write_whole};
 use super::link::{self, Link};
 use super::nl::Socket;
-use super::{Error, Kernel, Network, forward, nft};
+use super::{Error, forward, nft};
 
 /// A route this short is a default route in disguise (VPN clients split it into two halves), not a claim on a subnet.
 const SHORTEST_REAL_PREFIX: u8 = 2;
@@ -32,7 +34,7 @@ pub(super) struct Ready {
     pub(super) notes: Vec<String>,
 }
 
-impl Network {
+impl Embedded {
     /// Makes what is missing of bridge, forwarding and table.
     pub(super) fn prepare(&self, lock: &Lock, kernel: &mut Kernel) -> Result<Ready, Error> {
         let Kernel { route, filter } = kernel;
@@ -92,7 +94,7 @@ impl Network {
     fn make_bridge(&self, route: &mut Socket, notes: &mut Vec<String>) -> Result<Link, Error> {
         let (name, subnet) = (&self.config.bridge, self.config.subnet);
         let mtu = self.check_routes(route)?;
-        link::add_bridge(route, name, super::mac_of(self.gateway()), mtu)
+        link::add_bridge(route, name, mac_of(self.gateway()), mtu)
             .map_err(|e| Error::kernel(format!("make bridge {name}"), e))?;
         let bridge = link::find(route, name)
             .and_then(|bridge| bridge.ok_or(Errno::ENODEV.into()))
@@ -150,7 +152,7 @@ impl Network {
     }
 
     /// What keeps attached pods from the network though all of ours stands for them, for `doctor`. Changes nothing.
-    pub fn troubles(&self) -> Result<Vec<String>, Error> {
+    pub(super) fn troubles(&self) -> Result<Vec<String>, Error> {
         let leases = self.leases.read_all()?;
         if leases.is_empty() {
             return Ok(Vec::new());

@@ -115,7 +115,7 @@ impl Leases {
             Ok(text) => Ok(Some(serde_json::from_slice(&text).unwrap_or_else(|_| Lease {
                 sandbox: sandbox.to_owned(),
                 ip,
-                interface: super::interface_name(sandbox),
+                interface: super::embedded::interface_name(sandbox),
                 ports: Vec::new(),
             }))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -146,8 +146,12 @@ impl Leases {
         let last = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
         let taken = |ip: Ipv4Addr| reserved.contains(&ip) || held.iter().any(|(other, _)| *other == ip);
         let ip = next_free(subnet, last, taken).ok_or(Error::Exhausted { subnet, held: held.len() })?;
-        let lease =
-            Lease { sandbox: sandbox.to_owned(), ip, interface: super::interface_name(sandbox), ports: ports.to_vec() };
+        let lease = Lease {
+            sandbox: sandbox.to_owned(),
+            ip,
+            interface: super::embedded::interface_name(sandbox),
+            ports: ports.to_vec(),
+        };
         let text = serde_json::to_vec(&lease).expect("a lease is plain data");
         create_whole(&self.path(ip, sandbox), &text)?;
         // Lost or stale, this only makes the turn start elsewhere.

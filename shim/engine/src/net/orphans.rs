@@ -9,8 +9,10 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use super::embedded::Embedded;
+use super::kernel::Kernel;
 use super::nl::Socket;
-use super::{Error, HOST_PREFIX, Kernel, Network, conntrack, forward, link, nft};
+use super::{Error, HOST_PREFIX, conntrack, forward, link, nft};
 
 /// Something that no live sandbox stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,11 +48,11 @@ impl fmt::Display for Orphan {
     }
 }
 
-impl Network {
+impl Embedded {
     /// What no live sandbox stands for. `live` is asked about each sandbox that holds a lease, *after* the lease was
     /// seen; a sandbox is recorded before it is attached, so one that starts meanwhile is not mistaken for a dead one as
     /// long as `live` looks at that moment (and a set made earlier is used only while nothing can start).
-    pub fn orphans(&self, live: impl Fn(&str) -> bool) -> Result<Vec<Orphan>, Error> {
+    pub(super) fn orphans(&self, live: impl Fn(&str) -> bool) -> Result<Vec<Orphan>, Error> {
         let _lock = self.leases.lock()?;
         let Kernel { route, filter } = &mut *self.kernel()?;
         let bridge = &self.config.bridge;
@@ -98,8 +100,8 @@ impl Network {
         Ok(look()?.intersection(&first).cloned().collect())
     }
 
-    /// Clears orphans that [`Network::orphans`] found; what is gone meanwhile is passed over.
-    pub fn clear(&self, orphans: &[Orphan]) -> Result<(), Error> {
+    /// Clears orphans that [`Embedded::orphans`] found; what is gone meanwhile is passed over.
+    pub(super) fn clear(&self, orphans: &[Orphan]) -> Result<(), Error> {
         let lock = self.leases.lock()?;
         let Kernel { route, filter } = &mut *self.kernel()?;
         for orphan in orphans {
@@ -130,7 +132,7 @@ impl Network {
 
     /// Removes bridge and table, and says whether: not while anything holds a lease, and not when nothing was made. The
     /// next pod makes them again.
-    pub fn remove(&self) -> Result<bool, Error> {
+    pub(super) fn remove(&self) -> Result<bool, Error> {
         let _lock = self.leases.lock()?;
         let bridge = &self.config.bridge;
         let ready = self.leases.beside("ready");

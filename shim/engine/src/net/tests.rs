@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
+use super::embedded::{Embedded, interface_name};
 use super::*;
 use crate::types::Protocol;
 
@@ -51,8 +52,8 @@ struct Host {
 }
 
 impl Host {
-    fn network(&self) -> Network {
-        Network::open(self.state.path(), config()).unwrap()
+    fn network(&self) -> Embedded {
+        Embedded::open(self.state.path(), config(), Arc::default()).unwrap()
     }
 }
 
@@ -139,7 +140,7 @@ fn a_pod_has_loopback_an_address_and_a_way_to_host_pods_and_world() {
         let second = network.attach("bbbbbbbb22", &b.path(), &[]).unwrap();
         assert_eq!(first.ips[0].to_string(), "10.99.0.2/24");
         assert_eq!(first.mac, "0a:58:0a:63:00:02");
-        assert_eq!(first.gateway, Ipv4Addr::new(10, 99, 0, 1));
+        assert_eq!(first.gateway, Some(network.gateway().into()));
         let notes = first.notes.join("; ");
         assert!(notes.contains("made bridge cortest0 with 10.99.0.1/24") && notes.contains("ip_forward"), "{notes}");
         assert!(second.notes.is_empty(), "{:?}", second.notes);
@@ -151,7 +152,7 @@ fn a_pod_has_loopback_an_address_and_a_way_to_host_pods_and_world() {
         let local = Netns(File::open("/proc/thread-self/ns/net").unwrap());
         let servers = [serve(&local, 7001, 1), serve(&b, 7002, 1), serve(&host.outside, 7003, 1), serve(&a, 7004, 1)];
         a.run(|| {
-            assert_eq!(ask((first.gateway, 7001)).unwrap(), "10.99.0.2");
+            assert_eq!(ask((network.gateway(), 7001)).unwrap(), "10.99.0.2");
             assert_eq!(ask((address(&second), 7002)).unwrap(), "10.99.0.2");
             assert_eq!(ask((OUTSIDE, 7003)).unwrap(), UPLINK.to_string(), "masqueraded");
             assert_eq!(ask((Ipv4Addr::LOCALHOST, 7004)).unwrap(), "127.0.0.1");
@@ -165,15 +166,15 @@ fn a_host_port_is_reached_from_outside_host_loopback_other_pods_and_the_pod_itse
     on_a_host(|host| {
         let network = host.network();
         let (web, other) = (Netns::new(), Netns::new());
-        let attached = network.attach("web", &web.path(), &[tcp("", 8080, 80)]).unwrap();
+        network.attach("web", &web.path(), &[tcp("", 8080, 80)]).unwrap();
         network.attach("other", &other.path(), &[]).unwrap();
         let server = serve(&web, 80, 6);
         assert_eq!(host.outside.run(|| ask((UPLINK, 8080))).unwrap(), OUTSIDE.to_string(), "the client's own address");
         assert_eq!(ask((UPLINK, 8080)).unwrap(), UPLINK.to_string());
-        assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).unwrap(), attached.gateway.to_string());
-        assert_eq!(other.run(|| ask((UPLINK, 8080))).unwrap(), attached.gateway.to_string());
-        assert_eq!(web.run(|| ask((UPLINK, 8080))).unwrap(), attached.gateway.to_string(), "hairpin");
-        assert_eq!(web.run(|| ask((attached.gateway, 8080))).unwrap(), attached.gateway.to_string());
+        assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).unwrap(), network.gateway().to_string());
+        assert_eq!(other.run(|| ask((UPLINK, 8080))).unwrap(), network.gateway().to_string());
+        assert_eq!(web.run(|| ask((UPLINK, 8080))).unwrap(), network.gateway().to_string(), "hairpin");
+        assert_eq!(web.run(|| ask((network.gateway(), 8080))).unwrap(), network.gateway().to_string());
         server.join().unwrap();
         network.detach("web").unwrap();
         assert!(ask((UPLINK, 8080)).unwrap_err().contains("refused"));
@@ -424,7 +425,9 @@ fn names_and_addresses_of_links_follow_id_and_ip() {
     assert_eq!(interface_name("web").len(), 11);
     assert_ne!(interface_name("web"), interface_name("wec"));
     assert!(check_id("../x").is_err() && check_id("").is_err() && check_id("a@b").is_err());
-    let bad = |bridge: &str| Network::open("/nonexistent".as_ref(), NetConfig { bridge: bridge.into(), ..config() });
+    let bad = |bridge: &str| {
+        Embedded::open("/nonexistent".as_ref(), NetConfig { bridge: bridge.into(), ..config() }, Arc::default())
+    };
     for name in ["", "a b", "a/b", "sixteen-letters!", "-x", ".."] {
         assert!(matches!(bad(name), Err(Error::Invalid(_))), "{name}");
     }
@@ -438,7 +441,7 @@ fn udp_clients_that_keep_their_port_reach_the_pod_that_is_there_now() {
         let client = host.outside.run(|| UdpSocket::bind((OUTSIDE, 4000)).unwrap());
         client.connect((UPLINK, 5353)).unwrap();
         client.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        let heard_by = |pod: &Netns, network: &Network, id: &str| {
+        let heard_by = |pod: &Netns, network: &Embedded, id: &str| {
             network.attach(id, &pod.path(), std::slice::from_ref(&port)).unwrap();
             let server = pod.run(|| UdpSocket::bind("0.0.0.0:53").unwrap());
             server.set_read_timeout(Some(PATIENCE)).unwrap();
