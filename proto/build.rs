@@ -13,6 +13,8 @@ const FILES: &[&str] = &[
     "cgroups_v2.proto",
     "ttrpc.proto",
     "coracle.proto",
+    "handler.proto",
+    "runtimeoptions.proto",
     "google/protobuf/empty.proto",
 ];
 

@@ -46,6 +46,8 @@ pub use generated::google::{
 };
 /// `io.containerd.cgroups.v1` and `.v2`: statistics.
 pub use generated::io::containerd::cgroups::{v1 as cgroups_v1, v2 as cgroups_v2};
+/// `runtimeoptions.v1`: what containerd tells shims whose own options it does not know.
+pub use generated::runtimeoptions::v1 as runtime_options;
 
 /// For callers who encode and decode: the trait, without naming prost in their manifest.
 pub use prost::{DecodeError, Message, Name};

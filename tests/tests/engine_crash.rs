@@ -113,6 +113,7 @@ fn an_interrupted_creation_is_cleared_and_keeps_no_name() {
             ips: Vec::new(),
             notes: Vec::new(),
             cgroup: format!("{}/pod{id}", rig.engine.config().cgroup_parent),
+            handler: Default::default(),
         };
         coracle_engine::record::write(&folder, &record).unwrap();
         let found = findings(rig).await;

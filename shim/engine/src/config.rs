@@ -126,6 +126,8 @@ pub struct EngineConfig {
     pub cgroup_parent: String,
     /// The pod network.
     pub network: crate::net::NetConfig,
+    /// What runs pods' containers, by name.
+    pub handlers: crate::handler::Handlers,
     /// Size of a pod's /dev/shm in bytes.
     pub shm_size: u64,
     /// Deadlines.
@@ -140,6 +142,7 @@ impl Default for EngineConfig {
         EngineConfig {
             cgroup_parent: String::new(),
             network: Default::default(),
+            handlers: Default::default(),
             shm_size: SHM_SIZE,
             deadlines: Deadlines::default(),
         }

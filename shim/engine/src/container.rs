@@ -12,6 +12,7 @@ use coracle_proto::ttrpc::{Code, method};
 use coracle_proto::{Empty, task, task_types, types as wire};
 use coracle_rootfs::{Image, MountSpec};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::engine::{Engine, blocking};
 use crate::error::{Error, Result};
@@ -41,7 +42,7 @@ struct RootFs {
 
 impl Engine {
     /// Makes a container in a ready sandbox; it does not run yet.
-    pub async fn create_container(&self, sandbox: &str, config: ContainerConfig) -> Result<String> {
+    pub async fn create_container(&self, sandbox: &str, mut config: ContainerConfig) -> Result<String> {
         let sandbox = self.find_sandbox(sandbox)?;
         let pod = self.sandbox_record(&sandbox)?;
         if pod.state != SandboxState::Ready || !self.supervisor_of(&sandbox)?.lives() {
@@ -49,6 +50,7 @@ impl Engine {
             let object = format!("in sandbox {}", id::short(&sandbox));
             return Err(Error::State { operation: "make container", object, state: state.into() });
         }
+        config.security.without_host_devices |= pod.handler.privileged_without_host_devices;
         let (mut record, _creator) = self.begin_container(&sandbox, config)?;
         match self.make_container(&pod, &mut record).await {
             Ok(()) => Ok(record.id),
@@ -122,7 +124,8 @@ impl Engine {
         record.stop_signal = stop_signal;
         record.user = Some(user);
 
-        let request = create_request(record, &bundle, &rootfs.mounts, log.as_deref());
+        let mut request = create_request(record, &bundle, &rootfs.mounts, log.as_deref());
+        pod.handler.choose(&mut request)?;
         let what = format!("create container {}", record.config.name);
         let deadline = Some(self.config.deadlines.create);
         let made: task::CreateTaskResponse = self.task(&pod.id, method::CREATE, &what, &request, deadline).await?;
@@ -478,7 +481,7 @@ fn prepare(
         fs::create_dir_all(dir).map_err(Error::io("make log folder", dir))?;
     }
     let image_config = image.config.config().clone();
-    let (spec, user) = spec::generate(&spec::Input {
+    let (mut spec, user) = spec::generate(&spec::Input {
         config,
         sandbox: &pod.config,
         image: image_config.as_ref(),
@@ -489,6 +492,7 @@ fn prepare(
         supervisor: pod.supervisor.unwrap_or(0),
         pid_ns_pid: pod.pid_ns_pid,
     })?;
+    spec["annotations"] = json!(pod.handler.annotations(pod, record));
     record::write_file(&bundle.join("config.json"), spec.to_string().as_bytes(), 0o600)?;
     let image_signal = image_config.as_ref().and_then(|c| c.stop_signal().clone());
     let stop_signal = match (&config.stop_signal, image_signal) {

@@ -77,6 +77,14 @@ pub enum Error {
         /// Why.
         source: serde_json::Error,
     },
+    /// A handler cannot run anything.
+    #[error("handler {name}: {reason}")]
+    Handler {
+        /// Its name in the configuration.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// The supervisor could not be started, or spoke nonsense.
     #[error("supervisor of sandbox {sandbox}: {reason}")]
     Supervisor {

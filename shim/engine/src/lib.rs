@@ -9,6 +9,7 @@
 //! | [`Engine`], finding things, calling supervisors | `engine`, `client`, `supervisor` |
 //! | a sandbox's life, and how its making is undone | `sandbox`, `undo`, `names` |
 //! | a container's life | `container`, `exec`, `spec`, `update` |
+//! | what runs the containers | [`handler`] |
 //! | what a crash leaves | `doctor`, `cgroup` |
 
 mod cgroup;
@@ -19,6 +20,7 @@ mod doctor;
 mod engine;
 pub mod error;
 mod exec;
+pub mod handler;
 pub mod id;
 pub mod lock;
 mod names;
@@ -40,6 +42,7 @@ pub use doctor::{Action, Finding};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use exec::{Output, OutputStream, Session, SessionControl, Stdin};
+pub use handler::{Handler, HandlerSettings, Handlers};
 pub use lock::LifeLock;
 pub use status::{ContainerState, SandboxState};
 pub use types::*;

@@ -54,6 +54,9 @@ pub struct SandboxRecord {
     pub notes: Vec<String>,
     /// The pod's cgroup.
     pub cgroup: String,
+    /// What runs its containers, as it was configured when the pod was made.
+    #[serde(default)]
+    pub handler: crate::handler::Handler,
 }
 
 /// A container's record.

@@ -12,6 +12,7 @@ use nix::mount::{MsFlags, mount};
 use crate::doctor::OWNER;
 use crate::engine::{Engine, blocking};
 use crate::error::{Error, Result};
+use crate::handler::Handler;
 use crate::lock::{Holder, LifeLock};
 use crate::net::{Attach, Attachment, files};
 use crate::record::{SandboxRecord, boot_id, now};
@@ -35,10 +36,11 @@ struct Begun {
 
 impl Engine {
     /// Makes a sandbox and returns when containers can be made in it.
-    pub async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus> {
+    pub async fn run_sandbox(&self, mut config: SandboxConfig) -> Result<SandboxStatus> {
         validate(&config)?;
+        let handler = self.handler_for(&mut config).await?;
         let hostname = hostname(&config);
-        let Begun { mut record, _creator } = self.begin_sandbox(config).await?;
+        let Begun { mut record, _creator } = self.begin_sandbox(config, handler).await?;
         let mut undo = Undo::new(self, &record.id);
         undo.begin(Step::Folder);
         match self.make_sandbox(&mut record, &hostname, &mut undo).await {
@@ -100,14 +102,14 @@ impl Engine {
     }
 
     /// Folder, creator's lock, record and name, all in one section, so that nobody sees some of them.
-    async fn begin_sandbox(&self, config: SandboxConfig) -> Result<Begun> {
+    async fn begin_sandbox(&self, config: SandboxConfig, handler: Handler) -> Result<Begun> {
         let key = names::key(&config);
         for _ in 0..NAME_ATTEMPTS {
             let stale = {
                 let _section = self.section()?;
                 match names::owner(&self.names(), &key)? {
                     Some(owner) if self.paths.pod(&owner).is_dir() => owner,
-                    _ => return self.begin_folder(config, &key),
+                    _ => return self.begin_folder(config, handler, &key),
                 }
             };
             // The owner exists. It loses the name only if its creation can be shown to be over for good.
@@ -119,7 +121,7 @@ impl Engine {
         Err(Error::State { operation: "make sandbox", object: config.name, state: "contended by others".into() })
     }
 
-    fn begin_folder(&self, config: SandboxConfig, key: &str) -> Result<Begun> {
+    fn begin_folder(&self, config: SandboxConfig, handler: Handler, key: &str) -> Result<Begun> {
         let id = id::new()?;
         let pod = self.paths.pod(&id);
         let parent = match config.cgroup_parent.as_str() {
@@ -138,6 +140,7 @@ impl Engine {
             ips: Vec::new(),
             notes: Vec::new(),
             cgroup,
+            handler,
         };
         fs::create_dir(&pod).map_err(Error::io("make folder", &pod))?;
         let made = || {
