@@ -14,6 +14,7 @@
 //! | [`verify`] | is it still what was pulled |
 //! | [`gc`] | what nobody needs any more goes |
 //! | [`overlay`] | an image as the description of a mount |
+//! | [`usage`] | how much of the disk it takes |
 
 pub mod archive;
 pub mod auth;
@@ -32,6 +33,7 @@ mod sys;
 #[cfg(test)]
 mod testing;
 pub mod unpack;
+pub mod usage;
 pub mod verify;
 
 pub use archive::Format;

@@ -29,6 +29,7 @@ pub struct Engine {
     pub(crate) config: Arc<EngineConfig>,
     pub(crate) store: Store,
     pub(crate) network: Arc<Network>,
+    pub(crate) stats: Arc<crate::stats::Cache>,
     clients: Arc<Mutex<HashMap<String, Arc<Client>>>>,
 }
 
@@ -65,6 +66,7 @@ impl Engine {
             network: Arc::new(Network::open(&paths.state, config.network.clone())?),
             paths: Arc::new(paths),
             config: Arc::new(config),
+            stats: Arc::default(),
             clients: Arc::default(),
         })
     }

@@ -10,6 +10,7 @@
 //! | a sandbox's life, and how its making is undone | `sandbox`, `undo`, `names` |
 //! | a container's life | `container`, `exec`, `spec`, `update` |
 //! | what runs the containers | [`handler`] |
+//! | what containers and pods use | [`stats`] |
 //! | what a crash leaves | `doctor`, `cgroup` |
 
 mod cgroup;
@@ -30,6 +31,7 @@ mod sandbox;
 pub mod seccomp_default;
 pub mod signal;
 pub mod spec;
+pub mod stats;
 pub mod status;
 mod supervisor;
 mod sys;

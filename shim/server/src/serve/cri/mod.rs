@@ -5,11 +5,13 @@
 //! | `sandbox` | RunPodSandbox .. UpdatePodSandboxResources |
 //! | `container` | CreateContainer .. CheckpointContainer |
 //! | `stream` | ExecSync, Exec, Attach, PortForward |
-//! | `stats` | statistics and metrics |
+//! | `stats` | statistics |
+//! | `cadvisor` | metrics |
 //! | `events` | GetContainerEvents |
 //! | `node` | Version, Status, RuntimeConfig, UpdateRuntimeConfig |
 //! | `image` | the image service |
 
+mod cadvisor;
 mod container;
 mod events;
 mod image;

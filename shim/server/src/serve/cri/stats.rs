@@ -1,71 +1,283 @@
-//! What containers and pods use, and the metrics that kubelet passes on to cAdvisor's users.
+//! What containers and pods use.
+//!
+//! Lists leave out what is removed while they are made. What the machine does not count is absent from the answer.
 
+use coracle_engine::stats::{
+    ContainerStats, Cpu, DiskUsage, GroupStats, Interface, Memory, Psi, SandboxStats, Swap, Tasks,
+};
+use coracle_engine::{ContainerFilter, SandboxFilter};
 use coracle_proto::cri as v1;
 use tonic::Status;
 
 use super::{Answers, Cri};
 
+/// Items in one message of a streamed list.
+const CHUNK: usize = 64;
+
 impl Cri {
     pub(super) async fn container_stats_rpc(
         &self,
-        _request: v1::ContainerStatsRequest,
+        request: v1::ContainerStatsRequest,
     ) -> Result<v1::ContainerStatsResponse, Status> {
-        Err(Status::unimplemented("ContainerStats is not built yet"))
+        named("container_id", &request.container_id)?;
+        let stats = self.engine().container_stats(&request.container_id).await.map_err(fault)?;
+        Ok(v1::ContainerStatsResponse { stats: Some(self.container_stats_of(&stats)) })
     }
 
     pub(super) async fn list_container_stats_rpc(
         &self,
-        _request: v1::ListContainerStatsRequest,
+        request: v1::ListContainerStatsRequest,
     ) -> Result<v1::ListContainerStatsResponse, Status> {
-        Err(Status::unimplemented("ListContainerStats is not built yet"))
+        Ok(v1::ListContainerStatsResponse { stats: self.all_container_stats(request.filter).await? })
     }
 
     pub(super) async fn stream_container_stats_rpc(
         &self,
-        _request: v1::StreamContainerStatsRequest,
+        request: v1::StreamContainerStatsRequest,
     ) -> Result<Answers<v1::StreamContainerStatsResponse>, Status> {
-        Err(Status::unimplemented("StreamContainerStats is not built yet"))
+        let all = self.all_container_stats(request.filter).await?;
+        Ok(chunks(all, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
     }
 
     pub(super) async fn pod_sandbox_stats_rpc(
         &self,
-        _request: v1::PodSandboxStatsRequest,
+        request: v1::PodSandboxStatsRequest,
     ) -> Result<v1::PodSandboxStatsResponse, Status> {
-        Err(Status::unimplemented("PodSandboxStats is not built yet"))
+        named("pod_sandbox_id", &request.pod_sandbox_id)?;
+        let stats = self.engine().sandbox_stats(&request.pod_sandbox_id).await.map_err(fault)?;
+        Ok(v1::PodSandboxStatsResponse { stats: Some(self.sandbox_stats_of(&stats)) })
     }
 
     pub(super) async fn list_pod_sandbox_stats_rpc(
         &self,
-        _request: v1::ListPodSandboxStatsRequest,
+        request: v1::ListPodSandboxStatsRequest,
     ) -> Result<v1::ListPodSandboxStatsResponse, Status> {
-        Err(Status::unimplemented("ListPodSandboxStats is not built yet"))
+        Ok(v1::ListPodSandboxStatsResponse { stats: self.all_sandbox_stats(request.filter).await? })
     }
 
     pub(super) async fn stream_pod_sandbox_stats_rpc(
         &self,
-        _request: v1::StreamPodSandboxStatsRequest,
+        request: v1::StreamPodSandboxStatsRequest,
     ) -> Result<Answers<v1::StreamPodSandboxStatsResponse>, Status> {
-        Err(Status::unimplemented("StreamPodSandboxStats is not built yet"))
+        let all = self.all_sandbox_stats(request.filter).await?;
+        Ok(chunks(all, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
-    pub(super) async fn list_metric_descriptors_rpc(
+    async fn all_container_stats(
         &self,
-        _request: v1::ListMetricDescriptorsRequest,
-    ) -> Result<v1::ListMetricDescriptorsResponse, Status> {
-        Err(Status::unimplemented("ListMetricDescriptors is not built yet"))
+        filter: Option<v1::ContainerStatsFilter>,
+    ) -> Result<Vec<v1::ContainerStats>, Status> {
+        let filter = filter.unwrap_or_default();
+        let filter = ContainerFilter {
+            id: filter.id,
+            sandbox_id: filter.pod_sandbox_id,
+            labels: filter.label_selector.into_iter().collect(),
+            ..Default::default()
+        };
+        let all = self.engine().list_container_stats(filter).await.map_err(fault)?;
+        Ok(all.iter().map(|stats| self.container_stats_of(stats)).collect())
     }
 
-    pub(super) async fn list_pod_sandbox_metrics_rpc(
+    async fn all_sandbox_stats(
         &self,
-        _request: v1::ListPodSandboxMetricsRequest,
-    ) -> Result<v1::ListPodSandboxMetricsResponse, Status> {
-        Err(Status::unimplemented("ListPodSandboxMetrics is not built yet"))
+        filter: Option<v1::PodSandboxStatsFilter>,
+    ) -> Result<Vec<v1::PodSandboxStats>, Status> {
+        let filter = filter.unwrap_or_default();
+        let labels = filter.label_selector.into_iter().collect();
+        let filter = SandboxFilter { id: filter.id, labels, ..Default::default() };
+        let all = self.engine().list_sandbox_stats(filter).await.map_err(fault)?;
+        Ok(all.iter().map(|stats| self.sandbox_stats_of(stats)).collect())
     }
 
-    pub(super) async fn stream_pod_sandbox_metrics_rpc(
-        &self,
-        _request: v1::StreamPodSandboxMetricsRequest,
-    ) -> Result<Answers<v1::StreamPodSandboxMetricsResponse>, Status> {
-        Err(Status::unimplemented("StreamPodSandboxMetrics is not built yet"))
+    fn container_stats_of(&self, stats: &ContainerStats) -> v1::ContainerStats {
+        let config = &stats.status.config;
+        let group = stats.group.as_ref();
+        v1::ContainerStats {
+            attributes: Some(v1::ContainerAttributes {
+                id: stats.status.id.clone(),
+                metadata: Some(v1::ContainerMetadata { name: config.name.clone(), attempt: config.attempt }),
+                labels: config.labels.clone().into_iter().collect(),
+                annotations: config.annotations.clone().into_iter().collect(),
+            }),
+            cpu: group.and_then(cpu),
+            memory: group.and_then(memory),
+            writable_layer: stats.writable_layer.map(|layer| filesystem(self.engine().store().root(), layer)),
+            swap: group.and_then(swap),
+            io: group.and_then(io),
+        }
+    }
+
+    fn sandbox_stats_of(&self, stats: &SandboxStats) -> v1::PodSandboxStats {
+        let config = &stats.status.config;
+        let group = stats.group.as_ref();
+        v1::PodSandboxStats {
+            attributes: Some(v1::PodSandboxAttributes {
+                id: stats.status.id.clone(),
+                metadata: Some(v1::PodSandboxMetadata {
+                    name: config.name.clone(),
+                    uid: config.uid.clone(),
+                    namespace: config.namespace.clone(),
+                    attempt: config.attempt,
+                }),
+                labels: config.labels.clone().into_iter().collect(),
+                annotations: config.annotations.clone().into_iter().collect(),
+            }),
+            linux: Some(v1::LinuxPodSandboxStats {
+                cpu: group.and_then(cpu),
+                memory: group.and_then(memory),
+                network: stats.interfaces.as_ref().map(|all| network(all, stats.timestamp)),
+                process: group.and_then(process),
+                containers: stats.containers.iter().map(|one| self.container_stats_of(one)).collect(),
+                io: group.and_then(io),
+            }),
+            windows: None,
+        }
+    }
+}
+
+/// A filesystem's usage; kubelet compares the path with that of the image store to see whether they are one.
+pub(super) fn filesystem(path: &std::path::Path, found: DiskUsage) -> v1::FilesystemUsage {
+    v1::FilesystemUsage {
+        timestamp: found.timestamp,
+        fs_id: Some(v1::FilesystemIdentifier { mountpoint: path.to_string_lossy().into_owned() }),
+        used_bytes: value(found.usage.bytes),
+        inodes_used: value(found.usage.inodes),
+    }
+}
+
+/// A list as messages of [`CHUNK`] items; an empty one is no message at all.
+fn chunks<T: Send + 'static, M: Send + 'static>(
+    mut all: Vec<T>,
+    message: impl Fn(Vec<T>) -> M + Send + 'static,
+) -> Answers<M> {
+    let mut messages = Vec::with_capacity(all.len().div_ceil(CHUNK));
+    while !all.is_empty() {
+        let rest = all.split_off(all.len().min(CHUNK));
+        messages.push(Ok(message(std::mem::replace(&mut all, rest))));
+    }
+    Box::pin(tokio_stream::iter(messages))
+}
+
+fn named(field: &str, id: &str) -> Result<(), Status> {
+    match id {
+        "" => Err(Status::invalid_argument(format!("{field}: it is empty"))),
+        _ => Ok(()),
+    }
+}
+
+fn fault(error: coracle_engine::Error) -> Status {
+    match &error {
+        e if e.is_not_found() => Status::not_found(error.to_string()),
+        coracle_engine::Error::Ambiguous { .. } => Status::invalid_argument(error.to_string()),
+        _ => Status::internal(error.to_string()),
+    }
+}
+
+pub(super) fn value(value: u64) -> Option<v1::UInt64Value> {
+    Some(v1::UInt64Value { value })
+}
+
+fn optional(found: Option<u64>) -> Option<v1::UInt64Value> {
+    found.and_then(value)
+}
+
+fn psi(psi: Psi) -> v1::PsiStats {
+    let data = |p: coracle_engine::stats::Pressure| v1::PsiData {
+        total: p.total,
+        avg10: p.avg10,
+        avg60: p.avg60,
+        avg300: p.avg300,
+    };
+    v1::PsiStats { full: Some(data(psi.full)), some: Some(data(psi.some)) }
+}
+
+fn cpu(group: &GroupStats) -> Option<v1::CpuUsage> {
+    let Cpu { usage, nano_cores, psi: pressure, .. } = group.cpu?;
+    Some(v1::CpuUsage {
+        timestamp: group.timestamp,
+        usage_core_nano_seconds: value(usage),
+        usage_nano_cores: optional(nano_cores),
+        psi: pressure.map(psi),
+    })
+}
+
+fn memory(group: &GroupStats) -> Option<v1::MemoryUsage> {
+    let memory: Memory = group.memory?;
+    Some(v1::MemoryUsage {
+        timestamp: group.timestamp,
+        working_set_bytes: value(memory.working_set),
+        available_bytes: optional(memory.available()),
+        usage_bytes: value(memory.usage),
+        rss_bytes: optional(memory.rss),
+        page_faults: optional(memory.page_faults),
+        major_page_faults: optional(memory.major_page_faults),
+        psi: memory.psi.map(psi),
+    })
+}
+
+fn swap(group: &GroupStats) -> Option<v1::SwapUsage> {
+    let Swap { usage, limit } = group.swap?;
+    Some(v1::SwapUsage {
+        timestamp: group.timestamp,
+        swap_available_bytes: optional(limit.map(|limit| limit.saturating_sub(usage))),
+        swap_usage_bytes: value(usage),
+    })
+}
+
+fn io(group: &GroupStats) -> Option<v1::IoUsage> {
+    let pressure = group.io.as_ref()?.psi?;
+    Some(v1::IoUsage { timestamp: group.timestamp, psi: Some(psi(pressure)) })
+}
+
+fn process(group: &GroupStats) -> Option<v1::ProcessUsage> {
+    let Tasks { count, .. } = group.tasks?;
+    Some(v1::ProcessUsage { timestamp: group.timestamp, process_count: value(count) })
+}
+
+/// The default interface is `eth0`, as CNI clients name it, else the first.
+fn network(all: &[Interface], timestamp: i64) -> v1::NetworkUsage {
+    let usage = |one: &Interface| v1::NetworkInterfaceUsage {
+        name: one.name.clone(),
+        rx_bytes: value(one.rx_bytes),
+        rx_errors: value(one.rx_errors),
+        tx_bytes: value(one.tx_bytes),
+        tx_errors: value(one.tx_errors),
+    };
+    let default = all.iter().position(|one| one.name == "eth0").unwrap_or(0);
+    let rest = all.iter().enumerate().filter(|(at, _)| *at != default).map(|(_, one)| usage(one)).collect();
+    v1::NetworkUsage { timestamp, default_interface: all.get(default).map(usage), interfaces: rest }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_stream::StreamExt;
+
+    #[tokio::test]
+    async fn a_streamed_list_comes_whole_and_in_order() {
+        for count in [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK] {
+            let messages: Vec<_> = chunks((0..count).collect(), |part| part).collect().await;
+            assert_eq!(messages.len(), count.div_ceil(CHUNK));
+            let all: Vec<usize> = messages.into_iter().flat_map(|m| m.unwrap()).collect();
+            assert_eq!(all, (0..count).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn what_is_not_counted_is_absent() {
+        let group = GroupStats { memory: Some(Memory { usage: 5, ..Default::default() }), ..Default::default() };
+        let told = memory(&group).unwrap();
+        assert_eq!(told.usage_bytes.unwrap().value, 5);
+        assert!(told.available_bytes.is_none() && told.rss_bytes.is_none() && told.psi.is_none());
+        assert!(cpu(&group).is_none() && swap(&group).is_none() && io(&group).is_none());
+    }
+
+    #[test]
+    fn eth0_is_the_default_interface_wherever_it_stands() {
+        let named = |name: &str| Interface { name: name.into(), rx_bytes: 7, ..Default::default() };
+        let told = network(&[named("net1"), named("eth0")], 1);
+        assert_eq!(told.default_interface.unwrap().name, "eth0");
+        assert_eq!(told.interfaces[0].name, "net1");
+        assert!(network(&[], 1).default_interface.is_none());
     }
 }
