@@ -42,6 +42,6 @@ impl Cri {
         &self,
         _request: v1::ImageFsInfoRequest,
     ) -> Result<v1::ImageFsInfoResponse, Status> {
-        Err(Status::unimplemented("ImageFsInfo is not built yet"))
+        self.fs_usage().await
     }
 }

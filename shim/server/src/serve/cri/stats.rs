@@ -63,6 +63,15 @@ impl Cri {
         Ok(chunks(all, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
+    /// ImageFsInfo: the store and the writable layers lie on one file system, and so are told with one path.
+    pub(super) async fn fs_usage(&self) -> Result<v1::ImageFsInfoResponse, Status> {
+        let fs = self.engine().fs_stats().await.map_err(fault)?;
+        Ok(v1::ImageFsInfoResponse {
+            image_filesystems: vec![filesystem(&fs.mountpoint, fs.images)],
+            container_filesystems: vec![filesystem(&fs.mountpoint, fs.containers)],
+        })
+    }
+
     async fn all_container_stats(
         &self,
         filter: Option<v1::ContainerStatsFilter>,
