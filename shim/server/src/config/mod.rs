@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use coracle_engine::net::{NetConfig, Subnet};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::exit::Coded;
 use crate::kube::fault::nearest;
@@ -33,7 +33,7 @@ pub const DEFAULT_TEXT: &str = include_str!("default.toml");
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The file. What it does not say is the default.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Images and writable layers.
@@ -77,7 +77,7 @@ impl Default for Config {
 }
 
 /// `[serve]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Serve {
     /// The socket; `None` for the one in the state folder.
@@ -142,7 +142,7 @@ impl Default for Serve {
 }
 
 /// `[network]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Network {
     /// The folder of CNI configurations.
@@ -184,7 +184,7 @@ impl Default for Network {
 }
 
 /// `[image]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Image {
     /// Folders of HOST/hosts.toml, as containerd has them.
@@ -209,7 +209,7 @@ impl Default for Image {
 }
 
 /// What kind of program runs a pod.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HandlerType {
     /// Our supervisor and our runtime.
@@ -224,7 +224,7 @@ pub enum HandlerType {
 }
 
 /// `[handlers.NAME]`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Handler {
     /// What kind it is.
@@ -242,7 +242,7 @@ pub struct Handler {
 }
 
 /// What a pod of a handler needs beyond its containers, as Kubernetes writes quantities.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Overhead {
     /// CPUs: `10m`.

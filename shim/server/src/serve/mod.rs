@@ -1,66 +1,200 @@
 //! `coracle serve`: the CRI server of a node.
 //!
-//! | folder | job |
+//! | part | job |
 //! |---|---|
 //! | `cri` | the gRPC services: requests in, engine calls, answers out |
 //! | `streaming` | exec, attach and port-forward over HTTP, whose URLs the services hand out |
 //! | `listen` | the socket |
+//! | `calls` | around every call: its line in the log, and its end when the server stops |
+//! | `log` | the log's lines |
+//! | `notify` | what systemd is told |
+//! | `reload` | settings that change while the server runs |
+//!
+//! The server holds nothing that matters: pods are their supervisors' children, and the records are files. So it may end
+//! at any point, by SIGKILL as well, and the next one goes on.
 
+mod calls;
 pub mod cri;
 mod listen;
+mod log;
+mod notify;
+mod reload;
 pub mod streaming;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use coracle_engine::Engine;
 use coracle_proto::cri::image_service_server::ImageServiceServer;
 use coracle_proto::cri::runtime_service_server::RuntimeServiceServer;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::app::App;
+use crate::config;
+use crate::exit::Coded;
+use crate::serve::calls::Calls;
 use crate::serve::cri::Cri;
+use crate::serve::log::Levels;
+use crate::serve::notify::Notify;
+use crate::serve::reload::Live;
+use crate::sys;
 
 /// The longest request, as kubelet's and containerd's limit.
 const MAX_MESSAGE: usize = 16 << 20;
+/// Threads of the event loop: calls wait for supervisors and disks, and not for a CPU.
+const MAX_WORKERS: usize = 4;
 
 /// Serve the CRI to kubelet and crictl
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// The socket [default: STATE/coracle.sock]
+    /// The socket [default: `serve.listen` of the configuration, or STATE/coracle.sock]
     #[arg(long, value_name = "PATH")]
     pub listen: Option<PathBuf>,
+}
+
+/// The running server.
+struct Running {
+    live: Live,
+    levels: Levels,
+    notify: Arc<Notify>,
+    /// Turns true when the server stops.
+    stop: watch::Sender<bool>,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+/// The signals that mean something.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Serve {
     /// Serves until it is told to stop.
     pub fn run(self, app: App) -> Result<ExitCode> {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the event loop")?;
-        runtime.block_on(self.serve(app))
+        sys::small_heap();
+        let levels = log::start(&app.config.log_level)?;
+        let problems = config::problems(app.places.config.as_deref())?;
+        if !problems.is_empty() {
+            return Err(Coded::usage(problems.join("; ")));
+        }
+        let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_WORKERS));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+        let runtime = runtime.context("start the event loop")?;
+        let result = runtime.block_on(self.serve(app, levels));
+        // A thread that waits for something outside must not keep the server from ending.
+        runtime.shutdown_background();
+        result
     }
 
-    async fn serve(self, app: App) -> Result<ExitCode> {
+    async fn serve(self, app: App, levels: Levels) -> Result<ExitCode> {
+        let mut signals = Signals::listen()?;
+        let notify = Arc::new(Notify::from_env()?);
         let engine = app.engine()?;
-        let path = self.listen.unwrap_or_else(|| engine.paths().state.join("coracle.sock"));
-        let socket = listen::Socket::bind(&path)?;
-        let cri = Cri::new(app, engine);
-        let mut stop = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let stopped = async move {
+        let path = self.listen.or_else(|| app.config.serve.listen.clone());
+        let mut socket = listen::Socket::open(&path.unwrap_or_else(|| engine.paths().state.join("coracle.sock")))?;
+        let (stop, stopped) = watch::channel(false);
+        let live = Live::new(app);
+        let server = services(&live, &engine, socket.listener()?, stopped);
+        tokio::spawn(notify::watch(notify.clone(), engine));
+        let serving = format!("serving {}", socket.path().display());
+        tracing::info!(version = crate::cmd::version::VERSION, "{serving}");
+        notify.ready(&serving);
+        let mut running = Running { live, levels, notify, stop, server: tokio::spawn(server) };
+        loop {
             tokio::select! {
-                _ = stop.recv() => {}
-                _ = interrupt.recv() => {}
+                ended = &mut running.server => {
+                    ended.context("the server's task")?.context("serve the socket")?;
+                    return Ok(ExitCode::SUCCESS);
+                }
+                _ = signals.hangup.recv() => {
+                    running.reload();
+                    running.notify.ready(&serving);
+                }
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
             }
-        };
-        Server::builder()
-            .add_service(RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(MAX_MESSAGE))
-            .add_service(ImageServiceServer::new(cri).max_decoding_message_size(MAX_MESSAGE))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(socket.listener), stopped)
-            .await?;
+        }
+        running.finish(&mut signals).await;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Both services on the socket, until `stopped` and the calls are done.
+fn services(
+    live: &Live,
+    engine: &Engine,
+    listener: tokio::net::UnixListener,
+    stopped: watch::Receiver<bool>,
+) -> impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static {
+    let cri = Cri::new(App::clone(&live.app()), engine.clone());
+    let runtime = RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(MAX_MESSAGE);
+    let images = ImageServiceServer::new(cri).max_decoding_message_size(MAX_MESSAGE);
+    let mut stop = stopped.clone();
+    let until_stopped = async move {
+        let _ = stop.wait_for(|stopped| *stopped).await;
+    };
+    Server::builder()
+        .add_service(Calls::new(runtime, stopped.clone()))
+        .add_service(Calls::new(images, stopped))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), until_stopped)
+}
+
+impl Signals {
+    fn listen() -> Result<Signals> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+}
+
+impl Running {
+    /// Reads the settings anew.
+    fn reload(&self) {
+        self.notify.reloading();
+        let changes = match self.live.reload() {
+            Ok(changes) => changes,
+            Err(error) => return tracing::error!("the configuration is not reloaded, nothing changes: {error:#}"),
+        };
+        if let Err(error) = self.levels.set(&self.live.app().config.log_level) {
+            tracing::error!("{error:#}");
+        }
+        tracing::info!("reloaded; changed: {}", list(&changes.applied));
+        for key in &changes.waiting {
+            tracing::warn!("{key} has changed in the configuration and needs a restart to count");
+        }
+    }
+
+    /// Takes no further call and lets those that run finish, for a while; or until it is told again. Pods run on.
+    async fn finish(self, signals: &mut Signals) {
+        self.notify.stopping();
+        let within: Duration = self.live.app().config.serve.stop_timeout;
+        tracing::info!("stopping: calls that run have {within:?} to finish; pods run on");
+        let _ = self.stop.send(true);
+        tokio::select! {
+            ended = tokio::time::timeout(within, self.server) => match ended {
+                Ok(Ok(Ok(()))) => tracing::info!("stopped"),
+                Ok(Ok(Err(error))) => tracing::error!("serve the socket: {error}"),
+                Ok(Err(error)) => tracing::error!("the server's task: {error}"),
+                Err(_) => tracing::warn!("stopped with calls that still ran; the next server takes them up when they are retried"),
+            },
+            _ = signals.terminate.recv() => tracing::warn!("stopped at once, with calls that still ran"),
+            _ = signals.interrupt.recv() => tracing::warn!("stopped at once, with calls that still ran"),
+        }
+    }
+}
+
+fn list(keys: &[String]) -> String {
+    if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") }
 }
