@@ -72,7 +72,7 @@ impl Engine {
             match self.container_record(sandbox, &other) {
                 Ok(r) if taken(&r) && !self.container_interrupted(&r)? => {
                     let name = format!("{} (attempt {})", config.name, config.attempt);
-                    return Err(Error::Exists { kind: "container", name, id: id::short(&other).to_owned() });
+                    return Err(Error::Exists { kind: "container", name, id: other });
                 }
                 Err(e) if !e.is_not_found() => return Err(e),
                 _ => {}
@@ -134,12 +134,23 @@ impl Engine {
         self.write_container(record)
     }
 
-    /// Starts a container that was made.
+    /// Starts a container that was made; one that was started already has nothing to be done, even if it has ended.
     pub async fn start_container(&self, container: &str) -> Result<()> {
         let (sandbox, id) = self.find_container(container)?;
         let mut record = self.container_record(&sandbox, &id)?;
-        if record.state != ContainerState::Created {
-            return Err(wrong_state("start", &record, record.state));
+        match record.state {
+            ContainerState::Created => {}
+            ContainerState::Running => return Ok(()),
+            state => return Err(wrong_state("start", &record, state)),
+        }
+        // The intent: whoever comes after our death knows that it may have run, and that its end is then a real one.
+        let attempted = record.started_at != 0;
+        if attempted && self.exit_file(&sandbox, &id)?.is_some() {
+            return Ok(());
+        }
+        if !attempted {
+            record.started_at = now();
+            self.write_container(&record)?;
         }
         let request = task::StartRequest { id: id.clone(), exec_id: String::new() };
         let what = format!("start container {}", record.config.name);
@@ -153,6 +164,7 @@ impl Engine {
             Err(why) => match self.running_pid(&sandbox, &id).await? {
                 Some(pid) => pid,
                 None => {
+                    record.started_at = 0;
                     record.exit = Some(Exit {
                         code: START_FAILED,
                         finished_at: now(),
@@ -166,7 +178,6 @@ impl Engine {
                 }
             },
         };
-        record.started_at = now();
         record.pid = i32::try_from(pid).ok();
         record.state = advance("start", &record, ContainerEvent::Started)?;
         self.write_container(&record)

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::lock::{self, Holder, LifeLock};
 use crate::net::Network;
 use crate::record::{self, ContainerRecord, SandboxRecord};
+use crate::types::SandboxConfig;
 use crate::{id, names};
 
 /// The parent cgroup of the system's own state folder.
@@ -122,14 +123,37 @@ impl Engine {
         id::resolve("sandbox", wanted, self.sandbox_ids()?)
     }
 
+    /// The sandbox with this id or prefix of an id.
+    pub fn find_sandbox_by_id(&self, wanted: &str) -> Result<String> {
+        match id::is_id(wanted) && self.paths.pod(wanted).is_dir() {
+            true => Ok(wanted.to_owned()),
+            false => id::resolve("sandbox", wanted, self.sandbox_ids()?),
+        }
+    }
+
+    /// What a sandbox was asked to be, by its whole id.
+    pub fn sandbox_config(&self, id: &str) -> Result<SandboxConfig> {
+        Ok(self.sandbox_record(id)?.config)
+    }
+
+    /// A sandbox's cgroup, by its whole id.
+    pub fn sandbox_cgroup(&self, id: &str) -> Result<String> {
+        Ok(self.sandbox_record(id)?.cgroup)
+    }
+
     /// The container with this id or prefix of an id, and its sandbox.
     pub fn find_container(&self, wanted: &str) -> Result<(String, String)> {
+        if id::is_id(wanted) {
+            // A whole id needs no list of the others.
+            let holds = |sandbox: &String| self.paths.container(sandbox, wanted).is_dir();
+            if let Some(sandbox) = self.sandbox_ids()?.into_iter().find(holds) {
+                return Ok((sandbox, wanted.to_owned()));
+            }
+            return Err(not_found("container", wanted));
+        }
         let mut all = HashMap::new();
         for sandbox in self.sandbox_ids()? {
             for container in self.container_ids(&sandbox)? {
-                if container == wanted {
-                    return Ok((sandbox, container));
-                }
                 all.insert(container, sandbox.clone());
             }
         }

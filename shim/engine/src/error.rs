@@ -32,13 +32,13 @@ pub enum Error {
         count: usize,
     },
     /// The name is taken.
-    #[error("{kind} {name} already exists with id {id}")]
+    #[error("{kind} {name} already exists with id {}", crate::id::short(.id))]
     Exists {
         /// `sandbox` or `container`.
         kind: &'static str,
         /// The name.
         name: String,
-        /// Who has it.
+        /// Who has it: the whole id.
         id: String,
     },
     /// A field that cannot be right, or cannot be applied here.

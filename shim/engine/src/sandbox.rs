@@ -114,7 +114,7 @@ impl Engine {
             };
             // The owner exists. It loses the name only if its creation can be shown to be over for good.
             if !self.interrupted(&stale)? {
-                return Err(Error::Exists { kind: "sandbox", name: config.name, id: id::short(&stale).to_owned() });
+                return Err(Error::Exists { kind: "sandbox", name: config.name, id: stale });
             }
             self.destroy(&stale).await?;
         }

@@ -1,3 +1,4 @@
 //! The CRI server as a whole, driven by clients that are not ours.
 
+mod life;
 mod node;

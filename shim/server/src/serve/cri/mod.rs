@@ -9,16 +9,28 @@
 //! | `cadvisor` | metrics |
 //! | `events` | GetContainerEvents |
 //! | `node` | Version, Status, RuntimeConfig, UpdateRuntimeConfig |
-//! | `image` | the image service |
+//! | `image`, `pulls` | the image service |
+//!
+//! What they share: `convert` (the CRI's words into the engine's and back), `filter` (which objects are meant, long
+//! lists), `fault` (errors into codes), `once` (work that goes on without its client), `verbose` (JSON for people).
+//!
+//! Nothing here waits for one pod while another is asked for: statuses and lists come from records and locks, calls that
+//! change something run in tasks of their own, and each call to a supervisor has a deadline.
 
 mod cadvisor;
 mod container;
+mod convert;
 mod events;
+mod fault;
+mod filter;
 mod image;
 mod node;
+mod once;
+mod pulls;
 mod sandbox;
 mod stats;
 mod stream;
+mod verbose;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -45,12 +57,24 @@ pub struct Cri {
 struct Shared {
     app: App,
     engine: Engine,
+    /// Sandboxes and containers that are being made, by their names; each comes to its id.
+    creations: once::Once<String>,
+    /// Images that are being pulled; each comes to its id.
+    pulls: once::Once<String>,
+}
+
+/// Runs what reads many files or waits for the disk on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Status> + Send + 'static) -> Result<T, Status> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(fault::status(tonic::Code::Internal, format!("the call broke off: {e}"))),
+    }
 }
 
 impl Cri {
     /// The services on an engine.
     pub fn new(app: App, engine: Engine) -> Cri {
-        Cri { shared: Arc::new(Shared { app, engine }) }
+        Cri { shared: Arc::new(Shared { app, engine, creations: Default::default(), pulls: Default::default() }) }
     }
 
     fn engine(&self) -> &Engine {
