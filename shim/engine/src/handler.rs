@@ -41,7 +41,7 @@ const CPU_PERIOD: u64 = 100_000;
 const CPU_SHARES: u64 = 1024;
 
 /// The types a configuration may name.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HandlerType {
     /// Our runtime.
@@ -56,7 +56,7 @@ pub enum HandlerType {
 }
 
 /// `[handlers.NAME]` as it is written.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HandlerSettings {
     /// What kind of program it is.
@@ -75,7 +75,7 @@ pub struct HandlerSettings {
 }
 
 /// `[handlers.NAME.overhead]`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Overhead {
     /// Bytes.

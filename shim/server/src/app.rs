@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use coracle_engine::handler::Handlers;
 use coracle_engine::net::NetConfig;
 use coracle_engine::{ContainerStatus, Engine, EngineConfig, Error, Paths};
 use coracle_rootfs::{PullOptions, Registry, RegistryConfig, Store};
@@ -55,6 +56,7 @@ impl App {
     pub fn engine(&self) -> Result<Engine> {
         let config = EngineConfig {
             network: self.net_config(),
+            handlers: Handlers::new(&self.config.default_handler, self.config.handlers.clone())?,
             cgroup_parent: self.cgroup_parent()?,
             ..EngineConfig::default()
         };
@@ -69,6 +71,12 @@ impl App {
             subnet: network.subnet,
             masquerade: network.masquerade,
             mtu: network.mtu,
+            cni_conf_dir: network.cni_conf_dir.clone(),
+            cni_bin_dirs: network.cni_bin_dirs.clone(),
+            cni_timeout: network.cni_timeout,
+            embedded: network.embedded,
+            native: network.native,
+            cni_for_local_pods: network.cni_for_local_pods,
             ..NetConfig::default()
         }
     }

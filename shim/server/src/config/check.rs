@@ -3,17 +3,16 @@
 
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use coracle_engine::Error;
+use coracle_engine::handler::{HandlerKind, HandlerSettings, Handlers};
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, Handler, HandlerType, position};
-use crate::kube::quantity::Quantity;
+use super::{Config, position};
 
 /// The kernel's limit of an interface's name.
 const MAX_IFNAME: usize = 15;
-/// The longest DNS label.
-const MAX_LABEL: usize = 63;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,53 +177,33 @@ fn network(config: &Config, problems: &mut Problems) {
     }
 }
 
-/// Whether a name is a DNS-1123 label, as RuntimeClass has it.
-pub fn is_label(name: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=MAX_LABEL).contains(&name.len()) && name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-')
-}
-
-fn handler(name: &str, settings: &Handler, problems: &mut Problems) {
-    let key = |word| ["handlers", name, word];
-    if !is_label(name) {
-        let why = "a handler's name is a DNS-1123 label: lower case letters, digits and '-', at most 63";
-        problems.add(&["handlers", name], why);
-    }
-    if name == "coracle" && settings.r#type != HandlerType::Coracle {
-        problems.add(&key("type"), "the handler `coracle` is ours: give another type another name");
-    }
-    match (settings.r#type, &settings.binary) {
-        (HandlerType::Vm, _) => problems.add(&key("type"), "the type `vm` is not built yet"),
-        (HandlerType::Coracle, Some(_)) => problems.add(&key("binary"), "the type `coracle` has no binary"),
-        (HandlerType::Oci | HandlerType::Shim, None) => {
-            problems.add(&["handlers", name], "this type needs a `binary`");
+fn handler(name: &str, settings: &HandlerSettings, problems: &mut Problems) {
+    let handlers = match Handlers::new("", [(name.to_owned(), settings.clone())].into()) {
+        Ok(handlers) => handlers,
+        Err(Error::Invalid { field, reason }) => {
+            let key = if field == "handlers" { format!("handlers.{name}") } else { field };
+            return problems.add(&key.split('.').collect::<Vec<_>>(), reason);
         }
-        (HandlerType::Oci | HandlerType::Shim, Some(binary)) => {
-            if let Err(why) = program(binary) {
-                problems.add(&key("binary"), why);
-            }
-        }
-        (HandlerType::Coracle, None) => {}
-    }
-    for (word, quantity) in [("cpu", &settings.overhead.cpu), ("memory", &settings.overhead.memory)] {
-        if let Some(Err(why)) = quantity.as_ref().map(|text| Quantity::parse(text)) {
-            problems.add(&["handlers", name, "overhead", word], why);
-        }
-    }
-    for annotation in &settings.allowed_annotations {
-        if annotation.is_empty() || annotation.trim_end_matches('*').contains('*') {
-            let why = format!("{annotation:?} is neither a name nor a prefix that ends in `*`");
-            problems.add(&key("allowed_annotations"), why);
-        }
+        Err(other) => return problems.add(&["handlers", name], other.to_string()),
+    };
+    let Some(HandlerKind::Oci { binary, .. } | HandlerKind::Shim { binary, .. }) =
+        handlers.named.get(name).map(|handler| &handler.kind)
+    else {
+        return;
+    };
+    if let Err(why) = program(binary) {
+        problems.add(&["handlers", name, "binary"], why);
     }
 }
 
-/// Why a path is no program that can be started.
+/// Why a path, or a name in PATH, is no program that can be started.
 fn program(path: &Path) -> Result<(), String> {
-    if !path.is_absolute() {
-        let found = std::env::var_os("PATH").and_then(|dirs| find_program(path, std::env::split_paths(&dirs)));
-        let hint = found.map(|found| format!("; there is {}", found.display())).unwrap_or_default();
-        return Err(format!("{} is no absolute path{hint}", path.display()));
+    if !path.as_os_str().as_encoded_bytes().contains(&b'/') {
+        let dirs = std::env::var_os("PATH").unwrap_or_default();
+        return match std::env::split_paths(&dirs).any(|dir| program(&dir.join(path)).is_ok()) {
+            true => Ok(()),
+            false => Err(format!("no program {} in PATH", path.display())),
+        };
     }
     match path.metadata() {
         Err(error) => Err(format!("{}: {error}", path.display())),
@@ -233,10 +212,6 @@ fn program(path: &Path) -> Result<(), String> {
         }
         Ok(_) => Ok(()),
     }
-}
-
-fn find_program(name: &Path, mut dirs: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
-    dirs.find_map(|dir| Some(dir.join(name)).filter(|path| program(path).is_ok()))
 }
 
 #[cfg(test)]
@@ -267,21 +242,18 @@ mod tests {
             ("[serve]\nservices_dir = '/nowhere'\n", "c.toml:2:1: serve.services_dir: /nowhere: No such file"),
             ("[network]\n bridge = 'a/b'\n", "c.toml:2:2: network.bridge: \"a/b\" is no name of an interface"),
             ("[image]\nextra_cas = ['/nowhere']\n", "c.toml:2:1: image.extra_cas: /nowhere: No such file"),
-            ("[handlers.Kata]\n", "c.toml:1:11: handlers.Kata: a handler's name is a DNS-1123 label"),
-            ("[handlers.x]\ntype = 'vm'\n", "c.toml:2:1: handlers.x.type: the type `vm` is not built yet"),
-            ("[handlers.x]\ntype = 'oci'\n", "c.toml:1:11: handlers.x: this type needs a `binary`"),
+            ("[handlers.Kata]\n", "c.toml:1:11: handlers.Kata: \"Kata\" is no DNS-1123 label"),
+            ("[handlers.x]\ntype = 'vm'\n", "c.toml:2:1: handlers.x.type: vm is not built yet"),
+            ("[handlers.x]\ntype = 'oci'\n", "c.toml:1:11: handlers.x.binary: the program's path is missing"),
             (
                 "[handlers.x]\ntype = 'oci'\nbinary = '/etc/passwd'\n",
                 "c.toml:3:1: handlers.x.binary: /etc/passwd is no program that can be started",
             ),
             (
-                "[handlers.x]\ntype = 'shim'\nbinary = 'sh'\n",
-                "c.toml:3:1: handlers.x.binary: sh is no absolute path; there is /",
+                "[handlers.x]\ntype = 'shim'\nbinary = 'io.containerd.none.v2'\n",
+                "c.toml:3:1: handlers.x.binary: no program containerd-shim-none-v2 in PATH",
             ),
-            (
-                "[handlers.x]\noverhead = { cpu = 'much' }\n",
-                "c.toml:2:14: handlers.x.overhead.cpu: \"much\" is not a quantity",
-            ),
+            ("[handlers.x]\noptions = { root = '/x' }\n", "c.toml:2:13: handlers.x.options.root: "),
         ] {
             let found = problems(text);
             assert_eq!(found.len(), 1, "{found:?}");

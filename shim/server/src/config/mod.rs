@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use coracle_engine::handler::HandlerSettings;
 use coracle_engine::net::{NetConfig, Subnet};
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +56,7 @@ pub struct Config {
     /// Registries.
     pub image: Image,
     /// What runs pods, by name.
-    pub handlers: BTreeMap<String, Handler>,
+    pub handlers: BTreeMap<String, HandlerSettings>,
 }
 
 impl Default for Config {
@@ -156,6 +157,8 @@ pub struct Network {
     pub native: bool,
     /// Use the embedded network where there is no CNI configuration.
     pub embedded: bool,
+    /// Local pods get the network of `cni_conf_dir`, too.
+    pub cni_for_local_pods: bool,
     /// The embedded network's bridge.
     pub bridge: String,
     /// Its addresses.
@@ -168,17 +171,18 @@ pub struct Network {
 
 impl Default for Network {
     fn default() -> Network {
-        let embedded = NetConfig::default();
+        let net = NetConfig::default();
         Network {
-            cni_conf_dir: "/etc/cni/net.d".into(),
-            cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
-            cni_timeout: Duration::from_secs(60),
-            native: true,
-            embedded: true,
-            bridge: embedded.bridge,
-            subnet: embedded.subnet,
-            mtu: embedded.mtu,
-            masquerade: embedded.masquerade,
+            cni_conf_dir: net.cni_conf_dir,
+            cni_bin_dirs: net.cni_bin_dirs,
+            cni_timeout: net.cni_timeout,
+            native: net.native,
+            embedded: net.embedded,
+            cni_for_local_pods: net.cni_for_local_pods,
+            bridge: net.bridge,
+            subnet: net.subnet,
+            mtu: net.mtu,
+            masquerade: net.masquerade,
         }
     }
 }
@@ -206,49 +210,6 @@ impl Default for Image {
             parallel: coracle_rootfs::PullOptions::default().parallel,
         }
     }
-}
-
-/// What kind of program runs a pod.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HandlerType {
-    /// Our supervisor and our runtime.
-    #[default]
-    Coracle,
-    /// Our supervisor and a program with runc's command line.
-    Oci,
-    /// A containerd shim v2.
-    Shim,
-    /// Our supervisor in a microVM.
-    Vm,
-}
-
-/// `[handlers.NAME]`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Handler {
-    /// What kind it is.
-    pub r#type: HandlerType,
-    /// The program of the types oci and shim.
-    pub binary: Option<PathBuf>,
-    /// The pod's annotations that reach the runtime: names, or prefixes that end in `*`.
-    pub allowed_annotations: Vec<String>,
-    /// Privileged containers do not get the host's devices.
-    pub privileged_without_host_devices: bool,
-    /// What a pod needs beyond its containers.
-    pub overhead: Overhead,
-    /// Further options of the program.
-    pub options: toml::Table,
-}
-
-/// What a pod of a handler needs beyond its containers, as Kubernetes writes quantities.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Overhead {
-    /// CPUs: `10m`.
-    pub cpu: Option<String>,
-    /// Bytes: `16Mi`.
-    pub memory: Option<String>,
 }
 
 /// Reads the file that was named, or the default one if there is one.
