@@ -15,7 +15,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 use crate::client::connect_socket;
-use crate::engine::Engine;
+use crate::engine::{Engine, blocking};
 use crate::error::{Error, Result};
 use crate::record::read_json;
 use crate::status::ContainerState;
@@ -34,14 +34,25 @@ pub enum Output {
     Stderr(Vec<u8>),
 }
 
-/// The writing half: standard input.
+/// The writing half: standard input. Dropping it says nothing: output still comes, until both halves are gone. Who has
+/// no more to send says so by [`Stdin::close`].
 #[derive(Debug)]
 pub struct Stdin {
-    socket: OwnedWriteHalf,
+    /// Always there but in the moment of its drop.
+    socket: Option<OwnedWriteHalf>,
+}
+
+impl Drop for Stdin {
+    /// A write half shuts its direction down when it is dropped, which the supervisor takes for a client that leaves.
+    fn drop(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            socket.forget();
+        }
+    }
 }
 
 impl Stdin {
-    /// Sends bytes.
+    /// Sends bytes. To be awaited to its end: what is dropped halfway leaves half a frame behind.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
@@ -57,7 +68,8 @@ impl Stdin {
     async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         let mut frames = Vec::with_capacity(bytes.len() + attach::HEADER_LEN);
         attach::encode(Kind::Stdin, bytes, &mut frames);
-        self.socket.write_all(&frames).await.map_err(Error::io("write to", "attach.sock"))
+        let socket = self.socket.as_mut().ok_or_else(|| Error::invalid("stdin", "it is closed"))?;
+        socket.write_all(&frames).await.map_err(Error::io("write to", "attach.sock"))
     }
 }
 
@@ -104,6 +116,8 @@ pub struct SessionControl {
     container: Arc<str>,
     /// Empty for the container itself.
     exec: Arc<str>,
+    /// The command's pid on the host; 0 for the container itself.
+    pid: i32,
 }
 
 impl SessionControl {
@@ -131,6 +145,20 @@ impl SessionControl {
         let deadline = Some(self.engine.config().deadlines.kill);
         self.engine.task::<_, Empty>(&self.sandbox, method::KILL, "signal", &request, deadline).await?;
         Ok(())
+    }
+
+    /// Kills a command and what it has started: what descends from it or is of its session, as far as it is in the
+    /// container. What made a session of its own and lost its parent is the container's.
+    pub async fn kill_tree(&self) -> Result<()> {
+        let (pid, container) = (self.pid, self.container.clone());
+        if pid > 1 {
+            blocking(move || Ok(crate::family::kill(pid, &container))).await?;
+        }
+        // Its pid is of another machine when the container is in a VM: its supervisor knows it.
+        match self.kill(libc::SIGKILL).await {
+            Err(why) if !why.is_not_found() => Err(why),
+            _ => Ok(()),
+        }
     }
 
     /// Waits for the process and returns its exit code. An exec is forgotten by this: wait once.
@@ -203,10 +231,11 @@ impl Engine {
     }
 
     async fn run_exec(&self, sandbox: &str, id: &str, exec: &str, config: &ExecConfig, what: &str) -> Result<Session> {
-        let session = self.open_session(sandbox, id, exec, config.stdin).await?;
+        let mut session = self.open_session(sandbox, id, exec, config.stdin).await?;
         let request = task::StartRequest { id: id.to_owned(), exec_id: exec.to_owned() };
         let deadline = Some(self.config.deadlines.create);
-        let _: task::StartResponse = self.task(sandbox, method::START, what, &request, deadline).await?;
+        let started: task::StartResponse = self.task(sandbox, method::START, what, &request, deadline).await?;
+        session.control.pid = i32::try_from(started.pid).unwrap_or(0);
         if let Some((columns, rows)) = config.size.filter(|_| config.tty) {
             session.control.resize(columns, rows).await?;
         }
@@ -247,13 +276,14 @@ impl Engine {
             .map_err(|_| Error::Deadline { operation: format!("attach to {}", id::short(container)), after })??;
         let (read, write) = socket.into_split();
         Ok(Session {
-            stdin: Stdin { socket: write },
+            stdin: Stdin { socket: Some(write) },
             output: OutputStream { socket: read, frames: FrameReader::new(), buffer: vec![0; READ_SIZE], rest: 0..0 },
             control: SessionControl {
                 engine: self.clone(),
                 sandbox: sandbox.into(),
                 container: container.into(),
                 exec: exec.into(),
+                pid: 0,
             },
         })
     }

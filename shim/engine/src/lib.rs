@@ -8,19 +8,23 @@
 //! |---|---|
 //! | [`Engine`], finding things, calling supervisors | `engine`, `client`, `supervisor` |
 //! | a sandbox's life, and how its making is undone | `sandbox`, `undo`, `names` |
-//! | a container's life | `container`, `exec`, `spec`, `update` |
+//! | a container's life | `container`, `spec`, `update` |
 //! | what runs the containers | [`handler`] |
 //! | what containers and pods use | [`stats`] |
+//! | commands in it, its streams, connections into its pod | `exec`, `exec_sync`, `family`, `dial` |
 //! | what a crash leaves | `doctor`, `cgroup` |
 
 mod cgroup;
 pub mod client;
 pub mod config;
 mod container;
+mod dial;
 mod doctor;
 mod engine;
 pub mod error;
 mod exec;
+mod exec_sync;
+mod family;
 pub mod handler;
 pub mod id;
 pub mod lock;
@@ -44,6 +48,7 @@ pub use doctor::{Action, Finding};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use exec::{Output, OutputStream, Session, SessionControl, Stdin};
+pub use exec_sync::ExecOutcome;
 pub use handler::{Handler, HandlerSettings, Handlers};
 pub use lock::LifeLock;
 pub use status::{ContainerState, SandboxState};

@@ -107,8 +107,7 @@ async fn feed(mut to: Stdin) {
         match input.read(&mut chunk).await {
             Ok(0) | Err(_) => {
                 let _ = to.close().await;
-                // Dropping it would end the whole connection, while the command may still have much to say.
-                std::future::pending::<()>().await;
+                return;
             }
             Ok(length) => {
                 if to.write(&chunk[..length]).await.is_err() {
