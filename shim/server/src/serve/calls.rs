@@ -1,7 +1,7 @@
 //! What happens around every call: a line in the log for those that change something, and an end for those that would
 //! go on for ever when the server stops.
 //!
-//! The services record the ids that a call is about into its span by [`sandbox`] and [`container`].
+//! The services record the ids that a call is about into its span by [`sandbox`], [`container`] and [`named`].
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -48,6 +48,11 @@ pub fn container(id: &str) {
     Span::current().record("container", field::display(id.get(..SHORT).unwrap_or(id)));
 }
 
+/// Says by which name the running call's object goes: a pod's, a container's, an image's.
+pub fn named(name: &str) {
+    Span::current().record("name", field::display(name));
+}
+
 /// A service whose calls are logged and end with the server.
 #[derive(Clone)]
 pub struct Calls<S> {
@@ -84,6 +89,7 @@ where
         let span = tracing::info_span!(
             "call",
             rpc = %rpc,
+            name = field::Empty,
             sandbox = field::Empty,
             container = field::Empty,
         );

@@ -135,7 +135,7 @@ fn services(
     listener: tokio::net::UnixListener,
     stopped: watch::Receiver<bool>,
 ) -> impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static {
-    let cri = Cri::new(App::clone(&live.app()), engine.clone());
+    let cri = Cri::new(live.clone(), engine.clone());
     let runtime = RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(MAX_MESSAGE);
     let images = ImageServiceServer::new(cri).max_decoding_message_size(MAX_MESSAGE);
     let mut stop = stopped.clone();

@@ -43,6 +43,8 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use crate::app::App;
+use crate::serve::calls;
+use crate::serve::reload::Live;
 
 /// The answer of a call that answers many times.
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -55,7 +57,7 @@ pub struct Cri {
 
 /// What all calls share.
 struct Shared {
-    app: App,
+    live: Live,
     engine: Engine,
     /// Sandboxes and containers that are being made, by their names; each comes to its id.
     creations: once::Once<String>,
@@ -73,16 +75,17 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Status> + 
 
 impl Cri {
     /// The services on an engine.
-    pub fn new(app: App, engine: Engine) -> Cri {
-        Cri { shared: Arc::new(Shared { app, engine, creations: Default::default(), pulls: Default::default() }) }
+    pub fn new(live: Live, engine: Engine) -> Cri {
+        Cri { shared: Arc::new(Shared { live, engine, creations: Default::default(), pulls: Default::default() }) }
     }
 
     fn engine(&self) -> &Engine {
         &self.shared.engine
     }
 
-    fn app(&self) -> &App {
-        &self.shared.app
+    /// The settings as they are now.
+    fn app(&self) -> Arc<App> {
+        self.shared.live.app()
     }
 }
 
@@ -96,13 +99,19 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::RunPodSandboxRequest>,
     ) -> Result<Response<v1::RunPodSandboxResponse>, Status> {
-        Ok(Response::new(self.run_pod_sandbox_rpc(r.into_inner()).await?))
+        if let Some(metadata) = r.get_ref().config.as_ref().and_then(|config| config.metadata.as_ref()) {
+            calls::named(&format!("{}/{}", metadata.namespace, metadata.name));
+        }
+        let answer = self.run_pod_sandbox_rpc(r.into_inner()).await?;
+        calls::sandbox(&answer.pod_sandbox_id);
+        Ok(Response::new(answer))
     }
 
     async fn stop_pod_sandbox(
         &self,
         r: Request<v1::StopPodSandboxRequest>,
     ) -> Result<Response<v1::StopPodSandboxResponse>, Status> {
+        calls::sandbox(&r.get_ref().pod_sandbox_id);
         Ok(Response::new(self.stop_pod_sandbox_rpc(r.into_inner()).await?))
     }
 
@@ -110,6 +119,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::RemovePodSandboxRequest>,
     ) -> Result<Response<v1::RemovePodSandboxResponse>, Status> {
+        calls::sandbox(&r.get_ref().pod_sandbox_id);
         Ok(Response::new(self.remove_pod_sandbox_rpc(r.into_inner()).await?))
     }
 
@@ -140,13 +150,20 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::CreateContainerRequest>,
     ) -> Result<Response<v1::CreateContainerResponse>, Status> {
-        Ok(Response::new(self.create_container_rpc(r.into_inner()).await?))
+        calls::sandbox(&r.get_ref().pod_sandbox_id);
+        if let Some(metadata) = r.get_ref().config.as_ref().and_then(|config| config.metadata.as_ref()) {
+            calls::named(&metadata.name);
+        }
+        let answer = self.create_container_rpc(r.into_inner()).await?;
+        calls::container(&answer.container_id);
+        Ok(Response::new(answer))
     }
 
     async fn start_container(
         &self,
         r: Request<v1::StartContainerRequest>,
     ) -> Result<Response<v1::StartContainerResponse>, Status> {
+        calls::container(&r.get_ref().container_id);
         Ok(Response::new(self.start_container_rpc(r.into_inner()).await?))
     }
 
@@ -154,6 +171,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::StopContainerRequest>,
     ) -> Result<Response<v1::StopContainerResponse>, Status> {
+        calls::container(&r.get_ref().container_id);
         Ok(Response::new(self.stop_container_rpc(r.into_inner()).await?))
     }
 
@@ -161,6 +179,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::RemoveContainerRequest>,
     ) -> Result<Response<v1::RemoveContainerResponse>, Status> {
+        calls::container(&r.get_ref().container_id);
         Ok(Response::new(self.remove_container_rpc(r.into_inner()).await?))
     }
 
@@ -191,6 +210,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
+        calls::container(&r.get_ref().container_id);
         Ok(Response::new(self.update_container_resources_rpc(r.into_inner()).await?))
     }
 
@@ -198,18 +218,22 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::ReopenContainerLogRequest>,
     ) -> Result<Response<v1::ReopenContainerLogResponse>, Status> {
+        calls::container(&r.get_ref().container_id);
         Ok(Response::new(self.reopen_container_log_rpc(r.into_inner()).await?))
     }
 
     async fn exec_sync(&self, r: Request<v1::ExecSyncRequest>) -> Result<Response<v1::ExecSyncResponse>, Status> {
+        calls::container(&r.get_ref().container_id);
         Ok(Response::new(self.exec_sync_rpc(r.into_inner()).await?))
     }
 
     async fn exec(&self, r: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
+        calls::container(&r.get_ref().container_id);
         Ok(Response::new(self.exec_rpc(r.into_inner()).await?))
     }
 
     async fn attach(&self, r: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
+        calls::container(&r.get_ref().container_id);
         Ok(Response::new(self.attach_rpc(r.into_inner()).await?))
     }
 
@@ -217,6 +241,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::PortForwardRequest>,
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
+        calls::sandbox(&r.get_ref().pod_sandbox_id);
         Ok(Response::new(self.port_forward_rpc(r.into_inner()).await?))
     }
 
@@ -281,6 +306,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::CheckpointContainerRequest>,
     ) -> Result<Response<v1::CheckpointContainerResponse>, Status> {
+        calls::container(&r.get_ref().container_id);
         Ok(Response::new(self.checkpoint_container_rpc(r.into_inner()).await?))
     }
 
@@ -327,6 +353,7 @@ impl RuntimeService for Cri {
         &self,
         r: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<v1::UpdatePodSandboxResourcesResponse>, Status> {
+        calls::sandbox(&r.get_ref().pod_sandbox_id);
         Ok(Response::new(self.update_pod_sandbox_resources_rpc(r.into_inner()).await?))
     }
 }
@@ -354,6 +381,9 @@ impl ImageService for Cri {
     }
 
     async fn pull_image(&self, r: Request<v1::PullImageRequest>) -> Result<Response<v1::PullImageResponse>, Status> {
+        if let Some(image) = &r.get_ref().image {
+            calls::named(&image.image);
+        }
         Ok(Response::new(self.pull_image_rpc(r.into_inner()).await?))
     }
 
@@ -361,6 +391,9 @@ impl ImageService for Cri {
         &self,
         r: Request<v1::RemoveImageRequest>,
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
+        if let Some(image) = &r.get_ref().image {
+            calls::named(&image.image);
+        }
         Ok(Response::new(self.remove_image_rpc(r.into_inner()).await?))
     }
 

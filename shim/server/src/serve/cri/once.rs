@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 use tonic::{Code, Status};
+use tracing::Instrument;
 
 use super::fault;
 
@@ -54,12 +55,13 @@ impl<T: Clone + Send + Sync + 'static> Once<T> {
         let (tell, outcome) = watch::channel(None);
         running.insert(key.clone(), outcome.clone());
         let list = self.running.clone();
-        tokio::spawn(async move {
+        let task = async move {
             let result = work.await;
             // Off the list first: who comes later looks at what was made.
             list.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             let _ = tell.send(Some(result));
-        });
+        };
+        tokio::spawn(task.in_current_span());
         outcome
     }
 }
@@ -68,7 +70,7 @@ impl<T: Clone + Send + Sync + 'static> Once<T> {
 pub async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
-    match tokio::spawn(work).await {
+    match tokio::spawn(work.in_current_span()).await {
         Ok(result) => result,
         Err(e) => Err(fault::status(Code::Internal, format!("the call broke off: {e}"))),
     }
