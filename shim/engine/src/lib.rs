@@ -12,6 +12,7 @@
 //! | what runs the containers | [`handler`] |
 //! | what containers and pods use | [`stats`] |
 //! | commands in it, its streams, connections into its pod | `exec`, `exec_sync`, `family`, `dial` |
+//! | what happens to them, told as it happens | [`events`] |
 //! | what a crash leaves | `doctor`, `cgroup` |
 
 mod cgroup;
@@ -22,6 +23,7 @@ mod dial;
 mod doctor;
 mod engine;
 pub mod error;
+pub mod events;
 mod exec;
 mod exec_sync;
 mod family;

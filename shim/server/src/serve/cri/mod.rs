@@ -36,6 +36,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use coracle_engine::Engine;
+use coracle_engine::events::Feed;
 use coracle_proto::cri as v1;
 use coracle_proto::cri::image_service_server::ImageService;
 use coracle_proto::cri::runtime_service_server::RuntimeService;
@@ -59,6 +60,7 @@ pub struct Cri {
 struct Shared {
     live: Live,
     engine: Engine,
+    events: Feed,
     /// Sandboxes and containers that are being made, by their names; each comes to its id.
     creations: once::Once<String>,
     /// Images that are being pulled; each comes to its id.
@@ -76,11 +78,19 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Status> + 
 impl Cri {
     /// The services on an engine.
     pub fn new(live: Live, engine: Engine) -> Cri {
-        Cri { shared: Arc::new(Shared { live, engine, creations: Default::default(), pulls: Default::default() }) }
+        // What `coracle run` does is none of a CRI client's.
+        let events = Feed::new(engine.clone(), Some(false));
+        Cri {
+            shared: Arc::new(Shared { live, engine, events, creations: Default::default(), pulls: Default::default() }),
+        }
     }
 
     fn engine(&self) -> &Engine {
         &self.shared.engine
+    }
+
+    fn events(&self) -> &Feed {
+        &self.shared.events
     }
 
     /// The settings as they are now.

@@ -9,18 +9,16 @@ use coracle_engine::{ContainerFilter, SandboxFilter};
 use coracle_proto::cri as v1;
 use tonic::Status;
 
-use super::{Answers, Cri};
-
-/// Items in one message of a streamed list.
-const CHUNK: usize = 64;
+use super::{Answers, Cri, blocking, convert, fault, filter};
 
 impl Cri {
     pub(super) async fn container_stats_rpc(
         &self,
         request: v1::ContainerStatsRequest,
     ) -> Result<v1::ContainerStatsResponse, Status> {
-        named("container_id", &request.container_id)?;
-        let stats = self.engine().container_stats(&request.container_id).await.map_err(fault)?;
+        let engine = self.engine().clone();
+        let id = blocking(move || filter::known_container(&engine, &request.container_id)).await?;
+        let stats = self.engine().container_stats(&id).await.map_err(fault::engine)?;
         Ok(v1::ContainerStatsResponse { stats: Some(self.container_stats_of(&stats)) })
     }
 
@@ -36,15 +34,16 @@ impl Cri {
         request: v1::StreamContainerStatsRequest,
     ) -> Result<Answers<v1::StreamContainerStatsResponse>, Status> {
         let all = self.all_container_stats(request.filter).await?;
-        Ok(chunks(all, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
+        Ok(filter::batches(all, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
     }
 
     pub(super) async fn pod_sandbox_stats_rpc(
         &self,
         request: v1::PodSandboxStatsRequest,
     ) -> Result<v1::PodSandboxStatsResponse, Status> {
-        named("pod_sandbox_id", &request.pod_sandbox_id)?;
-        let stats = self.engine().sandbox_stats(&request.pod_sandbox_id).await.map_err(fault)?;
+        let engine = self.engine().clone();
+        let id = blocking(move || filter::known_sandbox(&engine, &request.pod_sandbox_id)).await?;
+        let stats = self.engine().sandbox_stats(&id).await.map_err(fault::engine)?;
         Ok(v1::PodSandboxStatsResponse { stats: Some(self.sandbox_stats_of(&stats)) })
     }
 
@@ -60,12 +59,12 @@ impl Cri {
         request: v1::StreamPodSandboxStatsRequest,
     ) -> Result<Answers<v1::StreamPodSandboxStatsResponse>, Status> {
         let all = self.all_sandbox_stats(request.filter).await?;
-        Ok(chunks(all, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+        Ok(filter::batches(all, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
     /// ImageFsInfo: the store and the writable layers lie on one file system, and so are told with one path.
     pub(super) async fn fs_usage(&self) -> Result<v1::ImageFsInfoResponse, Status> {
-        let fs = self.engine().fs_stats().await.map_err(fault)?;
+        let fs = self.engine().fs_stats().await.map_err(fault::engine)?;
         Ok(v1::ImageFsInfoResponse {
             image_filesystems: vec![filesystem(&fs.mountpoint, fs.images)],
             container_filesystems: vec![filesystem(&fs.mountpoint, fs.containers)],
@@ -74,28 +73,31 @@ impl Cri {
 
     async fn all_container_stats(
         &self,
-        filter: Option<v1::ContainerStatsFilter>,
+        wanted: Option<v1::ContainerStatsFilter>,
     ) -> Result<Vec<v1::ContainerStats>, Status> {
-        let filter = filter.unwrap_or_default();
-        let filter = ContainerFilter {
-            id: filter.id,
-            sandbox_id: filter.pod_sandbox_id,
-            labels: filter.label_selector.into_iter().collect(),
+        let wanted = wanted.unwrap_or_default();
+        let wanted = ContainerFilter {
+            id: wanted.id,
+            sandbox_id: wanted.pod_sandbox_id,
+            labels: filter::labels(wanted.label_selector),
+            local: Some(false),
             ..Default::default()
         };
-        let all = self.engine().list_container_stats(filter).await.map_err(fault)?;
-        Ok(all.iter().map(|stats| self.container_stats_of(stats)).collect())
+        let all = self.engine().list_container_stats(wanted).await.map_err(fault::engine)?;
+        let whole = all.iter().filter(|stats| filter::shown_container(&stats.status).is_some());
+        Ok(whole.map(|stats| self.container_stats_of(stats)).collect())
     }
 
     async fn all_sandbox_stats(
         &self,
-        filter: Option<v1::PodSandboxStatsFilter>,
+        wanted: Option<v1::PodSandboxStatsFilter>,
     ) -> Result<Vec<v1::PodSandboxStats>, Status> {
-        let filter = filter.unwrap_or_default();
-        let labels = filter.label_selector.into_iter().collect();
-        let filter = SandboxFilter { id: filter.id, labels, ..Default::default() };
-        let all = self.engine().list_sandbox_stats(filter).await.map_err(fault)?;
-        Ok(all.iter().map(|stats| self.sandbox_stats_of(stats)).collect())
+        let wanted = wanted.unwrap_or_default();
+        let labels = filter::labels(wanted.label_selector);
+        let wanted = SandboxFilter { id: wanted.id, labels, local: Some(false), ..Default::default() };
+        let all = self.engine().list_sandbox_stats(wanted).await.map_err(fault::engine)?;
+        let whole = all.iter().filter(|stats| filter::shown_sandbox(stats.status.state).is_some());
+        Ok(whole.map(|stats| self.sandbox_stats_of(stats)).collect())
     }
 
     fn container_stats_of(&self, stats: &ContainerStats) -> v1::ContainerStats {
@@ -122,12 +124,7 @@ impl Cri {
         v1::PodSandboxStats {
             attributes: Some(v1::PodSandboxAttributes {
                 id: stats.status.id.clone(),
-                metadata: Some(v1::PodSandboxMetadata {
-                    name: config.name.clone(),
-                    uid: config.uid.clone(),
-                    namespace: config.namespace.clone(),
-                    attempt: config.attempt,
-                }),
+                metadata: Some(convert::sandbox::metadata(config)),
                 labels: config.labels.clone().into_iter().collect(),
                 annotations: config.annotations.clone().into_iter().collect(),
             }),
@@ -151,34 +148,6 @@ pub(super) fn filesystem(path: &std::path::Path, found: DiskUsage) -> v1::Filesy
         fs_id: Some(v1::FilesystemIdentifier { mountpoint: path.to_string_lossy().into_owned() }),
         used_bytes: value(found.usage.bytes),
         inodes_used: value(found.usage.inodes),
-    }
-}
-
-/// A list as messages of [`CHUNK`] items; an empty one is no message at all.
-fn chunks<T: Send + 'static, M: Send + 'static>(
-    mut all: Vec<T>,
-    message: impl Fn(Vec<T>) -> M + Send + 'static,
-) -> Answers<M> {
-    let mut messages = Vec::with_capacity(all.len().div_ceil(CHUNK));
-    while !all.is_empty() {
-        let rest = all.split_off(all.len().min(CHUNK));
-        messages.push(Ok(message(std::mem::replace(&mut all, rest))));
-    }
-    Box::pin(tokio_stream::iter(messages))
-}
-
-fn named(field: &str, id: &str) -> Result<(), Status> {
-    match id {
-        "" => Err(Status::invalid_argument(format!("{field}: it is empty"))),
-        _ => Ok(()),
-    }
-}
-
-fn fault(error: coracle_engine::Error) -> Status {
-    match &error {
-        e if e.is_not_found() => Status::not_found(error.to_string()),
-        coracle_engine::Error::Ambiguous { .. } => Status::invalid_argument(error.to_string()),
-        _ => Status::internal(error.to_string()),
     }
 }
 
@@ -260,17 +229,6 @@ fn network(all: &[Interface], timestamp: i64) -> v1::NetworkUsage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio_stream::StreamExt;
-
-    #[tokio::test]
-    async fn a_streamed_list_comes_whole_and_in_order() {
-        for count in [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK] {
-            let messages: Vec<_> = chunks((0..count).collect(), |part| part).collect().await;
-            assert_eq!(messages.len(), count.div_ceil(CHUNK));
-            let all: Vec<usize> = messages.into_iter().flat_map(|m| m.unwrap()).collect();
-            assert_eq!(all, (0..count).collect::<Vec<_>>());
-        }
-    }
 
     #[test]
     fn what_is_not_counted_is_absent() {
