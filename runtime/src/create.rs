@@ -163,7 +163,7 @@ fn owner() -> String {
     }
 }
 
-fn rootfs_path(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
+pub(crate) fn rootfs_path(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
     let path = spec.root.as_ref().map(|r| r.path.as_path()).unwrap_or(Path::new("rootfs"));
     let path = bundle.join(path);
     fs::canonicalize(&path).path("open root filesystem", &path)

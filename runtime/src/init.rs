@@ -303,7 +303,7 @@ fn make_parent_private(rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
-fn attach_root(rootfs: &Path, root: Root) -> Result<OwnedFd> {
+pub(crate) fn attach_root(rootfs: &Path, root: Root) -> Result<OwnedFd> {
     let open = || {
         let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
         nix::fcntl::open(rootfs, flags, Mode::empty()).path("open root filesystem", rootfs)

@@ -10,12 +10,13 @@
 //! mounts    options, beneath, copyup, cgroupfs, devices, console
 //! identity  user, capabilities, limits, program
 //! hooks     state (on disk), time  undo      what a failed create takes back
-//! seal      the program itself
+//! seal      the program itself     apart     for containers of other programs
 //! cgroup    seccomp                sys       all of the crate's unsafe code
 //! ```
 //!
 //! Callers must be single-threaded: a clone without exec follows.
 
+mod apart;
 mod beneath;
 pub mod cgroup;
 mod cgroupfs;
@@ -46,6 +47,7 @@ mod undo;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
+pub use apart::{leave_mount_namespace, mount_rootfs};
 pub use cgroup::Stats;
 use error::Context;
 pub use error::{Error, Result};

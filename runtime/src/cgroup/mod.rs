@@ -19,6 +19,7 @@ mod devices;
 mod error;
 mod mounts;
 mod plan;
+mod process;
 mod stats;
 mod sys;
 #[cfg(test)]

@@ -171,7 +171,7 @@ impl CgroupPath {
 }
 
 /// The visible directory of a cgroup path out of `/proc/self/cgroup`.
-fn beneath_mount(hierarchy: &Hierarchy, cgroup: &Path) -> PathBuf {
+pub(super) fn beneath_mount(hierarchy: &Hierarchy, cgroup: &Path) -> PathBuf {
     // Where only a part of the hierarchy is mounted, the path starts with that part's own; in a cgroup namespace it
     // may lie outside of what is seen ("/../x"), then the mount itself is all there is.
     match cgroup.strip_prefix(&hierarchy.root) {
@@ -185,13 +185,13 @@ fn beneath_mount(hierarchy: &Hierarchy, cgroup: &Path) -> PathBuf {
 pub(super) struct OwnCgroups(Option<String>);
 
 impl OwnCgroups {
-    #[cfg(test)]
+    /// Those of a text that was read already.
     pub fn fixed(text: &str) -> Self {
         OwnCgroups(Some(text.to_owned()))
     }
 
     /// The path in the hierarchy with these controllers; none means v2.
-    fn path_of(&mut self, controllers: &[String]) -> Result<PathBuf> {
+    pub(super) fn path_of(&mut self, controllers: &[String]) -> Result<PathBuf> {
         let file = "/proc/self/cgroup";
         if self.0.is_none() {
             self.0 = Some(fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?);
