@@ -24,6 +24,7 @@ pub struct Rig {
     pub dir: PathBuf,
     /// The engine under test.
     pub engine: Engine,
+    config: EngineConfig,
 }
 
 /// Runs a test's body on a fresh machine.
@@ -31,13 +32,21 @@ pub struct Rig {
 /// # Panics
 /// When the body does, when it takes too long, or when something is left when the pods are removed.
 pub fn rig<F: AsyncFnOnce(&Rig) + Send>(body: F) {
+    rig_with(EngineConfig::default(), body);
+}
+
+/// The same with settings of one's own.
+///
+/// # Panics
+/// As [`rig`].
+pub fn rig_with<F: AsyncFnOnce(&Rig) + Send>(config: EngineConfig, body: F) {
     let dir = tempfile::Builder::new().prefix("coracle-engine.").tempdir().expect("make a scratch place");
     let netns = Netns::new();
     eprintln!("rig in {}; nsenter --net={}", dir.path().display(), netns.path());
     netns.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime");
         runtime.block_on(async {
-            let rig = Rig::new(dir.path());
+            let rig = Rig::new(dir.path(), config);
             let result = CatchUnwind(Box::pin(tokio::time::timeout(DEADLINE, body(&rig)))).await;
             rig.clean_up().await;
             match result {
@@ -67,18 +76,23 @@ impl<F: Future> Future for CatchUnwind<F> {
 }
 
 impl Rig {
-    fn new(dir: &Path) -> Rig {
-        let engine = open(dir);
+    fn new(dir: &Path, config: EngineConfig) -> Rig {
+        let engine = open(dir, &config);
         let archive = dir.join("busybox.tar");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/busybox-image");
         sh(&format!("{} {} {IMAGE} >&2", script.display(), archive.display()));
         engine.store().load(&archive, &PullOptions::default(), &Silent).expect("load busybox");
-        Rig { dir: dir.to_owned(), engine }
+        Rig { dir: dir.to_owned(), engine, config }
     }
 
     /// Another engine on the same places, as another process would open it.
     pub fn another(&self) -> Engine {
-        open(&self.dir)
+        open(&self.dir, &self.config)
+    }
+
+    /// Another engine on the same places that was given other settings.
+    pub fn another_with(&self, config: &EngineConfig) -> Engine {
+        open(&self.dir, config)
     }
 
     /// A pod of one's own PID namespaces and the embedded network.
@@ -116,7 +130,7 @@ impl Rig {
     }
 
     async fn clean_up(&self) {
-        let engine = open(&self.dir);
+        let engine = self.another();
         for pod in engine.list_sandboxes(&Default::default()).expect("list the pods") {
             if let Err(e) = engine.remove_sandbox(&pod.id).await {
                 eprintln!("remove pod {}: {e}", pod.id);
@@ -155,14 +169,14 @@ impl Drop for Rig {
     }
 }
 
-fn open(dir: &Path) -> Engine {
+fn open(dir: &Path, config: &EngineConfig) -> Engine {
     let paths = Paths {
         state: dir.join("state"),
         root: dir.join("root"),
         logs: dir.join("logs"),
         supervisor: crate::bin(coracle_engine::config::SUPERVISOR),
     };
-    Engine::open(paths, EngineConfig::default()).expect("open the engine")
+    Engine::open(paths, config.clone()).expect("open the engine")
 }
 
 /// A container that runs a shell script and logs to `NAME.log`.

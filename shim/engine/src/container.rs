@@ -12,7 +12,6 @@ use coracle_proto::ttrpc::{Code, method};
 use coracle_proto::{Empty, task, task_types, types as wire};
 use coracle_rootfs::{Image, MountSpec};
 use nix::sys::signal::Signal;
-use serde_json::json;
 
 use crate::engine::{Engine, blocking};
 use crate::error::{Error, Result};
@@ -503,7 +502,7 @@ fn prepare(
         supervisor: pod.supervisor.unwrap_or(0),
         pid_ns_pid: pod.pid_ns_pid,
     })?;
-    spec["annotations"] = json!(pod.handler.annotations(pod, record));
+    pod.handler.adapt(&mut spec, pod, record);
     record::write_file(&bundle.join("config.json"), spec.to_string().as_bytes(), 0o600)?;
     let image_signal = image_config.as_ref().and_then(|c| c.stop_signal().clone());
     let stop_signal = match (&config.stop_signal, image_signal) {

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use coracle_proto::task::CreateTaskRequest;
 use coracle_proto::{any, coracle, runc, runtime_options};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -35,6 +36,8 @@ pub use probe::Features;
 pub const CORACLE: &str = "coracle";
 /// The longest DNS label.
 const MAX_NAME: usize = 63;
+/// The version of the OCI specification that every runtime knows, and all of ours that has no idmapped mounts is of.
+const OLDEST_VERSION: &str = "1.0.2";
 /// The CFS period that an overhead's CPU time is counted in, in microseconds.
 const CPU_PERIOD: u64 = 100_000;
 /// The shares of one CPU.
@@ -305,6 +308,17 @@ impl Handler {
             }
         }
         all
+    }
+
+    /// Makes a container's OCI specification this handler's.
+    pub(crate) fn adapt(&self, spec: &mut Value, pod: &SandboxRecord, container: &ContainerRecord) {
+        spec["annotations"] = json!(self.annotations(pod, container));
+        let mapped = |mount: &Value| mount.get("uidMappings").is_some() || mount.get("gidMappings").is_some();
+        let newer = spec["mounts"].as_array().is_some_and(|mounts| mounts.iter().any(mapped));
+        // A runtime refuses a version newer than its own, whatever of it is used.
+        if self.kind != HandlerKind::Coracle && !newer {
+            spec["ociVersion"] = json!(OLDEST_VERSION);
+        }
     }
 
     /// Says in the request which program is to run the container.

@@ -3,6 +3,7 @@
 
 use crate::arguments::Arguments;
 use crate::daemon::LOCK;
+use crate::foreign;
 use crate::ops;
 use crate::sandbox::{ATTACH_SOCKET, CGROUP_RECORD, PID_FILE, RUNTIME_ROOT, SOCKET};
 use crate::tender::lock_holder;
@@ -28,6 +29,10 @@ pub fn delete(arguments: &Arguments) -> Result<()> {
     for id in containers(&bundle)? {
         ops::delete(&bundle.join(RUNTIME_ROOT), &id)
             .map_err(|failure| anyhow!("delete: container {id}: {}", failure.message))?;
+    }
+    let left = foreign::recorded(&bundle.join(foreign::FOLDER)).context("delete: read what other runtimes left")?;
+    for (id, foreign) in left {
+        foreign.delete(&id).map_err(|failure| anyhow!("delete: container {id}: {}", failure.message))?;
     }
     ops::remove_pod_cgroup(&bundle.join(CGROUP_RECORD)).map_err(|failure| anyhow!("delete: {}", failure.message))?;
     for name in [SOCKET, ATTACH_SOCKET, PID_FILE, LOCK] {

@@ -14,6 +14,7 @@
 //! buffer      bytes on their way           log         CRI log files
 //! exits       exit.json                    tender      calling the engine when a container exits
 //! failure     status codes                 stats       runtime's numbers in containerd's messages
+//! oci         what runs a container        foreign     other runtimes than ours
 //! sys         all of the crate's unsafe code
 //! ```
 
@@ -25,7 +26,9 @@ mod connection;
 mod daemon;
 mod exits;
 mod failure;
+mod foreign;
 mod log;
+mod oci;
 mod ops;
 mod reactor;
 mod sandbox;

@@ -1,13 +1,14 @@
 //! What workers do: requests turned into calls of the runtime library. Nothing here runs in the long-lived process.
 
 use crate::failure::{Fail, Failure};
+use crate::oci::{Act, Oci};
 use crate::stdio::ProcessEnds;
 use coracle_proto::runc;
 use coracle_proto::task_types::ProcessInfo;
 use coracle_proto::ttrpc::Code;
 use coracle_proto::types::Mount;
 use coracle_proto::{Message, any, task};
-use coracle_runtime::cgroup::{Cgroup, CgroupPath, CgroupState, Version};
+use coracle_runtime::cgroup::{Cgroup, CgroupPath, CgroupState, Stats, Version};
 use coracle_runtime::{CreateOptions, ExecOptions, Parent, Process, RootfsMount, Runtime, Stdio};
 use nix::libc::SIGKILL;
 use oci_spec::runtime::LinuxResources;
@@ -82,7 +83,6 @@ fn runc_options(request: &task::CreateTaskRequest) -> Result<runc::Options, Fail
         None => return Err(invalid(format!("options of type {} are not known", packed.type_url))),
     };
     let refused = [
-        ("binary_name", !options.binary_name.is_empty()),
         ("shim_cgroup", !options.shim_cgroup.is_empty()),
         ("io_uid", options.io_uid != 0),
         ("io_gid", options.io_gid != 0),
@@ -96,12 +96,6 @@ fn runc_options(request: &task::CreateTaskRequest) -> Result<runc::Options, Fail
 /// Task.Create.
 pub fn create(root: &Path, request: task::CreateTaskRequest, ends: ProcessEnds) -> Result<Vec<u8>, Failure> {
     let options = runc_options(&request)?;
-    let mount = |mount: Mount| RootfsMount {
-        fstype: mount.r#type,
-        source: mount.source,
-        target: mount.target,
-        options: mount.options,
-    };
     let (stdio, console_fd) = ends.into_runtime()?;
     let create = CreateOptions {
         bundle: PathBuf::from(&request.bundle),
@@ -110,7 +104,7 @@ pub fn create(root: &Path, request: task::CreateTaskRequest, ends: ProcessEnds) 
         no_pivot: options.no_pivot_root,
         no_new_keyring: options.no_new_keyring,
         systemd_cgroup: options.systemd_cgroup,
-        rootfs_mounts: request.rootfs.into_iter().map(mount).collect(),
+        rootfs_mounts: request.rootfs.into_iter().map(rootfs_mount).collect(),
         parent: Parent::Grandparent,
         ..CreateOptions::default()
     };
@@ -121,23 +115,33 @@ pub fn create(root: &Path, request: task::CreateTaskRequest, ends: ProcessEnds) 
     Ok(Created { pid, own_pid_namespace: detail.own_pid_namespace, oom_file }.encode())
 }
 
+/// containerd's mount in the runtime's terms.
+pub fn rootfs_mount(mount: Mount) -> RootfsMount {
+    RootfsMount { fstype: mount.r#type, source: mount.source, target: mount.target, options: mount.options }
+}
+
 /// Clears up after a create that was cut off at any point: there may be a record or none, a cgroup or none.
 pub fn undo_create(root: &Path, id: &str, bundle: &Path) -> Result<Vec<u8>, Failure> {
     delete(root, id)?;
+    clear_cgroup(id, bundle)?;
+    Ok(Vec::new())
+}
+
+/// Kills what is in the cgroup that a container's config.json names, and removes it.
+pub fn clear_cgroup(id: &str, bundle: &Path) -> Result<(), Failure> {
     let config = bundle.join("config.json");
     let failed = |error: String| Code::Unknown.failure(format!("clear up after {}: {error}", config.display()));
     let text = fs::read(&config).map_err(|error| failed(error.to_string()))?;
     let config: serde_json::Value = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
     let path = config["linux"]["cgroupsPath"].as_str().map(Path::new);
     let path = CgroupPath::new(path, id).map_err(|error| failed(error.to_string()))?;
-    // Making what may be there already is how to get hold of it; without limits nothing in it changes.
-    let cgroup = Cgroup::create(&path, None).map_err(|error| failed(error.to_string()))?;
+    let Some(cgroup) = Cgroup::find(&path).map_err(|error| failed(error.to_string()))? else { return Ok(()) };
     cgroup.kill_all(SIGKILL).map_err(|error| failed(error.to_string()))?;
-    cgroup.remove().map_err(|error| failed(error.to_string()))?;
-    Ok(Vec::new())
+    cgroup.remove().map_err(|error| failed(error.to_string()))
 }
 
-fn oom_file(cgroup: &CgroupState) -> Option<String> {
+/// Where the kernel counts a cgroup's OOM kills.
+pub fn oom_file(cgroup: &CgroupState) -> Option<String> {
     let file = match cgroup.version {
         Version::V1 => {
             let memory = |name: &String| name == "memory";
@@ -163,6 +167,12 @@ pub fn exec(root: &Path, id: &str, spec: &[u8], terminal: bool, ends: ProcessEnd
     let options = ExecOptions { process, stdio, console_fd, parent: Parent::Grandparent, ..ExecOptions::default() };
     let pid = Runtime::new(root).exec(id, options)?;
     Ok(Created { pid, ..Created::default() }.encode())
+}
+
+/// Task.Kill of the init.
+pub fn kill(root: &Path, id: &str, signal: i32) -> Result<Vec<u8>, Failure> {
+    Runtime::new(root).kill(id, signal, false)?;
+    Ok(Vec::new())
 }
 
 /// Task.Kill with `all`, and the end of what a dead container leaves running.
@@ -201,21 +211,31 @@ pub fn update(root: &Path, id: &str, resources: &[u8]) -> Result<Vec<u8>, Failur
 
 /// Task.Pids; `execs` are the pids of processes started by Exec.
 pub fn pids(root: &Path, id: &str, execs: &[(i32, String)]) -> Result<Vec<u8>, Failure> {
+    Ok(process_list(Runtime::new(root).pids(id)?, execs))
+}
+
+/// The answer to Task.Pids.
+pub fn process_list(pids: Vec<i32>, execs: &[(i32, String)]) -> Vec<u8> {
     let info = |pid: i32| {
         let exec = execs.iter().find(|(other, _)| *other == pid);
         let info = exec.map(|(_, id)| any::pack(&runc::ProcessDetails { exec_id: id.clone() }));
         ProcessInfo { pid: pid as u32, info }
     };
-    let processes = Runtime::new(root).pids(id)?.into_iter().map(info).collect();
-    Ok(task::PidsResponse { processes }.encode_to_vec())
+    let processes = pids.into_iter().map(info).collect();
+    task::PidsResponse { processes }.encode_to_vec()
 }
 
 /// Task.Stats.
 pub fn stats(root: &Path, id: &str, oom_file: &str) -> Result<Vec<u8>, Failure> {
     let stats = Runtime::new(root).stats(id)?;
     let version = if oom_file.ends_with("memory.events") { Version::V2 } else { Version::V1 };
-    let stats = crate::stats::message(&stats, version, crate::exits::oom_kills(oom_file));
-    Ok(task::StatsResponse { stats: Some(stats) }.encode_to_vec())
+    Ok(stats_answer(&stats, version, oom_file))
+}
+
+/// The answer to Task.Stats.
+pub fn stats_answer(stats: &Stats, version: Version, oom_file: &str) -> Vec<u8> {
+    let stats = crate::stats::message(stats, version, crate::exits::oom_kills(oom_file));
+    task::StatsResponse { stats: Some(stats) }.encode_to_vec()
 }
 
 /// Makes the pod's cgroup and notes in `record` where it is, for its removal by whoever comes to it.
@@ -259,9 +279,9 @@ fn pod_cgroup(record: &Path) -> Result<Option<CgroupState>, Failure> {
 }
 
 /// Clears up after all containers and removes the pod's cgroup: the last thing done for a sandbox.
-pub fn release(root: &Path, containers: &[String], cgroup_record: &Path) -> Result<Vec<u8>, Failure> {
-    for id in containers {
-        delete(root, id)?;
+pub fn release(containers: &[(String, Oci)], cgroup_record: &Path) -> Result<Vec<u8>, Failure> {
+    for (id, oci) in containers {
+        oci.perform(id, Act::Delete)?;
     }
     remove_pod_cgroup(cgroup_record)?;
     Ok(Vec::new())

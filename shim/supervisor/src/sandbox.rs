@@ -13,6 +13,7 @@ mod namespaces;
 
 use crate::connection::Call;
 use crate::failure::{Fail, Failure};
+use crate::foreign;
 use crate::ops;
 use crate::service::{Outcome, answered, decode, done};
 use crate::supervisor::{Job, Supervisor};
@@ -114,6 +115,11 @@ impl Sandbox {
     /// Where the runtime keeps the containers' state.
     pub fn runtime_root(&self) -> PathBuf {
         self.bundle.join(RUNTIME_ROOT)
+    }
+
+    /// Where other runtimes' containers are recorded.
+    pub fn foreign_folder(&self) -> PathBuf {
+        self.bundle.join(foreign::FOLDER)
     }
 
     /// The limit of each container's log.
@@ -458,9 +464,9 @@ impl Supervisor {
     fn begin_release(&mut self) {
         self.sandbox.releasing = true;
         self.sandbox.deadline = Some(Instant::now() + RELEASE_GRACE);
-        let (root, record) = (self.sandbox.runtime_root(), self.sandbox.bundle.join(CGROUP_RECORD));
-        let containers: Vec<String> = self.containers.iter().map(|container| container.id.clone()).collect();
-        let body = Box::new(move || ops::release(&root, &containers, &record));
+        let record = self.sandbox.bundle.join(CGROUP_RECORD);
+        let containers: Vec<_> = self.containers.iter().map(|c| (c.id.clone(), c.oci.clone())).collect();
+        let body = Box::new(move || ops::release(&containers, &record));
         if let Err(failure) = self.work(Job::Release, &[], body) {
             self.release_done(Err(failure));
         }

@@ -7,6 +7,7 @@
 use crate::connection::{Call, Connection};
 use crate::exits::Exit;
 use crate::failure::{Fail, Failure};
+use crate::oci::{Act, Oci};
 use crate::reactor::{Interest, Reactor, Ready, Table, Token};
 use crate::sandbox::Sandbox;
 use crate::stdio::{Names, OurEnds};
@@ -57,6 +58,8 @@ pub struct Container {
     pub id: String,
     /// The directory of config.json.
     pub bundle: PathBuf,
+    /// What runs it.
+    pub oci: Oci,
     /// Its first process.
     pub init: Process,
     /// Processes started by Exec.
@@ -266,6 +269,12 @@ impl Supervisor {
         watched.map_err(|error| Code::ResourceExhausted.failure(format!("watch a worker: {error}")))?;
         self.workers.insert(worker);
         Ok(())
+    }
+
+    /// Starts a worker that does something with a container.
+    pub(crate) fn act(&mut self, job: Job, id: &str, act: Act) -> Result<(), Failure> {
+        let (oci, id, keep) = (self.container(id)?.oci.clone(), id.to_owned(), act.keep());
+        self.work(job, &keep, Box::new(move || oci.perform(&id, act)))
     }
 
     fn worker_ready(&mut self, key: u32) {

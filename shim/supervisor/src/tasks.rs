@@ -3,7 +3,8 @@
 use crate::connection::Call;
 use crate::exits::{self, Exit};
 use crate::failure::{Fail, Failure};
-use crate::ops::{self, Created};
+use crate::oci::{Act, Oci};
+use crate::ops::Created;
 use crate::service::{Outcome, answered, decode, done};
 use crate::stdio::{self, Names, OurEnds, ProcessEnds};
 use crate::supervisor::{Container, Job, Process, Supervisor};
@@ -57,10 +58,6 @@ impl Process {
 }
 
 impl Supervisor {
-    fn root(&self) -> PathBuf {
-        self.sandbox.runtime_root()
-    }
-
     /// Task.State
     pub(crate) fn state(&mut self, _: Call, payload: &[u8]) -> Outcome {
         let request: task::StateRequest = decode(payload)?;
@@ -108,11 +105,13 @@ impl Supervisor {
             stderr: request.stderr.clone(),
         };
         let bundle = PathBuf::from(&request.bundle);
+        let oci = Oci::of(&request, self.sandbox.runtime_root(), &self.sandbox.foreign_folder())?;
         let io = self.streams.create(&names, false, self.sandbox.log_max_bytes())?;
         let init = Process::new("", State::Creating, names, io, Vec::new());
         self.containers.push(Container {
             id: id.clone(),
             bundle,
+            oci,
             init,
             execs: Vec::new(),
             own_pid_namespace: false,
@@ -125,9 +124,9 @@ impl Supervisor {
 
     fn create_by_worker(&mut self, call: Call, request: task::CreateTaskRequest) -> Result<(), Failure> {
         let (theirs, ends) = self.open_stdio(&request.id, "")?;
-        let (keep, root, container) = (theirs.raw(), self.root(), request.id.clone());
-        let body = Box::new(move || ops::create(&root, request, theirs));
-        self.work(Job::Create { call, container, ends }, &keep, body)
+        let id = request.id.clone();
+        let job = Job::Create { call, container: id.clone(), ends };
+        self.act(job, &id, Act::Create { request: Box::new(request), ends: theirs })
     }
 
     fn open_stdio(&mut self, id: &str, exec: &str) -> Result<(ProcessEnds, OurEnds), Failure> {
@@ -137,16 +136,12 @@ impl Supervisor {
     /// Task.Start
     pub(crate) fn start(&mut self, call: Call, payload: &[u8]) -> Outcome {
         let request: task::StartRequest = decode(payload)?;
-        let (id, exec, root) = (request.id, request.exec_id, self.root());
+        let (id, exec) = (request.id, request.exec_id);
         self.sandbox.check_open()?;
         self.process(&id, &exec)?.advance(Event::Start)?;
         let started = match exec.is_empty() {
-            true => {
-                let job = Job::Start { call, container: id.clone() };
-                let container = id.clone();
-                self.work(job, &[], Box::new(move || ops::start(&root, &container)))
-            }
-            false => self.start_exec(call, &id, &exec, root),
+            true => self.act(Job::Start { call, container: id.clone() }, &id, Act::Start),
+            false => self.start_exec(call, &id, &exec),
         };
         if let Err(failure) = started {
             self.start_failed(&id, &exec);
@@ -155,13 +150,12 @@ impl Supervisor {
         Ok(None)
     }
 
-    fn start_exec(&mut self, call: Call, id: &str, exec: &str, root: PathBuf) -> Result<(), Failure> {
+    fn start_exec(&mut self, call: Call, id: &str, exec: &str) -> Result<(), Failure> {
         let (theirs, ends) = self.open_stdio(id, exec)?;
         let process = self.process(id, exec)?;
-        let (spec, terminal, keep) = (std::mem::take(&mut process.spec), process.names.terminal, theirs.raw());
-        let container = id.to_owned();
-        let job = Job::Exec { call, container: container.clone(), exec: exec.to_owned(), ends };
-        self.work(job, &keep, Box::new(move || ops::exec(&root, &container, &spec, terminal, theirs)))
+        let (spec, terminal) = (std::mem::take(&mut process.spec), process.names.terminal);
+        let job = Job::Exec { call, container: id.to_owned(), exec: exec.to_owned(), ends };
+        self.act(job, id, Act::Exec { spec, terminal, ends: theirs })
     }
 
     /// A container can be started again; an exec that could not start has ended.
@@ -211,15 +205,18 @@ impl Supervisor {
         };
         if request.all && request.exec_id.is_empty() {
             self.container(&id)?;
-            let (root, container) = (self.root(), id.clone());
-            let body = Box::new(move || ops::kill_all(&root, &container, signal));
-            self.work(Job::Answer { call }, &[], body)?;
+            self.act(Job::Answer { call }, &id, Act::KillAll(signal))?;
             self.thaw_to_die(&id, signal);
             return Ok(None);
         }
+        let by_runtime = request.exec_id.is_empty() && signal != SIGKILL && self.container(&id)?.oci.signals();
         let process = self.process(&id, &request.exec_id)?;
         if !process.state.alive() || process.pid == 0 {
             return Err(Code::NotFound.failure(format!("kill {id}: the process is {}", process.state)));
+        }
+        if by_runtime {
+            self.act(Job::Answer { call }, &id, Act::Kill(signal))?;
+            return Ok(None);
         }
         // The pid is ours until we reap it, so no other process can be hit.
         sys::kill(process.pid, signal).map_err(|error| Code::Unknown.failure(format!("kill {id}: {error}")))?;
@@ -241,9 +238,7 @@ impl Supervisor {
     }
 
     fn freeze(&mut self, call: Option<Call>, id: &str, frozen: bool) -> Result<(), Failure> {
-        let (root, container) = (self.root(), id.to_owned());
-        let job = Job::Freeze { call, container: container.clone(), frozen };
-        self.work(job, &[], Box::new(move || ops::freeze(&root, &container, frozen)))
+        self.act(Job::Freeze { call, container: id.to_owned(), frozen }, id, Act::Freeze(frozen))
     }
 
     /// Task.Pause
@@ -275,8 +270,7 @@ impl Supervisor {
         let request: task::PidsRequest = decode(payload)?;
         let container = self.container(&request.id)?;
         let execs: Vec<_> = container.execs.iter().map(|exec| (exec.pid, exec.exec_id.clone())).collect();
-        let root = self.root();
-        self.work(Job::Answer { call }, &[], Box::new(move || ops::pids(&root, &request.id, &execs)))?;
+        self.act(Job::Answer { call }, &request.id, Act::Pids(execs))?;
         Ok(None)
     }
 
@@ -306,9 +300,7 @@ impl Supervisor {
         let Some(resources) = request.resources else {
             return Err(Code::InvalidArgument.failure(format!("update {}: no resources are given", request.id)));
         };
-        let root = self.root();
-        let body = Box::new(move || ops::update(&root, &request.id, &resources.value));
-        self.work(Job::Answer { call }, &[], body)?;
+        self.act(Job::Answer { call }, &request.id, Act::Update(resources.value))?;
         Ok(None)
     }
 
@@ -341,8 +333,7 @@ impl Supervisor {
     pub(crate) fn stats(&mut self, call: Call, payload: &[u8]) -> Outcome {
         let request: task::StatsRequest = decode(payload)?;
         let oom_file = self.container(&request.id)?.oom_file.clone();
-        let root = self.root();
-        self.work(Job::Answer { call }, &[], Box::new(move || ops::stats(&root, &request.id, &oom_file)))?;
+        self.act(Job::Answer { call }, &request.id, Act::Stats(oom_file))?;
         Ok(None)
     }
 
@@ -376,9 +367,7 @@ impl Supervisor {
 
     fn delete_by_worker(&mut self, id: &str) -> Result<(), Failure> {
         let call = self.container(id)?.deleting.take();
-        let (root, container) = (self.root(), id.to_owned());
-        let job = Job::Delete { call, container: container.clone() };
-        self.work(job, &[], Box::new(move || ops::delete(&root, &container)))
+        self.act(Job::Delete { call, container: id.to_owned() }, id, Act::Delete)
     }
 
     fn delete_exec(&mut self, id: &str, exec: &str) -> Outcome {
@@ -459,12 +448,10 @@ impl Supervisor {
             }
             return;
         }
-        if !container.own_pid_namespace {
-            let (root, container) = (self.root(), id.to_owned());
-            let body = Box::new(move || ops::kill_all(&root, &container, SIGKILL));
-            if let Err(failure) = self.work(Job::Quiet, &[], body) {
-                eprintln!("kill what {id} left running: {}", failure.message);
-            }
+        if !container.own_pid_namespace
+            && let Err(failure) = self.act(Job::Quiet, id, Act::KillAll(SIGKILL))
+        {
+            eprintln!("kill what {id} left running: {}", failure.message);
         }
         self.sandbox.call_tender();
     }
@@ -534,11 +521,10 @@ impl Supervisor {
     /// The worker was killed, by a stop or by the kernel, and has undone nothing.
     fn undo_create(&mut self, call: Call, id: &str, failure: Failure) {
         let Ok(container) = self.container(id) else { return };
-        let (bundle, root, id) = (container.bundle.clone(), self.root(), id.to_owned());
-        let job = Job::Undo { call, container: id.clone(), failure: failure.clone() };
-        let name = id.clone();
-        if self.work(job, &[], Box::new(move || ops::undo_create(&root, &name, &bundle))).is_err() {
-            self.forget_container(&id);
+        let bundle = container.bundle.clone();
+        let job = Job::Undo { call, container: id.to_owned(), failure: failure.clone() };
+        if self.act(job, id, Act::Undo { bundle }).is_err() {
+            self.forget_container(id);
             self.answer(call, Err(failure));
         }
     }
