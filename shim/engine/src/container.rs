@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_proto::ttrpc::{Code, method};
@@ -15,21 +16,22 @@ use nix::sys::signal::Signal;
 
 use crate::engine::{Engine, blocking};
 use crate::error::{Error, Result};
-use crate::lock::{self, Holder, LifeLock};
+use crate::lock::{self, LifeLock};
+use crate::observe::log_path;
 use crate::record::{ContainerRecord, ExitFile, SandboxRecord, now, read_json};
 use crate::status::{ContainerEvent, ContainerState, SandboxState};
-use crate::types::{ContainerConfig, ContainerFilter, ContainerStatus, ContainerUser, Exit};
+use crate::types::{ContainerConfig, ContainerUser, Exit};
 use crate::undo::remove_tree;
 use crate::{cgroup, id, record, sandbox, signal, spec};
 
-/// The exit code of a container of which nobody knows how it ended, as containerd has it.
-const UNKNOWN_EXIT: i32 = 255;
 /// The exit code of a container whose command could not be started, as Docker and kubelet have it.
 const START_FAILED: i32 = 128;
 /// How often a wait that broke is tried again while the supervisor still lives: it may be on its way out.
 const MAX_REFUSALS: u32 = 50;
 /// The pause before that.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(20);
+/// How often one who finds a stale owner of a name tries before it gives up.
+const NAME_ATTEMPTS: usize = 3;
 /// How the supervisor says that a container has ended.
 const EXIT_FILE: &str = "exit.json";
 
@@ -40,7 +42,8 @@ struct RootFs {
 }
 
 impl Engine {
-    /// Makes a container in a ready sandbox; it does not run yet.
+    /// Makes a container in a ready sandbox; it does not run yet. Dropped before its end it leaves an interrupted
+    /// creation, which a repetition takes apart, as after a crash.
     pub async fn create_container(&self, sandbox: &str, mut config: ContainerConfig) -> Result<String> {
         let sandbox = self.find_sandbox(sandbox)?;
         let pod = self.sandbox_record(&sandbox)?;
@@ -50,8 +53,8 @@ impl Engine {
             return Err(Error::State { operation: "make container", object, state: state.into() });
         }
         config.security.without_host_devices |= pod.handler.privileged_without_host_devices;
-        let (mut record, _creator) = self.begin_container(&sandbox, config)?;
-        match self.make_container(&pod, &mut record).await {
+        let (mut record, creator) = self.begin_container(&sandbox, config).await?;
+        match self.make_container(&pod, &mut record, creator.clone()).await {
             Ok(()) => Ok(record.id),
             Err(why) => {
                 // Every part of it is removed if it is there; what cannot be removed now, gc finds by its record.
@@ -61,22 +64,49 @@ impl Engine {
         }
     }
 
-    fn begin_container(&self, sandbox: &str, config: ContainerConfig) -> Result<(ContainerRecord, LifeLock)> {
+    async fn begin_container(
+        &self,
+        sandbox: &str,
+        config: ContainerConfig,
+    ) -> Result<(ContainerRecord, Arc<LifeLock>)> {
         if config.name.is_empty() || config.name.contains('/') {
             return Err(Error::invalid("name", format!("{:?} is no name for a container", config.name)));
         }
-        let _section = lock::section(&self.paths.pod(sandbox).join("section"), true)?;
-        for other in self.container_ids(sandbox)? {
-            let taken = |r: &ContainerRecord| r.config.name == config.name && r.config.attempt == config.attempt;
-            match self.container_record(sandbox, &other) {
-                Ok(r) if taken(&r) && !self.container_interrupted(&r)? => {
-                    let name = format!("{} (attempt {})", config.name, config.attempt);
-                    return Err(Error::Exists { kind: "container", name, id: other });
+        let name = format!("{} (attempt {})", config.name, config.attempt);
+        for _ in 0..NAME_ATTEMPTS {
+            let stale = {
+                let _section = lock::section(&self.paths.pod(sandbox).join("section"), true)?;
+                match self.name_owner(sandbox, &config)? {
+                    None => return self.begin_container_folder(sandbox, config),
+                    Some(owner) => owner,
                 }
+            };
+            // It loses the name only if its creation or removal can be shown to be over for good.
+            if !self.container_interrupted(&stale)? {
+                return Err(Error::Exists { kind: "container", name, id: stale.id });
+            }
+            self.forget_container(sandbox, &stale.id).await?;
+        }
+        Err(Error::State { operation: "make container", object: name, state: "contended by others".into() })
+    }
+
+    /// The container of the pod that has the name and attempt which another one is to have.
+    fn name_owner(&self, sandbox: &str, config: &ContainerConfig) -> Result<Option<ContainerRecord>> {
+        for other in self.container_ids(sandbox)? {
+            match self.container_record(sandbox, &other) {
+                Ok(r) if r.config.name == config.name && r.config.attempt == config.attempt => return Ok(Some(r)),
                 Err(e) if !e.is_not_found() => return Err(e),
                 _ => {}
             }
         }
+        Ok(None)
+    }
+
+    fn begin_container_folder(
+        &self,
+        sandbox: &str,
+        config: ContainerConfig,
+    ) -> Result<(ContainerRecord, Arc<LifeLock>)> {
         let id = id::new()?;
         let dir = self.paths.container(sandbox, &id);
         fs::create_dir(&dir).map_err(Error::io("make folder", &dir))?;
@@ -97,27 +127,40 @@ impl Engine {
         };
         self.write_container(&record)?;
         let creator = creator.ok_or_else(|| Error::invalid("id", "the kernel's randomness repeats itself"))?;
-        Ok((record, creator))
+        Ok((record, Arc::new(creator)))
     }
 
-    /// Whether a container is a creation that nobody will finish.
-    pub(crate) fn container_interrupted(&self, record: &ContainerRecord) -> Result<bool> {
+    /// Whether a container is a creation or a removal that nobody will finish.
+    fn container_interrupted(&self, record: &ContainerRecord) -> Result<bool> {
+        let begun = |r: &ContainerRecord| matches!(r.state, ContainerState::Creating | ContainerState::Removing);
         let lock = self.paths.container(&record.sandbox_id, &record.id).join("creator.lock");
-        if record.state != ContainerState::Creating || lock::holder(&lock)?.lives() {
+        if !begun(record) || lock::holder(&lock)?.lives() {
             return Ok(false);
         }
-        let again = self.container_record(&record.sandbox_id, &record.id);
-        Ok(again.is_ok_and(|r| r.state == ContainerState::Creating))
+        match self.container_record(&record.sandbox_id, &record.id) {
+            Ok(again) => Ok(begun(&again)),
+            Err(e) if e.is_not_found() => Ok(true),
+            Err(e) => Err(e),
+        }
     }
 
-    async fn make_container(&self, pod: &SandboxRecord, record: &mut ContainerRecord) -> Result<()> {
+    async fn make_container(
+        &self,
+        pod: &SandboxRecord,
+        record: &mut ContainerRecord,
+        creator: Arc<LifeLock>,
+    ) -> Result<()> {
         let bundle = self.paths.container(&pod.id, &record.id);
         let data = self.paths.container_data(&pod.id, &record.id);
         let log = log_path(pod, &record.config);
         let (engine, this, pod_record, folder, log_file) =
             (self.clone(), record.clone(), pod.clone(), bundle.clone(), log.clone());
-        let (rootfs, stop_signal, user) =
-            blocking(move || prepare(&engine, &pod_record, &this, &folder, &data, log_file.as_deref())).await?;
+        let prepared = blocking(move || {
+            // Held by this thread, too: see the sandbox's.
+            let _held = creator;
+            prepare(&engine, &pod_record, &this, &folder, &data, log_file.as_deref())
+        });
+        let (rootfs, stop_signal, user) = prepared.await?;
         record.image_id = rootfs.image.id.to_string();
         record.image_digest = rootfs.image.repo_digests.first().unwrap_or(&record.image_id).clone();
         record.stop_signal = stop_signal;
@@ -136,6 +179,7 @@ impl Engine {
     /// Starts a container that was made; one that was started already has nothing to be done, even if it has ended.
     pub async fn start_container(&self, container: &str) -> Result<()> {
         let (sandbox, id) = self.find_container(container)?;
+        let _turn = self.turn(&id).await;
         let mut record = self.container_record(&sandbox, &id)?;
         match record.state {
             ContainerState::Created => {}
@@ -183,7 +227,7 @@ impl Engine {
     }
 
     /// The pid of a container's init if its supervisor says that it runs.
-    async fn running_pid(&self, sandbox: &str, id: &str) -> Result<Option<u32>> {
+    pub(crate) async fn running_pid(&self, sandbox: &str, id: &str) -> Result<Option<u32>> {
         let request = task::StateRequest { id: id.to_owned(), exec_id: String::new() };
         let what = format!("ask for container {}", id::short(id));
         let deadline = Some(self.config.deadlines.query);
@@ -248,7 +292,7 @@ impl Engine {
         blocking(move || cgroup::clear(&group, deadline)).await
     }
 
-    fn exit_file(&self, sandbox: &str, id: &str) -> Result<Option<ExitFile>> {
+    pub(crate) fn exit_file(&self, sandbox: &str, id: &str) -> Result<Option<ExitFile>> {
         read_json(&self.paths.container(sandbox, id).join(EXIT_FILE))
     }
 
@@ -292,6 +336,14 @@ impl Engine {
             Err(e) if e.is_not_found() => return Ok(()),
             Err(e) => return Err(e),
         };
+        // Killed before the turn: a start that hangs ends by it.
+        if self.container_record(&sandbox, &id).is_ok_and(|r| r.state != ContainerState::Creating) {
+            self.stop_container(&id, Duration::ZERO).await?;
+        }
+        let _turn = self.turn(&id).await;
+        if !self.paths.container(&sandbox, &id).exists() {
+            return Ok(());
+        }
         // Held while it is removed, so that nobody takes the removal for an interrupted one.
         let _remover = LifeLock::try_take(&self.paths.container(&sandbox, &id).join("creator.lock"))?;
         match self.container_record(&sandbox, &id) {
@@ -332,96 +384,6 @@ impl Engine {
         })
         .await
     }
-
-    /// One container.
-    pub fn container_status(&self, container: &str) -> Result<ContainerStatus> {
-        let (sandbox, id) = self.find_container(container)?;
-        self.observe(self.container_record(&sandbox, &id)?, None)
-    }
-
-    /// All containers that the filter lets through, the oldest first.
-    pub fn list_containers(&self, filter: &ContainerFilter) -> Result<Vec<ContainerStatus>> {
-        let mut list = Vec::new();
-        for sandbox in self.sandbox_ids()?.into_iter().filter(|s| s.starts_with(&filter.sandbox_id)) {
-            let holder = self.supervisor_of(&sandbox)?;
-            let pod = match self.sandbox_record(&sandbox) {
-                Ok(pod) if filter.local.is_none_or(|local| local == pod.config.exclusive_name) => pod,
-                Ok(_) => continue,
-                // Removed since, or never finished.
-                Err(e) if e.is_not_found() => continue,
-                Err(e) => return Err(e),
-            };
-            for id in self.container_ids(&sandbox)?.into_iter().filter(|id| id.starts_with(&filter.id)) {
-                match self.container_record(&sandbox, &id) {
-                    Ok(record) => list.push(self.observe_in(Some(&pod), record, Some(holder))?),
-                    Err(e) if e.is_not_found() => {}
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        list.retain(|c| {
-            filter.state.is_none_or(|state| state == c.state)
-                && filter.labels.iter().all(|(k, v)| c.config.labels.get(k) == Some(v))
-        });
-        list.sort_by_key(|c| c.created_at);
-        Ok(list)
-    }
-
-    /// Settles the records of a sandbox whose supervisor has ended: each container that ran has now an exit.
-    pub(crate) fn settle_containers(&self, sandbox: &str) -> Result<()> {
-        for id in self.container_ids(sandbox)? {
-            let record = match self.container_record(sandbox, &id) {
-                Ok(record) => record,
-                Err(e) if e.is_not_found() => continue,
-                Err(e) => return Err(e),
-            };
-            let seen = self.observe(record.clone(), Some(Holder::Nobody))?;
-            if seen.state != record.state && seen.state != ContainerState::Unknown {
-                self.write_container(&ContainerRecord { state: seen.state, exit: seen.exit, pid: None, ..record })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// What a record means now, by what the supervisor wrote and by whether it lives.
-    fn observe(&self, record: ContainerRecord, holder: Option<Holder>) -> Result<ContainerStatus> {
-        let pod: Option<SandboxRecord> = record::read(&self.paths.pod(&record.sandbox_id))?;
-        self.observe_in(pod.as_ref(), record, holder)
-    }
-
-    fn observe_in(
-        &self,
-        pod: Option<&SandboxRecord>,
-        record: ContainerRecord,
-        holder: Option<Holder>,
-    ) -> Result<ContainerStatus> {
-        let may_run = matches!(record.state, ContainerState::Created | ContainerState::Running);
-        let (mut state, mut exit) = (record.state, record.exit.clone());
-        if may_run {
-            // The supervisor's death first, its last word after: it may write until it dies.
-            let dead = match holder {
-                Some(holder) => !holder.lives(),
-                None => !self.supervisor_of(&record.sandbox_id)?.lives(),
-            };
-            let file = self.exit_file(&record.sandbox_id, &record.id)?;
-            (state, exit) = judge(state, file.map(|f| f.exit()), dead);
-        }
-        Ok(ContainerStatus {
-            log_path: pod.and_then(|pod| log_path(pod, &record.config)),
-            id: record.id,
-            sandbox_id: record.sandbox_id,
-            config: record.config,
-            image_id: record.image_id,
-            image_digest: record.image_digest,
-            stop_signal: record.stop_signal,
-            user: record.user,
-            state,
-            created_at: record.created_at,
-            started_at: record.started_at,
-            pid: record.pid.filter(|_| state == ContainerState::Running),
-            exit,
-        })
-    }
 }
 
 /// Whether the supervisor itself answered: then it is done with the call.
@@ -430,37 +392,12 @@ fn definite(error: &Error) -> bool {
     matches!(error, Error::Rpc { code, .. } if !lost.contains(code))
 }
 
-/// The state of a container that may run, from the proofs.
-fn judge(state: ContainerState, exit: Option<Exit>, dead: bool) -> (ContainerState, Option<Exit>) {
-    let event = match (&exit, dead) {
-        (Some(_), _) => ContainerEvent::Exited,
-        (None, true) => ContainerEvent::Lost,
-        (None, false) => return (state, None),
-    };
-    let lost = || Exit {
-        code: UNKNOWN_EXIT,
-        finished_at: 0,
-        oom_killed: false,
-        reason: "Unknown".into(),
-        message: "its supervisor died and left no exit code".into(),
-    };
-    (state.next(event).unwrap_or(state), exit.or_else(|| Some(lost())))
-}
-
 fn advance(what: &'static str, record: &ContainerRecord, event: ContainerEvent) -> Result<ContainerState> {
     record.state.next(event).ok_or_else(|| wrong_state(what, record, record.state))
 }
 
 fn wrong_state(operation: &'static str, record: &ContainerRecord, state: ContainerState) -> Error {
     Error::State { operation, object: format!("container {}", record.config.name), state: state.as_str().into() }
-}
-
-fn log_path(pod: &SandboxRecord, config: &ContainerConfig) -> Option<PathBuf> {
-    let path = config.log_path.as_ref()?;
-    match &pod.config.log_directory {
-        Some(dir) => Some(dir.join(path)),
-        None => path.is_absolute().then(|| path.clone()),
-    }
 }
 
 /// Everything on disk that a container needs before its supervisor is asked.
@@ -545,20 +482,5 @@ fn create_request(
         stdout: output.clone(),
         stderr: if config.tty { String::new() } else { output },
         ..Default::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_exit_record_counts_more_than_a_dead_supervisor() {
-        let exit = Exit { code: 3, finished_at: 1, oom_killed: false, reason: "Error".into(), message: String::new() };
-        let running = ContainerState::Running;
-        assert_eq!(judge(running, Some(exit.clone()), true), (ContainerState::Exited, Some(exit)));
-        let (state, exit) = judge(running, None, true);
-        assert_eq!((state, exit.unwrap().code), (ContainerState::Exited, UNKNOWN_EXIT));
-        assert_eq!(judge(running, None, false), (running, None));
     }
 }

@@ -171,13 +171,18 @@ impl Engine {
 
     /// Clears what [`Engine::doctor`] finds and can be cleared. One failure does not stop the rest.
     pub async fn gc(&self) -> Result<Vec<Action>> {
+        self.clear_where(Finding::clearable).await
+    }
+
+    /// Clears those of the findings that are meant.
+    pub(crate) async fn clear_where(&self, meant: impl Fn(&Finding) -> bool) -> Result<Vec<Action>> {
         let mut actions: Vec<Action> = Vec::new();
         // Clearing a pod makes some of the rest void and uncovers other: look again until nothing new is found. Each
         // clearing is idempotent and meets what it was found to be, or nothing: ids are never used again.
         loop {
             let engine = self.clone();
             let mut found = blocking(move || engine.look()).await?;
-            found.retain(|f| f.clearable() && !actions.iter().any(|a| a.finding == *f));
+            found.retain(|f| meant(f) && !actions.iter().any(|a| a.finding == *f));
             if found.is_empty() {
                 return Ok(actions);
             }

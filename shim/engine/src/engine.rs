@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::lock::{self, Holder, LifeLock};
 use crate::net::Network;
 use crate::record::{self, ContainerRecord, SandboxRecord};
+use crate::turns::Turns;
 use crate::types::SandboxConfig;
 use crate::{id, names};
 
@@ -32,6 +33,7 @@ pub struct Engine {
     pub(crate) network: Arc<Network>,
     pub(crate) stats: Arc<crate::stats::Cache>,
     clients: Arc<Mutex<HashMap<String, Arc<Client>>>>,
+    turns: Arc<Turns>,
 }
 
 /// Runs what blocks on a thread of its own.
@@ -69,6 +71,7 @@ impl Engine {
             config: Arc::new(config),
             stats: Arc::default(),
             clients: Arc::default(),
+            turns: Arc::default(),
         })
     }
 
@@ -187,6 +190,11 @@ impl Engine {
     /// `on_exit` command; whoever lets it go looks once more for exits that came meanwhile.
     pub fn tend(&self, sandbox: &str) -> Result<Option<LifeLock>> {
         LifeLock::try_take(&self.paths.pod(sandbox).join("tender.lock"))
+    }
+
+    /// The right to change a sandbox or a container, among this process's tasks.
+    pub(crate) async fn turn(&self, id: &str) -> impl Drop + Send + use<> {
+        self.turns.take(id).await
     }
 
     /// The connection to a sandbox's supervisor, made if there is none. Its death is told from its silence.

@@ -6,14 +6,14 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | [`Engine`], finding things, calling supervisors | `engine`, `client`, `supervisor` |
+//! | [`Engine`], finding things, taking turns, calling supervisors | `engine`, `turns`, `client`, `supervisor` |
 //! | a sandbox's life, and how its making is undone | `sandbox`, `undo`, `names` |
-//! | a container's life | `container`, `spec`, `update` |
+//! | a container's life, what it is now | `container`, `observe`, `spec`, `update` |
 //! | what runs the containers | [`handler`] |
 //! | what containers and pods use | [`stats`] |
 //! | commands in it, its streams, connections into its pod | `exec`, `exec_sync`, `family`, `dial` |
 //! | what happens to them, told as it happens | [`events`] |
-//! | what a crash leaves | `doctor`, `cgroup` |
+//! | what a crash leaves | `doctor`, `recover`, `cgroup` |
 
 mod cgroup;
 pub mod client;
@@ -32,7 +32,9 @@ pub mod id;
 pub mod lock;
 mod names;
 pub mod net;
+mod observe;
 pub mod record;
+mod recover;
 mod sandbox;
 pub mod seccomp_default;
 pub mod signal;
@@ -41,6 +43,7 @@ pub mod stats;
 pub mod status;
 mod supervisor;
 mod sys;
+mod turns;
 pub mod types;
 mod undo;
 mod update;

@@ -6,6 +6,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 
@@ -28,35 +30,49 @@ const NAME_ATTEMPTS: usize = 3;
 /// Where systemd-resolved keeps the real servers when /etc/resolv.conf names its stub.
 const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
+/// How often a creation under way is looked at by who waits for its end.
+const SETTLE_PAUSE: Duration = Duration::from_millis(10);
+
 /// A sandbox's folder, held by its creator.
 struct Begun {
     record: SandboxRecord,
-    _creator: LifeLock,
+    /// Shared with what the creator has running on other threads: a creation whose future was dropped is over, and may be
+    /// taken apart, only when these have ended, too.
+    creator: Arc<LifeLock>,
 }
 
 impl Engine {
-    /// Makes a sandbox and returns when containers can be made in it.
+    /// Makes a sandbox and returns when containers can be made in it. Dropped before its end it leaves an interrupted
+    /// creation, which a repetition or a removal takes apart, as after a crash.
     pub async fn run_sandbox(&self, mut config: SandboxConfig) -> Result<SandboxStatus> {
         validate(&config)?;
         let handler = self.handler_for(&mut config).await?;
         let hostname = hostname(&config);
-        let Begun { mut record, _creator } = self.begin_sandbox(config, handler).await?;
+        let Begun { mut record, creator } = self.begin_sandbox(config, handler).await?;
         let mut undo = Undo::new(self, &record.id);
         undo.begin(Step::Folder);
-        match self.make_sandbox(&mut record, &hostname, &mut undo).await {
+        match self.make_sandbox(&mut record, &hostname, &creator, &mut undo).await {
             Ok(()) => Ok(self.status_of(record, None)),
             Err(why) => Err(undo.fail(why).await),
         }
     }
 
-    async fn make_sandbox(&self, record: &mut SandboxRecord, hostname: &str, undo: &mut Undo<'_>) -> Result<()> {
+    async fn make_sandbox(
+        &self,
+        record: &mut SandboxRecord,
+        hostname: &str,
+        creator: &Arc<LifeLock>,
+        undo: &mut Undo<'_>,
+    ) -> Result<()> {
         let pod = self.paths.pod(&record.id);
         undo.begin(Step::Supervisor);
         let spawned = supervisor::spawn(&self.paths.supervisor, &pod, &record.id, self.config.deadlines.spawn);
         undo.begin(Step::Shm);
         let (config, size, dir, name) = (record.config.clone(), self.config.shm_size, pod.clone(), hostname.to_owned());
         let (engine, id) = (self.clone(), record.id.clone());
+        let held = creator.clone();
         let files = blocking(move || {
+            let _held = held;
             engine.own_data(&id)?;
             write_files(&dir, &config, &name, size)
         });
@@ -67,7 +83,7 @@ impl Engine {
         (record.supervisor, record.pid_ns_pid) = (Some(pid), init);
         if record.config.network != NamespaceMode::Node {
             undo.begin(Step::Network);
-            let attached = self.attach_network(record, format!("/proc/{pid}/ns/net").into()).await?;
+            let attached = self.attach_network(record, format!("/proc/{pid}/ns/net").into(), creator.clone()).await?;
             record.ips = attached.ips.iter().map(|net| net.ip).collect();
             record.notes = attached.notes;
             if let (None, Some(dns)) = (&record.config.dns, attached.dns) {
@@ -79,11 +95,17 @@ impl Engine {
         self.write_sandbox(record)
     }
 
-    async fn attach_network(&self, record: &SandboxRecord, netns: PathBuf) -> Result<Attachment> {
+    async fn attach_network(
+        &self,
+        record: &SandboxRecord,
+        netns: PathBuf,
+        creator: Arc<LifeLock>,
+    ) -> Result<Attachment> {
         let (network, id, config) = (self.network.clone(), record.id.clone(), record.config.clone());
         // What a kubelet names as the parent is the pod's cgroup to everyone else.
         let cgroup = if config.cgroup_parent.is_empty() { record.cgroup.clone() } else { config.cgroup_parent.clone() };
         blocking(move || {
+            let _held = creator;
             let attach = Attach {
                 sandbox: &id,
                 name: &config.name,
@@ -112,8 +134,8 @@ impl Engine {
                     _ => return self.begin_folder(config, handler, &key),
                 }
             };
-            // The owner exists. It loses the name only if its creation can be shown to be over for good.
-            if !self.interrupted(&stale)? {
+            // The owner exists. It loses the name only if its creation or removal can be shown to be over for good.
+            if !self.interrupted(&stale)? && !self.abandoned(&stale)? {
                 return Err(Error::Exists { kind: "sandbox", name: config.name, id: stale });
             }
             self.destroy(&stale).await?;
@@ -151,7 +173,7 @@ impl Engine {
             creator.ok_or_else(|| Error::invalid("id", "the kernel's randomness repeats itself"))
         };
         match made() {
-            Ok(_creator) => Ok(Begun { record, _creator }),
+            Ok(creator) => Ok(Begun { record, creator: Arc::new(creator) }),
             Err(e) => {
                 // Nothing but this folder was made.
                 let _ = fs::remove_dir_all(&pod);
@@ -179,6 +201,31 @@ impl Engine {
         }
     }
 
+    /// Whether a sandbox is a removal that nobody will finish: its remover is dead.
+    fn abandoned(&self, sandbox: &str) -> Result<bool> {
+        let removing = self.sandbox_record(sandbox).is_ok_and(|record| record.state == SandboxState::Removing);
+        Ok(removing && !crate::lock::holder(&self.paths.pod(sandbox).join("creator.lock"))?.lives())
+    }
+
+    /// Waits a while for a creation under way to come to its end, and tells whether it was cut off.
+    async fn settled(&self, operation: &'static str, id: &str) -> Result<bool> {
+        let until = Instant::now() + self.config.deadlines.query;
+        loop {
+            match self.sandbox_record(id) {
+                Ok(record) if record.state != SandboxState::Creating => return Ok(false),
+                Err(e) if !e.is_not_found() => return Err(e),
+                // A folder that is no more was removed by another.
+                Err(_) if !self.paths.pod(id).exists() => return Ok(true),
+                _ if self.interrupted(id)? => return Ok(true),
+                _ if Instant::now() >= until => {
+                    let object = format!("sandbox {}", id::short(id));
+                    return Err(Error::State { operation, object, state: "being made".into() });
+                }
+                _ => tokio::time::sleep(SETTLE_PAUSE).await,
+            }
+        }
+    }
+
     /// Stops everything in a sandbox and releases what it holds but its records, logs and writable layers. Idempotent.
     pub async fn stop_sandbox(&self, sandbox: &str) -> Result<()> {
         let id = match self.find_sandbox(sandbox) {
@@ -186,20 +233,30 @@ impl Engine {
             Err(e) if e.is_not_found() => return Ok(()),
             Err(e) => return Err(e),
         };
-        let mut record = self.sandbox_record(&id)?;
+        let _turn = self.turn(&id).await;
+        self.stop_now(&id).await
+    }
+
+    /// Stops a sandbox in the caller's turn.
+    async fn stop_now(&self, id: &str) -> Result<()> {
+        if self.settled("stop", id).await? {
+            return self.destroy(id).await;
+        }
+        let mut record = match self.sandbox_record(id) {
+            Ok(record) => record,
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+        };
         if matches!(record.state, SandboxState::NotReady | SandboxState::Removing) {
             return Ok(());
         }
-        if record.state == SandboxState::Creating {
-            return Err(Error::State { operation: "stop sandbox", object: id, state: "being made".into() });
-        }
         // Held while it is stopped, so that nobody takes it for a dead one when its supervisor is gone.
-        let _stopper = self.hold(&id)?;
+        let _stopper = self.hold(id)?;
         // The intent first: whoever tends the pod sees it and restarts nothing.
         record.state = advance("stop", &record, SandboxEvent::Stopping)?;
         self.write_sandbox(&record)?;
-        self.release(&id).await?;
-        self.settle_containers(&id)?;
+        self.release(id).await?;
+        self.settle_containers(id)?;
         record.state = advance("stop", &record, SandboxEvent::Stopped)?;
         record.supervisor = None;
         self.write_sandbox(&record)
@@ -219,13 +276,12 @@ impl Engine {
             Err(e) if e.is_not_found() => return Ok(()),
             Err(e) => return Err(e),
         };
-        match self.sandbox_record(&id) {
-            Ok(record) if record.state == SandboxState::Creating && !self.interrupted(&id)? => {
-                return Err(Error::State { operation: "remove sandbox", object: id, state: "being made".into() });
-            }
-            Ok(_) => self.stop_if_needed(&id).await?,
-            Err(e) if e.is_not_found() && self.interrupted(&id)? => {}
-            Err(e) => return Err(e),
+        let _turn = self.turn(&id).await;
+        if !self.settled("remove", &id).await?
+            && let Ok(SandboxState::Ready | SandboxState::Stopping) =
+                self.sandbox_record(&id).map(|record| record.state)
+        {
+            self.stop_now(&id).await?;
         }
         self.destroy(&id).await
     }
@@ -259,15 +315,11 @@ impl Engine {
         Ok(dir)
     }
 
-    async fn stop_if_needed(&self, id: &str) -> Result<()> {
-        match self.sandbox_record(id)?.state {
-            SandboxState::Ready | SandboxState::Stopping => self.stop_sandbox(id).await,
-            _ => Ok(()),
-        }
-    }
-
     /// Takes a sandbox apart, whatever state it is in.
     pub(crate) async fn destroy(&self, id: &str) -> Result<()> {
+        if !self.paths.pod(id).exists() {
+            return Ok(());
+        }
         let _remover = self.hold(id)?;
         if let Ok(mut record) = self.sandbox_record(id) {
             record.state = SandboxState::Removing;

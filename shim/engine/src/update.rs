@@ -24,6 +24,7 @@ impl Engine {
     /// Changes the limits of a container that was made and has not ended. What is `None` or empty keeps its value.
     pub async fn update_container(&self, container: &str, resources: &Resources) -> Result<()> {
         let (sandbox, id) = self.find_container(container)?;
+        let _turn = self.turn(&id).await;
         let status = self.container_status(&id)?;
         if !matches!(status.state, ContainerState::Created | ContainerState::Running) {
             let object = format!("container {}", status.config.name);
@@ -54,6 +55,7 @@ impl Engine {
         resources: Option<Resources>,
     ) -> Result<()> {
         let id = self.find_sandbox(sandbox)?;
+        let _turn = self.turn(&id).await;
         let record = self.sandbox_record(&id)?;
         if record.state != SandboxState::Ready {
             let object = format!("sandbox {}", id::short(&id));
