@@ -116,6 +116,9 @@ impl Cri {
     ) -> Result<v1::ContainerStatusResponse, Status> {
         let id = filter::known_container(self.engine(), &request.container_id)?;
         let status = self.engine().container_status(&id).map_err(fault::engine)?;
+        if filter::shown_container(&status).is_none() {
+            return Err(filter::absent("container", &id));
+        }
         let info = match request.verbose {
             true => verbose::container(self.engine(), &status)?,
             false => Default::default(),

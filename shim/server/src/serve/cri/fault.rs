@@ -72,7 +72,7 @@ fn code(error: &Error) -> Code {
         Error::Ambiguous { .. } | Error::Invalid { .. } => Code::InvalidArgument,
         Error::Exists { .. } => Code::AlreadyExists,
         Error::State { .. } => Code::FailedPrecondition,
-        Error::Supervisor { .. } => Code::Unavailable,
+        Error::Supervisor { .. } | Error::Handler { .. } => Code::Unavailable,
         Error::Deadline { .. } => Code::DeadlineExceeded,
         Error::Rpc { code, .. } => rpc(*code),
         Error::Image(error) => image_code(error),

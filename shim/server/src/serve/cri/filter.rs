@@ -72,7 +72,8 @@ pub fn known_container(engine: &Engine, id: &str) -> Result<String, Status> {
     container(engine, id)?.ok_or_else(|| absent("container", id))
 }
 
-fn absent(kind: &'static str, id: &str) -> Status {
+/// The status of an id that means nothing.
+pub fn absent(kind: &'static str, id: &str) -> Status {
     fault::engine(Error::NotFound { kind, name: id.to_owned(), hint: None })
 }
 

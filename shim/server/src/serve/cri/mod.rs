@@ -75,9 +75,22 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Status> + 
     }
 }
 
+async fn recover(engine: Engine) {
+    match engine.recover().await {
+        Ok(actions) => {
+            for action in actions {
+                let error = action.error.as_deref().unwrap_or_default();
+                tracing::info!(error, "cleared what another server has left: {}", action.finding);
+            }
+        }
+        Err(e) => tracing::warn!(error = fault::chain(&e), "what another server has left was not cleared"),
+    }
+}
+
 impl Cri {
-    /// The services on an engine.
+    /// The services on an engine. What a dead server has begun is brought to an end meanwhile: no call waits for it.
     pub fn new(live: Live, engine: Engine) -> Cri {
+        tokio::spawn(recover(engine.clone()));
         // What `coracle run` does is none of a CRI client's.
         let events = Feed::new(engine.clone(), Some(false));
         Cri {

@@ -27,21 +27,57 @@ impl Cri {
     }
 
     pub(super) async fn status_rpc(&self, request: v1::StatusRequest) -> Result<v1::StatusResponse, Status> {
-        let runtime = v1::RuntimeCondition { r#type: "RuntimeReady".into(), status: true, ..Default::default() };
-        let network = v1::RuntimeCondition { r#type: "NetworkReady".into(), status: true, ..Default::default() };
+        let conditions = vec![self.runtime_condition(), self.network_condition().await?];
         let info = match request.verbose {
             true => verbose::node(&self.settings()),
             false => Default::default(),
         };
         Ok(v1::StatusResponse {
-            status: Some(v1::RuntimeStatus { conditions: vec![runtime, network] }),
+            status: Some(v1::RuntimeStatus { conditions }),
             info,
-            runtime_handlers: ["", NAME].map(|name| v1::RuntimeHandler { name: name.into(), features: None }).into(),
+            runtime_handlers: self.handlers().await,
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,
             }),
         })
+    }
+
+    /// Ready, if there is the program that pods are run by.
+    fn runtime_condition(&self) -> v1::RuntimeCondition {
+        let supervisor = &self.engine().paths().supervisor;
+        let found = supervisor.is_file();
+        v1::RuntimeCondition {
+            r#type: "RuntimeReady".into(),
+            status: found,
+            reason: if found { String::new() } else { "SupervisorMissing".into() },
+            message: if found { String::new() } else { format!("{}: there is no such program", supervisor.display()) },
+        }
+    }
+
+    async fn network_condition(&self) -> Result<v1::RuntimeCondition, Status> {
+        let engine = self.engine().clone();
+        let status = super::blocking(move || Ok(engine.network().status())).await?;
+        Ok(v1::RuntimeCondition {
+            r#type: "NetworkReady".into(),
+            status: status.ready,
+            reason: status.reason,
+            message: status.message,
+        })
+    }
+
+    /// The handlers by name, and the default one once more without.
+    async fn handlers(&self) -> Vec<v1::RuntimeHandler> {
+        let handlers = &self.engine().config().handlers;
+        let mut shown = Vec::new();
+        for name in std::iter::once("").chain(handlers.named.keys().map(String::as_str)) {
+            let features = handlers.features(name).await.ok().map(|features| v1::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: features.recursive_read_only_mounts,
+                user_namespaces: features.user_namespaces,
+            });
+            shown.push(v1::RuntimeHandler { name: name.into(), features });
+        }
+        shown
     }
 
     /// What the server was set up with, for people.

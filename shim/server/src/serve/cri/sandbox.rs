@@ -11,7 +11,8 @@ impl Cri {
         &self,
         request: v1::RunPodSandboxRequest,
     ) -> Result<v1::RunPodSandboxResponse, Status> {
-        let config = convert::sandbox::config(request)?;
+        let mut config = convert::sandbox::config(request)?;
+        config.log_max_bytes = self.app().config.serve.log_max_bytes;
         let key = format!("{}/{}/{}/{}", config.namespace, config.name, config.uid, config.attempt);
         let cri = self.clone();
         let pod_sandbox_id = self.shared.creations.run(key, async move { cri.run_sandbox(config).await }).await?;
@@ -67,6 +68,9 @@ impl Cri {
     ) -> Result<v1::PodSandboxStatusResponse, Status> {
         let id = filter::known_sandbox(self.engine(), &request.pod_sandbox_id)?;
         let (status, containers_statuses) = self.sandbox_and_containers(&id)?;
+        if filter::shown_sandbox(status.state).is_none() {
+            return Err(filter::absent("sandbox", &id));
+        }
         let info = match request.verbose {
             true => verbose::sandbox(self.engine(), &status)?,
             false => Default::default(),
