@@ -84,7 +84,8 @@ pub struct OutputStream {
 }
 
 impl OutputStream {
-    /// The next piece; `None` when all output was delivered. Safe to drop while it waits.
+    /// The next piece; `None` when all output was delivered, and an error when the supervisor ended the connection
+    /// before. Safe to drop while it waits.
     pub async fn next(&mut self) -> Result<Option<Output>> {
         loop {
             let mut bytes = &self.buffer[self.rest.clone()];
@@ -100,12 +101,18 @@ impl OutputStream {
                         self.socket.read(&mut self.buffer).await.map_err(Error::io("read from", "attach.sock"))?;
                     self.rest = 0..read;
                     if read == 0 {
-                        return Ok(None);
+                        return Err(cut_off());
                     }
                 }
             }
         }
     }
+}
+
+/// A container never waits for who is attached to it, so a client that lags too far is dropped.
+fn cut_off() -> Error {
+    let why = "the supervisor ended the connection: the client was too slow for the container's output, or it died";
+    Error::io("read from", "attach.sock")(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, why))
 }
 
 /// The rest of a session: resizing, signalling and waiting. Cheap to clone.

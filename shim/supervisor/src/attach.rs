@@ -185,15 +185,16 @@ impl Client {
         self.out.pending() >= EXEC_BUFFER
     }
 
-    /// Hears what is to be heard: not its input while the process takes none.
+    /// Hears what is to be heard: not its input while the process takes none, but that it leaves. (What it has sent
+    /// before is then read to its end, which is no more than the socket holds.)
     pub fn watch(&mut self, reactor: &Reactor, key: u32, input_full: bool) -> io::Result<()> {
-        let read = match self.phase {
-            Phase::Hello(_) => true,
-            Phase::Asked(_) => false,
-            Phase::Attached(_) => !(self.stdin && input_full),
-            Phase::Ending => false,
+        let (read, gone) = match self.phase {
+            Phase::Hello(_) => (true, false),
+            Phase::Asked(_) => (false, false),
+            Phase::Attached(_) => (!(self.stdin && input_full), true),
+            Phase::Ending => (false, false),
         };
-        let wanted = Interest { read, write: self.out.pending() > 0 };
+        let wanted = Interest { read, write: self.out.pending() > 0, gone };
         reactor.watch(&self.stream, Token::Attach(key), &mut self.interest, wanted)
     }
 }

@@ -77,7 +77,7 @@ impl Connection {
 
     /// Hears what is to be heard. A client that does not take its answers is not asked for more.
     pub fn watch(&mut self, reactor: &Reactor, key: u32) -> Result<(), Closed> {
-        let wanted = Interest { read: !self.pending(), write: self.pending() };
+        let wanted = Interest { read: !self.pending(), write: self.pending(), gone: false };
         reactor.watch(&self.stream, Token::Connection(key), &mut self.interest, wanted).map_err(|_| Closed)
     }
 }

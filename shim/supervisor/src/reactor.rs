@@ -74,20 +74,23 @@ pub struct Interest {
     pub read: bool,
     /// Wake when it can be written.
     pub write: bool,
+    /// Wake when the other end has gone, although nothing is read.
+    pub gone: bool,
 }
 
 impl Interest {
     /// Nothing at all.
-    pub const NONE: Interest = Interest { read: false, write: false };
+    pub const NONE: Interest = Interest { read: false, write: false, gone: false };
     /// Reading alone.
-    pub const READ: Interest = Interest { read: true, write: false };
+    pub const READ: Interest = Interest { read: true, write: false, gone: false };
     /// Writing alone.
-    pub const WRITE: Interest = Interest { read: false, write: true };
+    pub const WRITE: Interest = Interest { read: false, write: true, gone: false };
 
     fn flags(self) -> EpollFlags {
         let mut flags = EpollFlags::empty();
         flags.set(EpollFlags::EPOLLIN, self.read);
         flags.set(EpollFlags::EPOLLOUT, self.write);
+        flags.set(EpollFlags::EPOLLRDHUP, self.gone);
         flags
     }
 }
@@ -152,7 +155,7 @@ impl Reactor {
         };
         ready.extend(events[..count].iter().map(|event| {
             let flags = event.events();
-            let gone = flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
+            let gone = flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLERR);
             Ready {
                 token: Token::unpack(event.data()),
                 read: gone || flags.contains(EpollFlags::EPOLLIN),

@@ -2,7 +2,8 @@
 //! clients, what a client says goes to the process.
 //!
 //! - A container never waits: its log drops lines when the disk is full, a client that lags is dropped.
-//! - An exec has one reader; it waits for that reader, and for nobody when the reader has left.
+//! - An exec has one reader, and waits for it. When the reader has left, the exec's streams are closed: it sees the end
+//!   of its input, a broken pipe when it writes on, and the hang-up of its terminal, as when a terminal's window closes.
 //! - When a process has died, everything it wrote is still read (its pipes hold it) before its clients are told the end.
 //!   What its surviving children write later is read on, into the log if there is one, so that they are not killed by it.
 
@@ -75,6 +76,8 @@ struct Io {
     kept: Kept,
     size: Option<(u16, u16)>,
     exited: bool,
+    /// The exec's reader has left.
+    abandoned: bool,
     /// Its clients were told the end.
     told: bool,
     /// The process is forgotten; this lives on only for clients that have not got everything.
@@ -126,6 +129,7 @@ impl Streams {
             kept: Kept::default(),
             size: None,
             exited: false,
+            abandoned: false,
             told: false,
             released: false,
         }))
@@ -219,6 +223,9 @@ impl Streams {
             BOTH.into_iter().for_each(|stream| self.pump(key, stream, TURN));
         }
         let Some(io) = self.ios.get_mut(key) else { return };
+        if io.abandoned {
+            io.hang_up(reactor, key);
+        }
         let waits = io.must_wait(&self.clients);
         for stream in BOTH {
             let Some(source) = &mut io.sources[index(stream)] else { continue };
@@ -401,6 +408,7 @@ impl Streams {
         let Some(io) = client.attached_to() else { return };
         if let Some(streams) = self.ios.get_mut(io) {
             streams.clients.retain(|other| *other != key);
+            streams.abandoned |= streams.exec && !streams.exited;
         }
         if client.stdin {
             self.input_ended(io);
@@ -437,6 +445,22 @@ impl Io {
         if let Some(file) = &self.input.file
             && reactor.watch(file, Token::Stdin(key), &mut self.input.interest, wanted).is_err()
         {
+            self.input.close();
+        }
+    }
+
+    /// Closes everything of an exec whose reader has left.
+    fn hang_up(&mut self, reactor: &Reactor, key: u32) {
+        for stream in BOTH {
+            if let Some(mut source) = self.sources[index(stream)].take() {
+                let _ = reactor.watch(&source.file, token(stream, key), &mut source.interest, Interest::NONE);
+            }
+        }
+        // Of a terminal this is the other half, which keeps it open; a pipe still takes what was sent into it.
+        if self.terminal {
+            if let Some(file) = &self.input.file {
+                let _ = reactor.watch(file, Token::Stdin(key), &mut self.input.interest, Interest::NONE);
+            }
             self.input.close();
         }
     }

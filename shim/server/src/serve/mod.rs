@@ -67,6 +67,7 @@ struct Running {
     notify: Arc<Notify>,
     /// Turns true when the server stops.
     stop: watch::Sender<bool>,
+    streaming: Arc<streaming::Server>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
@@ -103,12 +104,14 @@ impl Serve {
         let mut socket = listen::Socket::open(&path.unwrap_or_else(|| engine.paths().state.join("coracle.sock")))?;
         let (stop, stopped) = watch::channel(false);
         let live = Live::new(app);
-        let server = services(&live, &engine, socket.listener()?, stopped);
+        let streaming = Arc::new(streaming::Server::start(engine.clone(), &streaming_config(&live)).await?);
+        tracing::info!("streams are served at {}", streaming.base());
+        let server = services(&live, &engine, &streaming, socket.listener()?, stopped);
         tokio::spawn(notify::watch(notify.clone(), engine));
         let serving = format!("serving {}", socket.path().display());
         tracing::info!(version = crate::cmd::version::VERSION, "{serving}");
         notify.ready(&serving);
-        let mut running = Running { live, levels, notify, stop, server: tokio::spawn(server) };
+        let mut running = Running { live, levels, notify, stop, streaming, server: tokio::spawn(server) };
         loop {
             tokio::select! {
                 ended = &mut running.server => {
@@ -128,14 +131,26 @@ impl Serve {
     }
 }
 
+fn streaming_config(live: &Live) -> streaming::StreamingConfig {
+    let serve = &live.app().config.serve;
+    streaming::StreamingConfig {
+        address: serve.streaming_address,
+        cert: serve.streaming_cert.clone(),
+        key: serve.streaming_key.clone(),
+        client_ca: serve.streaming_client_ca.clone(),
+        idle_timeout: serve.stream_idle_timeout,
+    }
+}
+
 /// Both services on the socket, until `stopped` and the calls are done.
 fn services(
     live: &Live,
     engine: &Engine,
+    streaming: &Arc<streaming::Server>,
     listener: tokio::net::UnixListener,
     stopped: watch::Receiver<bool>,
 ) -> impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static {
-    let cri = Cri::new(live.clone(), engine.clone());
+    let cri = Cri::new(live.clone(), engine.clone(), streaming.clone());
     let runtime = RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(MAX_MESSAGE);
     let images = ImageServiceServer::new(cri).max_decoding_message_size(MAX_MESSAGE);
     let mut stop = stopped.clone();
@@ -182,8 +197,9 @@ impl Running {
         let within: Duration = self.live.app().config.serve.stop_timeout;
         tracing::info!("stopping: calls that run have {within:?} to finish; pods run on");
         let _ = self.stop.send(true);
+        let ended = async { tokio::join!(self.server, self.streaming.shutdown()).0 };
         tokio::select! {
-            ended = tokio::time::timeout(within, self.server) => match ended {
+            ended = tokio::time::timeout(within, ended) => match ended {
                 Ok(Ok(Ok(()))) => tracing::info!("stopped"),
                 Ok(Ok(Err(error))) => tracing::error!("serve the socket: {error}"),
                 Ok(Err(error)) => tracing::error!("the server's task: {error}"),

@@ -21,7 +21,7 @@ mod cadvisor;
 mod container;
 mod convert;
 mod events;
-mod fault;
+pub(in crate::serve) mod fault;
 mod filter;
 mod image;
 mod node;
@@ -46,6 +46,7 @@ use tonic::{Request, Response, Status};
 use crate::app::App;
 use crate::serve::calls;
 use crate::serve::reload::Live;
+use crate::serve::streaming;
 
 /// The answer of a call that answers many times.
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -60,6 +61,7 @@ pub struct Cri {
 struct Shared {
     live: Live,
     engine: Engine,
+    streaming: Arc<streaming::Server>,
     events: Feed,
     /// Sandboxes and containers that are being made, by their names; each comes to its id.
     creations: once::Once<String>,
@@ -89,17 +91,20 @@ async fn recover(engine: Engine) {
 
 impl Cri {
     /// The services on an engine. What a dead server has begun is brought to an end meanwhile: no call waits for it.
-    pub fn new(live: Live, engine: Engine) -> Cri {
+    pub fn new(live: Live, engine: Engine, streaming: Arc<streaming::Server>) -> Cri {
         tokio::spawn(recover(engine.clone()));
         // What `coracle run` does is none of a CRI client's.
         let events = Feed::new(engine.clone(), Some(false));
-        Cri {
-            shared: Arc::new(Shared { live, engine, events, creations: Default::default(), pulls: Default::default() }),
-        }
+        let (creations, pulls) = Default::default();
+        Cri { shared: Arc::new(Shared { live, engine, streaming, events, creations, pulls }) }
     }
 
     fn engine(&self) -> &Engine {
         &self.shared.engine
+    }
+
+    fn streaming(&self) -> &streaming::Server {
+        &self.shared.streaming
     }
 
     fn events(&self) -> &Feed {
