@@ -41,7 +41,8 @@ impl Embedded {
         let name = &self.config.bridge;
         let mut notes = Vec::new();
         let found = link::find(route, name).map_err(|e| Error::kernel(format!("look up bridge {name}"), e))?;
-        let table = nft::exists(filter, name).map_err(|e| Error::kernel("look up the nftables table", e))?;
+        let table =
+            nft::exists(filter, &nft::table(name)).map_err(|e| Error::kernel("look up the nftables table", e))?;
         let dropping = forward::dropping(filter).map_err(|e| Error::kernel("list nftables chains", e))?;
         let path = self.leases.beside("ready");
         if let Some(bridge) = &found {
@@ -83,7 +84,7 @@ impl Embedded {
             None => self.make_bridge(route, notes)?,
         };
         let name = &self.config.bridge;
-        let up = link::add_address(route, bridge.index, self.config.subnet, self.gateway())
+        let up = link::add_address(route, bridge.index, self.config.subnet.host(self.gateway()))
             .and_then(|()| link::set_up(route, bridge.index, true));
         up.map_err(|e| Error::kernel(format!("set up bridge {name}"), e))?;
         switch_forwarding_on(notes)?;
@@ -94,7 +95,7 @@ impl Embedded {
     fn make_bridge(&self, route: &mut Socket, notes: &mut Vec<String>) -> Result<Link, Error> {
         let (name, subnet) = (&self.config.bridge, self.config.subnet);
         let mtu = self.check_routes(route)?;
-        link::add_bridge(route, name, mac_of(self.gateway()), mtu)
+        link::add_bridge(route, name, mac_of(self.gateway()), Some(mtu))
             .map_err(|e| Error::kernel(format!("make bridge {name}"), e))?;
         let bridge = link::find(route, name)
             .and_then(|bridge| bridge.ok_or(Errno::ENODEV.into()))
@@ -165,7 +166,7 @@ impl Embedded {
         if bridge.is_none() {
             troubles.push(format!("bridge {name} is gone (the next pod's start makes it again)"));
         }
-        if !nft::exists(filter, name).map_err(doing)? {
+        if !nft::exists(filter, &nft::table(name)).map_err(doing)? {
             let table = nft::table(name);
             troubles.push(format!("nftables table inet {table} is gone (the next pod's start makes it again)"));
         }

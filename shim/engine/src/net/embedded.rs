@@ -20,6 +20,7 @@ use super::kernel::{Kernel, Loan, Pool, inside, open_netns, up};
 use super::lease::{Lease, Leases};
 use super::link::{self, Veth};
 use super::nl::Socket;
+use super::port::Holder;
 use super::{Attachment, Error, HOST_PREFIX, INTERFACE_NAME_MAX, NetConfig, POD_INTERFACE, check_id};
 use super::{bridge, conntrack, nft, port};
 use crate::types::{PortMapping, Protocol};
@@ -65,7 +66,13 @@ impl Embedded {
     /// Gives the sandbox whose network namespace is at `netns` a link, an address, a default route and its ports.
     ///
     /// Attaching again starts over: what the sandbox had is removed first.
-    pub(super) fn attach(&self, sandbox: &str, netns: &Path, ports: &[PortMapping]) -> Result<Attachment, Error> {
+    pub(super) fn attach(
+        &self,
+        sandbox: &str,
+        netns: &Path,
+        ports: &[PortMapping],
+        others: &[Holder],
+    ) -> Result<Attachment, Error> {
         check_id(sandbox)?;
         let ports = port::validate(ports)?;
         let netns = open_netns(netns)?;
@@ -79,7 +86,8 @@ impl Embedded {
         }
         let ready = self.prepare(&lock, kernel)?;
         if !ports.is_empty() {
-            port::check_free(&ports, &self.leases.read_all()?)?;
+            port::check_free(&ports, others)?;
+            port::check_free(&ports, &self.holders()?)?;
         }
         let lease = self.leases.take(&lock, self.config.subnet, &self.config.reserved, sandbox, &ports)?;
         drop(lock);
@@ -101,6 +109,11 @@ impl Embedded {
             dns: None,
             notes: ready.notes,
         })
+    }
+
+    /// Who has which ports here.
+    pub(super) fn holders(&self) -> Result<Vec<Holder>, Error> {
+        Ok(self.leases.read_all()?.into_iter().map(Holder::from).collect())
     }
 
     /// Takes from a sandbox what [`Embedded::attach`] gave. Idempotent, and works when its namespace is gone.
@@ -126,6 +139,7 @@ impl Embedded {
             bridge: ready.index,
             mtu: ready.mtu,
             hairpin: !lease.ports.is_empty(),
+            mac: None,
             peer_name: POD_INTERFACE,
             peer_mac: mac_of(lease.ip),
             peer_netns: netns.as_fd(),
@@ -147,7 +161,7 @@ impl Embedded {
         link::add_veth(host, veth)
             .map_err(|e| Error::kernel(format!("make veth {} on bridge {}", veth.name, self.config.bridge), e))?;
         let index = up(&mut pod, POD_INTERFACE).map_err(|e| Error::kernel("set up eth0 in the pod", e))?;
-        link::add_address(&mut pod, index, self.config.subnet, ip)
+        link::add_address(&mut pod, index, self.config.subnet.host(ip))
             .map_err(|e| Error::kernel(format!("give eth0 in the pod the address {ip}"), e))?;
         link::add_default_route(&mut pod, index, self.gateway())
             .map_err(|e| Error::kernel(format!("add the pod's default route by {}", self.gateway()), e))
@@ -161,7 +175,7 @@ impl Embedded {
             fs::write(&path, "1").map_err(|e| Error::file("write", path.as_ref(), e))?;
         }
         let doing = || format!("add hostPorts of {} to nftables table {}", lease.sandbox, nft::table(bridge));
-        nft::add(&mut kernel.filter, bridge, &elements(lease)).map_err(|e| Error::kernel(doing(), e))?;
+        nft::add(&mut kernel.filter, &nft::table(bridge), &elements(lease)).map_err(|e| Error::kernel(doing(), e))?;
         if has_udp(lease) {
             let forgotten = link::all_addresses(&mut kernel.route)
                 .and_then(|local| conntrack::forget_host_flows(&mut kernel.filter, &lease.ports, &local));
@@ -173,7 +187,8 @@ impl Embedded {
     fn close_ports(&self, kernel: &mut Kernel, lease: &Lease) -> Result<(), Error> {
         let bridge = &self.config.bridge;
         let doing = || format!("remove hostPorts of {} from nftables table {}", lease.sandbox, nft::table(bridge));
-        nft::remove_elements(&mut kernel.filter, bridge, &elements(lease)).map_err(|e| Error::kernel(doing(), e))?;
+        nft::remove_elements(&mut kernel.filter, &nft::table(bridge), &elements(lease))
+            .map_err(|e| Error::kernel(doing(), e))?;
         if has_udp(lease) {
             conntrack::forget_pod_flows(&mut kernel.filter, lease.ip)
                 .map_err(|e| Error::kernel(format!("forget UDP flows to {}", lease.ip), e))?;

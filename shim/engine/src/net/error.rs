@@ -47,7 +47,7 @@ pub enum Error {
     #[error("pod subnet {subnet} has no free address: {held} are held (coracle gc clears those of dead pods)")]
     Exhausted {
         /// The subnet.
-        subnet: Subnet,
+        subnet: String,
         /// How many addresses are held.
         held: usize,
     },
@@ -59,6 +59,21 @@ pub enum Error {
         /// The pod or process that has it.
         owner: String,
     },
+    /// A CNI plugin failed, or its answer makes no sense.
+    #[error("CNI network {network}: plugin {plugin}: {command}: {words}")]
+    Plugin {
+        /// The network.
+        network: String,
+        /// The plugin.
+        plugin: String,
+        /// What it was asked for.
+        command: &'static str,
+        /// What it said, or did.
+        words: String,
+    },
+    /// There is no network for pods.
+    #[error("the pod network is not ready: {0}")]
+    NotReady(String),
     /// What was asked for makes no sense.
     #[error("{0}")]
     Invalid(String),

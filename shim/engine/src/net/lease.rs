@@ -65,21 +65,7 @@ impl Leases {
 
     /// Waits for the lock, with a deadline.
     pub(super) fn lock(&self) -> Result<Lock, Error> {
-        let path = self.beside("lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(|e| Error::file("open", &path, e))?;
-        let deadline = Instant::now() + LOCK_DEADLINE;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Lock { _file: file }),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => sleep(LOCK_POLL),
-                Err(TryLockError::WouldBlock) => {
-                    let held = io::Error::other(format!("another process held it for {} s", LOCK_DEADLINE.as_secs()));
-                    return Err(Error::file("lock", &path, held));
-                }
-                Err(TryLockError::Error(e)) => return Err(Error::file("lock", &path, e)),
-            }
-        }
+        Ok(Lock { _file: lock_file(&self.beside("lock"), false, LOCK_DEADLINE)? })
     }
 
     /// Every lease as (address, sandbox), by the names alone. Files of other names are none of ours.
@@ -142,10 +128,11 @@ impl Leases {
         ports: &[PortMapping],
     ) -> Result<Lease, Error> {
         let held = self.list()?;
-        let path = self.beside("last");
-        let last = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+        let mark = self.beside("last");
+        let last = fs::read_to_string(&mark).ok().and_then(|text| text.trim().parse().ok());
         let taken = |ip: Ipv4Addr| reserved.contains(&ip) || held.iter().any(|(other, _)| *other == ip);
-        let ip = next_free(subnet, last, taken).ok_or(Error::Exhausted { subnet, held: held.len() })?;
+        let ip = next_free(subnet, last, taken)
+            .ok_or_else(|| Error::Exhausted { subnet: subnet.to_string(), held: held.len() })?;
         let lease = Lease {
             sandbox: sandbox.to_owned(),
             ip,
@@ -153,9 +140,10 @@ impl Leases {
             ports: ports.to_vec(),
         };
         let text = serde_json::to_vec(&lease).expect("a lease is plain data");
-        create_whole(&self.path(ip, sandbox), &text)?;
+        let path = self.path(ip, sandbox);
+        create_whole(&path, &text, 0o600).map_err(|e| Error::file("write", &path, e))?;
         // Lost or stale, this only makes the turn start elsewhere.
-        let _ = fs::write(&path, ip.to_string());
+        let _ = fs::write(&mark, ip.to_string());
         Ok(lease)
     }
 
@@ -173,30 +161,54 @@ impl Leases {
     }
 }
 
+/// Waits for the lock of a file, at most so long; it is released with the file.
+pub(super) fn lock_file(path: &Path, shared: bool, patience: Duration) -> Result<File, Error> {
+    let file = File::options().create(true).truncate(false).write(true).open(path);
+    let file = file.map_err(|e| Error::file("open", path, e))?;
+    let deadline = Instant::now() + patience;
+    loop {
+        match if shared { file.try_lock_shared() } else { file.try_lock() } {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => sleep(LOCK_POLL),
+            Err(TryLockError::WouldBlock) => {
+                let held = io::Error::other(format!("another process held it for {} s", patience.as_secs()));
+                return Err(Error::file("lock", path, held));
+            }
+            Err(TryLockError::Error(e)) => return Err(Error::file("lock", path, e)),
+        }
+    }
+}
+
 /// Makes a file that is there whole or not at all, and of which a kill in between leaves nothing: it has no name until
-/// it is complete (O_TMPFILE, open(2)). Where the file system knows no such files, a temporary name does.
-fn create_whole(path: &Path, content: &[u8]) -> Result<(), Error> {
+/// it is complete (O_TMPFILE, open(2)). Where the file system knows no such files, a temporary name does. One that is
+/// there already stays, which is an error.
+pub(super) fn create_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
     let parent = path.parent().unwrap_or(Path::new("."));
     let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-    let Ok(nameless) = nix::fcntl::open(parent, flags, nix::sys::stat::Mode::from_bits_truncate(0o600)) else {
-        return write_whole(path, content);
+    let Ok(nameless) = nix::fcntl::open(parent, flags, nix::sys::stat::Mode::from_bits_truncate(mode)) else {
+        return match path.exists() {
+            true => Err(io::ErrorKind::AlreadyExists.into()),
+            false => rename_whole(path, content),
+        };
     };
     let mut file = File::from(nameless);
-    let linked = io::Write::write_all(&mut file, content).and_then(|()| {
-        let source = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
-        Ok(nix::unistd::linkat(AT_FDCWD, source.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
-    });
-    linked.map_err(|e| Error::file("write", path, e))
+    io::Write::write_all(&mut file, content)?;
+    let source = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    Ok(nix::unistd::linkat(AT_FDCWD, source.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
 }
 
 /// Writes a file so that readers see all of it or none.
 pub(super) fn write_whole(path: &Path, content: &[u8]) -> Result<(), Error> {
+    rename_whole(path, content).map_err(|e| Error::file("write", path, e))
+}
+
+fn rename_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     let temporary = path.with_file_name(name);
-    fs::write(&temporary, content).map_err(|e| Error::file("write", &temporary, e))?;
-    fs::rename(&temporary, path).map_err(|e| Error::file("write", path, e))
+    fs::write(&temporary, content)?;
+    fs::rename(&temporary, path)
 }
 
 /// The first address after `last`, in turn, that can be given to a pod: not the network's own, not the gateway (the

@@ -1,6 +1,6 @@
 //! Links, addresses and routes by routing netlink: each function is one request (or one dump) and its meaning.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -12,6 +12,7 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
@@ -38,9 +39,14 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_TABLE: u16 = 15;
 
+/// No duplicate address detection.
+const IFA_F_NODAD: u8 = 2;
 const IFF_UP: u32 = 1;
+const IFF_PROMISC: u32 = 0x100;
 const RT_TABLE_MAIN: u8 = 254;
 const RT_TABLE_LOCAL: u32 = 255;
+/// What `ip route` and the CNI plugins say of routes that they add.
+const RTPROT_BOOT: u8 = 3;
 const RTPROT_STATIC: u8 = 4;
 const RTN_UNICAST: u8 = 1;
 /// Sizes of the fixed structs `ifinfomsg`, `ifaddrmsg`, `rtmsg`.
@@ -59,6 +65,18 @@ pub(super) struct Link {
     pub(super) master: Option<u32>,
     pub(super) kind: String,
     pub(super) mtu: u32,
+    pub(super) mac: Vec<u8>,
+    flags: u32,
+}
+
+impl Link {
+    pub(super) fn is_up(&self) -> bool {
+        self.flags & IFF_UP != 0
+    }
+
+    pub(super) fn is_promiscuous(&self) -> bool {
+        self.flags & IFF_PROMISC != 0
+    }
 }
 
 /// An IPv4 route.
@@ -88,6 +106,8 @@ fn link_of(reply: &Reply) -> Link {
         master: attrs.get(IFLA_MASTER).map(number),
         kind: kind.map(string).unwrap_or_default(),
         mtu: attrs.get(IFLA_MTU).map(number).unwrap_or_default(),
+        mac: attrs.get(IFLA_ADDRESS).map(<[u8]>::to_vec).unwrap_or_default(),
+        flags: number(&head[8..12]),
     }
 }
 
@@ -115,13 +135,15 @@ pub(super) fn mtu_of(socket: &mut Socket, index: u32) -> Result<u32, Refusal> {
 }
 
 /// Makes a bridge, down.
-pub(super) fn add_bridge(socket: &mut Socket, name: &str, mac: Mac, mtu: u32) -> Result<(), Refusal> {
+pub(super) fn add_bridge(socket: &mut Socket, name: &str, mac: Mac, mtu: Option<u32>) -> Result<(), Refusal> {
     let message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &ifinfo(0, 0, 0))
         .text(IFLA_IFNAME, name)
-        .attr(IFLA_ADDRESS, &mac)
-        .attr(IFLA_MTU, &mtu.to_ne_bytes())
-        .nest(IFLA_LINKINFO, &[], |m| m.text(IFLA_INFO_KIND, "bridge"));
-    socket.request(message).map(drop)
+        .attr(IFLA_ADDRESS, &mac);
+    let message = match mtu {
+        Some(mtu) => message.attr(IFLA_MTU, &mtu.to_ne_bytes()),
+        None => message,
+    };
+    socket.request(message.nest(IFLA_LINKINFO, &[], |m| m.text(IFLA_INFO_KIND, "bridge"))).map(drop)
 }
 
 /// One end of a veth pair on the host, its peer made inside another network namespace at once.
@@ -132,6 +154,8 @@ pub(super) struct Veth<'a> {
     /// May the bridge send a frame back through the port it came from? A pod that reaches itself by its hostPort needs
     /// it where `bridge-nf-call-iptables` is set: there the bridge rewrites the destination and does not route.
     pub(super) hairpin: bool,
+    /// The near end's hardware address; `None` for one of the kernel's.
+    pub(super) mac: Option<Mac>,
     pub(super) peer_name: &'a str,
     pub(super) peer_mac: Mac,
     pub(super) peer_netns: BorrowedFd<'a>,
@@ -144,17 +168,21 @@ pub(super) fn add_veth(socket: &mut Socket, veth: &Veth) -> Result<(), Refusal> 
     let message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &ifinfo(0, 0, 0))
         .text(IFLA_IFNAME, veth.name)
         .attr(IFLA_MTU, &mtu)
-        .attr(IFLA_MASTER, &veth.bridge.to_ne_bytes())
-        .nest(IFLA_LINKINFO, &[], |m| {
-            m.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, &[], |m| {
-                m.nest(VETH_INFO_PEER, &ifinfo(0, 0, 0), |m| {
-                    m.text(IFLA_IFNAME, veth.peer_name)
-                        .attr(IFLA_MTU, &mtu)
-                        .attr(IFLA_ADDRESS, &veth.peer_mac)
-                        .attr(IFLA_NET_NS_FD, &veth.peer_netns.as_raw_fd().to_ne_bytes())
-                })
+        .attr(IFLA_MASTER, &veth.bridge.to_ne_bytes());
+    let message = match &veth.mac {
+        Some(mac) => message.attr(IFLA_ADDRESS, mac),
+        None => message,
+    };
+    let message = message.nest(IFLA_LINKINFO, &[], |m| {
+        m.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, &[], |m| {
+            m.nest(VETH_INFO_PEER, &ifinfo(0, 0, 0), |m| {
+                m.text(IFLA_IFNAME, veth.peer_name)
+                    .attr(IFLA_MTU, &mtu)
+                    .attr(IFLA_ADDRESS, &veth.peer_mac)
+                    .attr(IFLA_NET_NS_FD, &veth.peer_netns.as_raw_fd().to_ne_bytes())
             })
-        });
+        })
+    });
     socket.request(message)?;
     let up = Message::new(RTM_NEWLINK, 0, &ifinfo(0, IFF_UP, IFF_UP)).text(IFLA_IFNAME, veth.name).nest(
         IFLA_LINKINFO,
@@ -187,20 +215,80 @@ pub(super) fn delete(socket: &mut Socket, name: &str) -> Result<(), Refusal> {
     }
 }
 
-/// Gives a link an IPv4 address; that it has it already is no error.
-pub(super) fn add_address(socket: &mut Socket, link: u32, subnet: Subnet, ip: Ipv4Addr) -> Result<(), Refusal> {
+/// Makes a link pass everything it sees to the host.
+pub(super) fn set_promiscuous(socket: &mut Socket, index: u32) -> Result<(), Refusal> {
+    socket.request(Message::new(RTM_NEWLINK, 0, &ifinfo(index, IFF_PROMISC, IFF_PROMISC))).map(drop)
+}
+
+fn ifaddr(link: u32, net: IpNet) -> [u8; IFADDR] {
     let mut head = [0; IFADDR];
-    head[0] = libc::AF_INET as u8;
-    head[1] = subnet.prefix();
+    head[0] = family(net.ip);
+    head[1] = net.prefix;
     head[4..8].copy_from_slice(&link.to_ne_bytes());
-    let message = Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &head)
-        .attr(IFA_LOCAL, &ip.octets())
-        .attr(IFA_ADDRESS, &ip.octets())
-        .attr(IFA_BROADCAST, &subnet.nth(subnet.last()).octets());
+    head
+}
+
+fn family(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { libc::AF_INET as u8 } else { libc::AF_INET6 as u8 }
+}
+
+/// Gives a link an address, with the broadcast address of its network; that it has it already is no error. An IPv6
+/// address is good at once.
+pub(super) fn add_address(socket: &mut Socket, link: u32, net: IpNet) -> Result<(), Refusal> {
+    const LONGEST_WITH_BROADCAST: u8 = 30;
+    let mut head = ifaddr(link, net);
+    let create = |head: &[u8]| Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, head);
+    let message = match net.ip {
+        IpAddr::V4(ip) => {
+            let message = create(&head).attr(IFA_LOCAL, &ip.octets()).attr(IFA_ADDRESS, &ip.octets());
+            let subnet = Subnet::new(ip, net.prefix);
+            match net.prefix <= LONGEST_WITH_BROADCAST {
+                true => message.attr(IFA_BROADCAST, &subnet.nth(subnet.last()).octets()),
+                false => message,
+            }
+        }
+        IpAddr::V6(ip) => {
+            head[2] = IFA_F_NODAD;
+            create(&head).attr(IFA_LOCAL, &ip.octets()).attr(IFA_ADDRESS, &ip.octets())
+        }
+    };
     match socket.request(message) {
         Err(e) if e.errno != Errno::EEXIST => Err(e),
         _ => Ok(()),
     }
+}
+
+/// Takes an address from a link; that it does not have it is no error.
+pub(super) fn remove_address(socket: &mut Socket, link: u32, net: IpNet) -> Result<(), Refusal> {
+    let octets = octets(net.ip);
+    match socket.request(Message::new(RTM_DELADDR, 0, &ifaddr(link, net)).attr(IFA_LOCAL, &octets)) {
+        Err(e) if e.errno != Errno::EADDRNOTAVAIL => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// The addresses of a link, of both families.
+pub(super) fn nets(socket: &mut Socket, link: u32) -> Result<Vec<IpNet>, Refusal> {
+    let replies = socket.request(Message::new(RTM_GETADDR, NLM_F_DUMP, &[0; IFADDR]))?;
+    let net = |reply: &Reply| {
+        let head = reply.head::<IFADDR>();
+        let attrs = reply.attrs(IFADDR);
+        let octets = attrs.get(IFA_LOCAL).or_else(|| attrs.get(IFA_ADDRESS))?;
+        let ip = match octets.len() {
+            4 => IpAddr::from(<[u8; 4]>::try_from(octets).ok()?),
+            16 => IpAddr::from(<[u8; 16]>::try_from(octets).ok()?),
+            _ => return None,
+        };
+        (number(&head[4..8]) == link).then_some(IpNet { ip, prefix: head[1] })
+    };
+    Ok(replies.iter().filter_map(net).collect())
 }
 
 /// The IPv4 addresses of a link.
@@ -245,6 +333,18 @@ pub(super) fn add_default_route(socket: &mut Socket, link: u32, gateway: Ipv4Add
         Err(e) if e.errno != Errno::EEXIST => Err(e),
         _ => Ok(()),
     }
+}
+
+/// Adds a route by `gateway`.
+pub(super) fn add_route(socket: &mut Socket, link: u32, to: IpNet, gateway: IpAddr) -> Result<(), Refusal> {
+    let mut head = rtmsg(to.prefix, RT_TABLE_MAIN);
+    head[0] = family(to.ip);
+    head[5] = RTPROT_BOOT;
+    let message = Message::new(RTM_NEWROUTE, NLM_F_CREATE, &head)
+        .attr(RTA_DST, &octets(to.ip))
+        .attr(RTA_GATEWAY, &octets(gateway))
+        .attr(RTA_OIF, &link.to_ne_bytes());
+    socket.request(message).map(drop)
 }
 
 /// All IPv4 routes, of every table but the kernel's own of local addresses.

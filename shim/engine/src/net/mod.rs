@@ -12,6 +12,7 @@
 //!
 //! | file | job |
 //! |---|---|
+//! | `cni` | networks by CNI: configurations, plugins, and the common ones without plugins |
 //! | `embedded` | the embedded network's attachments |
 //! | `lease` | which sandbox holds which address and ports: files, the lock, the turn of addresses |
 //! | `bridge` | bridge, forwarding and table made on demand; what was changed is said |
@@ -31,6 +32,7 @@
 //! that called first: the host's.
 
 mod bridge;
+mod cni;
 mod conntrack;
 mod embedded;
 mod error;
@@ -58,6 +60,7 @@ pub use ip::{IpNet, Subnet};
 pub use orphans::Orphan;
 
 use crate::types::{DnsConfig, PortMapping};
+use cni::Cni;
 use embedded::Embedded;
 use kernel::Pool;
 
@@ -177,14 +180,20 @@ pub struct NetworkStatus {
 
 /// The pods' network.
 pub struct Network {
+    config: NetConfig,
     embedded: Embedded,
+    cni: Cni,
 }
 
 impl Network {
     /// Opens the network's state under `state_dir`. The kernel is not touched before a pod is attached.
     pub fn open(state_dir: &Path, config: NetConfig) -> Result<Network, Error> {
         let kernels = Arc::new(Pool::default());
-        Ok(Network { embedded: Embedded::open(state_dir, config, kernels)? })
+        Ok(Network {
+            embedded: Embedded::open(state_dir, config.clone(), kernels.clone())?,
+            cni: Cni::open(state_dir, config.clone(), kernels)?,
+            config,
+        })
     }
 
     /// The embedded network's bridge.
@@ -197,30 +206,75 @@ impl Network {
     /// Attaching again starts over: what the sandbox had is removed first.
     pub fn attach(&self, attach: &Attach) -> Result<Attachment, Error> {
         check_id(attach.sandbox)?;
-        self.embedded.attach(attach.sandbox, attach.netns, attach.ports)
+        if attach.local && !self.config.cni_for_local_pods {
+            return self.embed(attach);
+        }
+        let found = self.cni.found();
+        match found.conf {
+            Some(conf) => {
+                self.embedded.detach(attach.sandbox)?;
+                self.cni.attach(conf, attach, &self.embedded.holders()?)
+            }
+            // A configuration that makes no sense is no reason to give pods another network than the one it means.
+            None if self.config.embedded && found.skipped.is_empty() => self.embed(attach),
+            None => Err(Error::NotReady(self.cni.absence(&found))),
+        }
+    }
+
+    fn embed(&self, attach: &Attach) -> Result<Attachment, Error> {
+        self.cni.detach(attach.sandbox)?;
+        self.embedded.attach(attach.sandbox, attach.netns, attach.ports, &self.cni.holders()?)
     }
 
     /// Takes from a sandbox what [`Network::attach`] gave. Idempotent, and works when its namespace is gone.
     pub fn detach(&self, sandbox: &str) -> Result<(), Error> {
         check_id(sandbox)?;
+        self.cni.detach(sandbox)?;
         self.embedded.detach(sandbox)
     }
 
-    /// Whether a pod that starts now would get a network.
+    /// Whether a sandbox's place in its network still is what it was made; `netns` is the pod's namespace. Only what CNI
+    /// made can be asked.
+    pub fn check(&self, sandbox: &str, netns: &Path) -> Result<(), Error> {
+        check_id(sandbox)?;
+        self.cni.check(sandbox, netns)
+    }
+
+    /// Whether a pod (not a local one) that starts now would get a network. Plugins may be asked, for some seconds at
+    /// most.
     pub fn status(&self) -> NetworkStatus {
-        NetworkStatus { ready: true, ..NetworkStatus::default() }
+        let found = self.cni.found();
+        if found.conf.is_none() && found.skipped.is_empty() && self.config.embedded {
+            return NetworkStatus { ready: true, ..NetworkStatus::default() };
+        }
+        self.cni.status(&found)
     }
 
     /// What no live sandbox stands for. `live` is asked about each sandbox that holds something, *after* that was seen; a
     /// sandbox is recorded before it is attached, so one that starts meanwhile is not mistaken for a dead one as long as
     /// `live` looks at that moment (and a set made earlier is used only while nothing can start).
     pub fn orphans(&self, live: impl Fn(&str) -> bool) -> Result<Vec<Orphan>, Error> {
-        self.embedded.orphans(live)
+        let attached = self.cni.attached()?.into_iter().filter(|(sandbox, _)| !live(sandbox));
+        let mut orphans: Vec<Orphan> =
+            attached.map(|(sandbox, network)| Orphan::Attachment { sandbox, network }).collect();
+        orphans.extend(self.embedded.orphans(&live)?);
+        Ok(orphans)
     }
 
     /// Clears orphans that [`Network::orphans`] found; what is gone meanwhile is passed over.
     pub fn clear(&self, orphans: &[Orphan]) -> Result<(), Error> {
+        for orphan in orphans {
+            if let Orphan::Attachment { sandbox, .. } = orphan {
+                self.cni.detach(sandbox)?;
+            }
+        }
         self.embedded.clear(orphans)
+    }
+
+    /// Lets the plugins of the present CNI network clear what belongs to no attachment (the command GC), where they can
+    /// and the configuration lets them.
+    pub fn collect(&self) -> Result<(), Error> {
+        self.cni.collect()
     }
 
     /// What keeps attached pods from the network though all of ours stands for them, for `doctor`. Changes nothing.

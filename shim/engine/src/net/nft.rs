@@ -49,6 +49,7 @@ const HEAD: [u8; NFGEN] = [FAMILY_INET, 0, 0, 0];
 const BATCH_HEAD: [u8; NFGEN] = [0, 0, 0, 10];
 
 const TABLE_NAME: u16 = 1;
+const TABLE_HANDLE: u16 = 4;
 const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
 const LIST_ELEMENTS: u16 = 3;
@@ -56,6 +57,10 @@ const LIST_ELEM: u16 = 1;
 const ELEM_KEY: u16 = 1;
 const ELEM_DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+const JUMP: i32 = -3;
 
 /// The table's name for a bridge.
 pub(super) fn table(bridge: &str) -> String {
@@ -96,28 +101,39 @@ table inet {table} {{
     )
 }
 
-/// Whether the bridge's table exists.
-pub(super) fn exists(socket: &mut Socket, bridge: &str) -> Result<bool, Refusal> {
-    match socket.request(Message::new(GETTABLE, 0, &HEAD).text(TABLE_NAME, &table(bridge))) {
-        Ok(replies) => Ok(!replies.is_empty()),
-        Err(e) if e.errno == Errno::ENOENT => Ok(false),
+/// The number that the kernel gave a table when it was made; `None` when there is no such table.
+pub(super) fn handle(socket: &mut Socket, table: &str) -> Result<Option<u64>, Refusal> {
+    match socket.request(Message::new(GETTABLE, 0, &HEAD).text(TABLE_NAME, table)) {
+        Ok(replies) => {
+            let handle = replies.first().and_then(|reply| reply.attrs(NFGEN).get(TABLE_HANDLE));
+            Ok(handle.and_then(|bytes| <[u8; 8]>::try_from(bytes).ok()).map(u64::from_be_bytes))
+        }
+        Err(e) if e.errno == Errno::ENOENT => Ok(None),
         Err(e) => Err(e),
     }
 }
 
+/// Whether a table exists.
+pub(super) fn exists(socket: &mut Socket, table: &str) -> Result<bool, Refusal> {
+    Ok(handle(socket, table)?.is_some())
+}
+
 /// Makes the bridge's table, without elements.
 pub(super) fn create(config: &NetConfig) -> Result<(), Error> {
-    run(&rules(config)).map_err(|words| Error::Nft { table: table(&config.bridge), words })
+    run(&table(&config.bridge), &rules(config))
 }
 
-/// Removes the bridge's table; that it is not there is no error.
-pub(super) fn remove(bridge: &str) -> Result<(), Error> {
-    let table = table(bridge);
-    run(&format!("add table inet {table}\ndelete table inet {table}\n")).map_err(|words| Error::Nft { table, words })
+/// Removes a table; that it is not there is no error.
+pub(super) fn remove(table: &str) -> Result<(), Error> {
+    run(table, &format!("add table inet {table}\ndelete table inet {table}\n"))
 }
 
-/// Runs one transaction of `nft`.
-fn run(script: &str) -> Result<(), String> {
+/// Runs one transaction of `nft` on a table.
+pub(super) fn run(table: &str, script: &str) -> Result<(), Error> {
+    transact(script).map_err(|words| Error::Nft { table: table.to_owned(), words })
+}
+
+fn transact(script: &str) -> Result<(), String> {
     let spawned = Command::new("nft")
         .args(["-f", "-"])
         .env("PATH", super::ADMIN_PATH)
@@ -146,7 +162,17 @@ fn run(script: &str) -> Result<(), String> {
 pub(super) struct Element {
     map: &'static str,
     key: Vec<u8>,
-    data: Vec<u8>,
+    data: Data,
+}
+
+/// What an element leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Data {
+    /// Nothing: it is a set's.
+    Nothing,
+    Value(Vec<u8>),
+    /// A chain.
+    Jump(String),
 }
 
 impl Element {
@@ -163,25 +189,40 @@ impl Element {
         key.extend_from_slice(&[port.protocol.number(), 0, 0, 0]);
         key.extend_from_slice(&port_register(port.host_port));
         let data = [ip.octets(), port_register(port.container_port)].concat();
-        Element { map, key, data }
+        Element { map, key, data: Data::Value(data) }
+    }
+
+    /// The element of a map of verdicts that sends `key` to a chain.
+    pub(super) fn jump(map: &'static str, key: &[u8], chain: &str) -> Element {
+        Element { map, key: key.to_vec(), data: Data::Jump(chain.to_owned()) }
+    }
+
+    /// The element of a set of interface names.
+    pub(super) fn link(set: &'static str, name: &str) -> Element {
+        let mut key = name.as_bytes().to_vec();
+        key.resize(super::INTERFACE_NAME_MAX + 1, 0);
+        Element { map: set, key, data: Data::Nothing }
     }
 
     /// The pod's address it leads to.
     pub(super) fn target(&self) -> Option<Ipv4Addr> {
-        self.data.get(..4).and_then(|b| <[u8; 4]>::try_from(b).ok()).map(Ipv4Addr::from)
+        let Data::Value(data) = &self.data else { return None };
+        data.get(..4).and_then(|b| <[u8; 4]>::try_from(b).ok()).map(Ipv4Addr::from)
     }
 
     fn request(&self, table: &str, kind: u16) -> Message {
         let flags = if kind == NEWSETELEM { NLM_F_CREATE } else { 0 };
+        let data = |m: Message| match &self.data {
+            Data::Value(data) if kind == NEWSETELEM => m.nest(ELEM_DATA, &[], |m| m.attr(DATA_VALUE, data)),
+            Data::Jump(chain) if kind == NEWSETELEM => m.nest(ELEM_DATA, &[], |m| {
+                m.nest(DATA_VERDICT, &[], |m| m.attr(VERDICT_CODE, &JUMP.to_be_bytes()).text(VERDICT_CHAIN, chain))
+            }),
+            _ => m,
+        };
         Message::new(kind, flags, &HEAD).text(LIST_TABLE, table).text(LIST_SET, self.map).nest(
             LIST_ELEMENTS,
             &[],
-            |m| {
-                m.nest(LIST_ELEM, &[], |m| {
-                    let m = m.nest(ELEM_KEY, &[], |m| m.attr(DATA_VALUE, &self.key));
-                    if kind == NEWSETELEM { m.nest(ELEM_DATA, &[], |m| m.attr(DATA_VALUE, &self.data)) } else { m }
-                })
-            },
+            |m| m.nest(LIST_ELEM, &[], |m| data(m.nest(ELEM_KEY, &[], |m| m.attr(DATA_VALUE, &self.key)))),
         )
     }
 }
@@ -192,37 +233,46 @@ fn port_register(port: u16) -> [u8; 4] {
 }
 
 /// Adds elements in one transaction. One that is there already with the same target is no error; with another it is.
-pub(super) fn add(socket: &mut Socket, bridge: &str, elements: &[Element]) -> Result<(), Refusal> {
-    batch(socket, bridge, elements, NEWSETELEM)
+pub(super) fn add(socket: &mut Socket, table: &str, elements: &[Element]) -> Result<(), Refusal> {
+    batch(socket, table, elements, NEWSETELEM)
 }
 
 /// Removes those of `elements` that are there, leading where they say.
-pub(super) fn remove_elements(socket: &mut Socket, bridge: &str, elements: &[Element]) -> Result<(), Refusal> {
+pub(super) fn remove_elements(socket: &mut Socket, table: &str, elements: &[Element]) -> Result<(), Refusal> {
     if elements.is_empty() {
         return Ok(());
     }
-    let present = list(socket, bridge)?;
+    let present = list(socket, table)?;
     let ours: Vec<Element> = elements.iter().filter(|e| present.contains(e)).cloned().collect();
-    batch(socket, bridge, &ours, DELSETELEM)
+    batch(socket, table, &ours, DELSETELEM)
 }
 
-fn batch(socket: &mut Socket, bridge: &str, elements: &[Element], kind: u16) -> Result<(), Refusal> {
+/// Removes elements whose keys nobody else can have; those that are not there are passed over.
+pub(super) fn remove_own(socket: &mut Socket, table: &str, elements: &[Element]) -> Result<(), Refusal> {
+    for element in elements {
+        match batch(socket, table, std::slice::from_ref(element), DELSETELEM) {
+            Err(e) if e.errno != Errno::ENOENT => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn batch(socket: &mut Socket, table: &str, elements: &[Element], kind: u16) -> Result<(), Refusal> {
     if elements.is_empty() {
         return Ok(());
     }
-    let table = table(bridge);
     let mut messages = vec![Message::unanswered(BATCH_BEGIN, &BATCH_HEAD)];
-    messages.extend(elements.iter().map(|e| e.request(&table, kind)));
+    messages.extend(elements.iter().map(|e| e.request(table, kind)));
     messages.push(Message::unanswered(BATCH_END, &BATCH_HEAD));
     socket.transact(messages)
 }
 
-/// All elements of both maps; none when there is no table.
-pub(super) fn list(socket: &mut Socket, bridge: &str) -> Result<Vec<Element>, Refusal> {
-    let table = table(bridge);
+/// All elements of both maps of ports; none when there is no table.
+pub(super) fn list(socket: &mut Socket, table: &str) -> Result<Vec<Element>, Refusal> {
     let mut found = Vec::new();
     for map in ["any", "addr"] {
-        let dump = Message::new(GETSETELEM, NLM_F_DUMP, &HEAD).text(LIST_TABLE, &table).text(LIST_SET, map);
+        let dump = Message::new(GETSETELEM, NLM_F_DUMP, &HEAD).text(LIST_TABLE, table).text(LIST_SET, map);
         match socket.request(dump) {
             Ok(replies) => found.extend(replies.iter().flat_map(|reply| elements_of(reply, map))),
             Err(e) if e.errno == Errno::ENOENT => {}
@@ -238,6 +288,9 @@ fn elements_of(reply: &Reply, map: &'static str) -> Vec<Element> {
     let Some(list) = reply.attrs(NFGEN).get(LIST_ELEMENTS) else { return Vec::new() };
     Attrs::of(list)
         .map(|(_, element)| Attrs::of(element))
-        .filter_map(|element| Some(Element { map, key: value(element, ELEM_KEY)?, data: value(element, ELEM_DATA)? }))
+        .filter_map(|element| {
+            let (key, data) = (value(element, ELEM_KEY)?, Data::Value(value(element, ELEM_DATA)?));
+            Some(Element { map, key, data })
+        })
         .collect()
 }

@@ -29,6 +29,13 @@ pub enum Orphan {
         /// The link.
         name: String,
     },
+    /// What plugins made, or we in their place, for a sandbox that is not alive.
+    Attachment {
+        /// The sandbox.
+        sandbox: String,
+        /// The network's name.
+        network: String,
+    },
     /// Elements in the table that lead to an address nobody holds.
     Ports {
         /// The address.
@@ -43,6 +50,9 @@ impl fmt::Display for Orphan {
         match self {
             Orphan::Lease { sandbox, ip } => write!(f, "address {ip} is held by sandbox {sandbox}, which is not alive"),
             Orphan::Interface { name } => write!(f, "interface {name} belongs to no sandbox"),
+            Orphan::Attachment { sandbox, network } => {
+                write!(f, "sandbox {sandbox}, which is not alive, is attached to CNI network {network}")
+            }
             Orphan::Ports { ip, count } => write!(f, "{count} hostPort(s) lead to {ip}, which no sandbox holds"),
         }
     }
@@ -63,7 +73,7 @@ impl Embedded {
             Some(index) => self.stray_links(route, index)?,
             None => HashSet::new(),
         };
-        let elements = nft::list(filter, bridge).map_err(|e| Error::kernel(doing("hostPorts"), e))?;
+        let elements = nft::list(filter, &nft::table(bridge)).map_err(|e| Error::kernel(doing("hostPorts"), e))?;
         let leases = self.leases.read_all()?;
 
         let mut orphans: Vec<Orphan> = leases
@@ -114,6 +124,7 @@ impl Embedded {
                     self.remove_link(route, &lease)?;
                     self.leases.release(&lock, *ip, sandbox)?;
                 }
+                Orphan::Attachment { .. } => {}
                 Orphan::Interface { name } => {
                     let leases = self.leases.read_all()?;
                     if !leases.iter().any(|lease| lease.interface == *name) && ours(name) {
@@ -142,7 +153,7 @@ impl Embedded {
         let Kernel { route, filter } = &mut *self.kernel()?;
         let dropping = forward::dropping(filter).map_err(|e| Error::kernel("list nftables chains", e))?;
         forward::close(bridge, &dropping);
-        nft::remove(bridge)?;
+        nft::remove(&nft::table(bridge))?;
         link::delete(route, bridge).map_err(|e| Error::kernel(format!("remove bridge {bridge}"), e))?;
         // The directory and its lock stay: somebody may be waiting for the lock.
         std::fs::remove_file(&ready).map_err(|e| Error::file("remove", &ready, e))?;
@@ -152,10 +163,10 @@ impl Embedded {
     /// Removes every element that leads to `ip`.
     fn clear_ports(&self, filter: &mut Socket, ip: Ipv4Addr) -> Result<(), Error> {
         let bridge = &self.config.bridge;
-        nft::list(filter, bridge)
+        nft::list(filter, &nft::table(bridge))
             .and_then(|mut elements| {
                 elements.retain(|element| element.target() == Some(ip));
-                nft::remove_elements(filter, bridge, &elements)
+                nft::remove_elements(filter, &nft::table(bridge), &elements)
             })
             .map_err(|e| Error::kernel(format!("remove hostPorts of {ip} from nftables table"), e))
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
@@ -51,26 +51,48 @@ impl PortMapping {
     }
 
     fn conflicts_with(&self, other: &PortMapping) -> bool {
+        let one = |port: &PortMapping| port.host_ip.filter(|ip| !ip.is_unspecified());
         self.protocol == other.protocol
             && self.host_port == other.host_port
-            && (self.address().is_none() || other.address().is_none() || self.address() == other.address())
+            && (one(self).is_none() || one(other).is_none() || one(self) == one(other))
     }
 }
 
 impl fmt::Display for PortMapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ip = self.address().unwrap_or(Ipv4Addr::UNSPECIFIED);
-        write!(f, "{}/{}", SocketAddrV4::new(ip, self.host_port), self.protocol)
+        let ip = self.host_ip.filter(|ip| !ip.is_unspecified()).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        write!(f, "{}/{}", SocketAddr::new(ip, self.host_port), self.protocol)
     }
 }
 
-/// Those mappings that take part of the host, checked for sense: no IPv6 address (the pods have none), no port twice.
+/// Who has which ports of the host.
+#[derive(Clone, Debug)]
+pub(super) struct Holder {
+    pub(super) sandbox: String,
+    pub(super) ports: Vec<PortMapping>,
+}
+
+impl From<Lease> for Holder {
+    fn from(lease: Lease) -> Holder {
+        Holder { sandbox: lease.sandbox, ports: lease.ports }
+    }
+}
+
+/// As [`wanted`], for a network that has no IPv6.
 pub(super) fn validate(ports: &[PortMapping]) -> Result<Vec<PortMapping>, Error> {
-    let mut wanted: Vec<PortMapping> = Vec::new();
-    for port in ports.iter().filter(|port| port.host_port != 0) {
+    let wanted = wanted(ports)?;
+    for port in &wanted {
         if let Some(IpAddr::V6(ip)) = port.host_ip.filter(|ip| !ip.is_unspecified()) {
             return Err(Error::Invalid(format!("hostIP {ip}: the pod network is IPv4 only; use an IPv4 address")));
         }
+    }
+    Ok(wanted)
+}
+
+/// Those mappings that take part of the host, checked for sense: no port twice.
+pub(super) fn wanted(ports: &[PortMapping]) -> Result<Vec<PortMapping>, Error> {
+    let mut wanted: Vec<PortMapping> = Vec::new();
+    for port in ports.iter().filter(|port| port.host_port != 0) {
         if port.container_port == 0 {
             return Err(Error::Invalid(format!("hostPort {port}: the container's port is 0")));
         }
@@ -82,12 +104,12 @@ pub(super) fn validate(ports: &[PortMapping]) -> Result<Vec<PortMapping>, Error>
     Ok(wanted)
 }
 
-/// Fails when a pod among `leases` or a process of the host has one of `ports`.
-pub(super) fn check_free(ports: &[PortMapping], leases: &[Lease]) -> Result<(), Error> {
+/// Fails when one of `holders` or a process of the host has one of `ports`.
+pub(super) fn check_free(ports: &[PortMapping], holders: &[Holder]) -> Result<(), Error> {
     for port in ports {
-        let taken = |lease: &&Lease| lease.ports.iter().any(|other| other.conflicts_with(port));
-        if let Some(lease) = leases.iter().find(taken) {
-            return Err(Error::PortTaken { port: port.to_string(), owner: format!("pod sandbox {}", lease.sandbox) });
+        let taken = |holder: &&Holder| holder.ports.iter().any(|other| other.conflicts_with(port));
+        if let Some(holder) = holders.iter().find(taken) {
+            return Err(Error::PortTaken { port: port.to_string(), owner: format!("pod sandbox {}", holder.sandbox) });
         }
         if let Some(owner) = listener(port) {
             return Err(Error::PortTaken { port: port.to_string(), owner });
@@ -99,6 +121,9 @@ pub(super) fn check_free(ports: &[PortMapping], leases: &[Lease]) -> Result<(), 
 /// Who on the host listens at the port, found by trying to bind it. Nothing is held afterwards: the forwarding is the
 /// kernel's and needs no process, so a program that binds the port later is simply not reached from outside.
 fn listener(port: &PortMapping) -> Option<String> {
+    if port.host_ip.is_some_and(|ip| ip.is_ipv6() && !ip.is_unspecified()) {
+        return None; // who listens at one IPv6 address is left to the network
+    }
     let (kind, protocol) = match port.protocol {
         Protocol::Tcp => (SockType::Stream, SockProtocol::Tcp),
         Protocol::Udp => (SockType::Datagram, SockProtocol::Udp),
@@ -165,8 +190,8 @@ mod tests {
         PortMapping { host_ip, host_port: host, container_port: 80, protocol }
     }
 
-    fn lease(ports: Vec<PortMapping>) -> Lease {
-        Lease { sandbox: "web".into(), ip: Ipv4Addr::new(10, 9, 0, 2), interface: "corweb".into(), ports }
+    fn holder(ports: Vec<PortMapping>) -> Holder {
+        Holder { sandbox: "web".into(), ports }
     }
 
     #[test]
@@ -189,10 +214,10 @@ mod tests {
 
     #[test]
     fn a_port_of_another_pod_names_that_pod() {
-        let leases = [lease(vec![port("", 61233, Protocol::Udp)])];
-        let error = check_free(&[port("127.0.0.1", 61233, Protocol::Udp)], &leases).unwrap_err().to_string();
+        let holders = [holder(vec![port("", 61233, Protocol::Udp)])];
+        let error = check_free(&[port("127.0.0.1", 61233, Protocol::Udp)], &holders).unwrap_err().to_string();
         assert!(error.contains("127.0.0.1:61233/udp") && error.contains("pod sandbox web"), "{error}");
-        check_free(&[port("127.0.0.1", 61233, Protocol::Tcp)], &leases).unwrap();
+        check_free(&[port("127.0.0.1", 61233, Protocol::Tcp)], &holders).unwrap();
     }
 
     #[test]

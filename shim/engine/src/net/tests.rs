@@ -136,8 +136,8 @@ fn a_pod_has_loopback_an_address_and_a_way_to_host_pods_and_world() {
     on_a_host(|host| {
         let network = host.network();
         let (a, b) = (Netns::new(), Netns::new());
-        let first = network.attach("aaaaaaaa11", &a.path(), &[]).unwrap();
-        let second = network.attach("bbbbbbbb22", &b.path(), &[]).unwrap();
+        let first = network.attach("aaaaaaaa11", &a.path(), &[], &[]).unwrap();
+        let second = network.attach("bbbbbbbb22", &b.path(), &[], &[]).unwrap();
         assert_eq!(first.ips[0].to_string(), "10.99.0.2/24");
         assert_eq!(first.mac, "0a:58:0a:63:00:02");
         assert_eq!(first.gateway, Some(network.gateway().into()));
@@ -166,8 +166,8 @@ fn a_host_port_is_reached_from_outside_host_loopback_other_pods_and_the_pod_itse
     on_a_host(|host| {
         let network = host.network();
         let (web, other) = (Netns::new(), Netns::new());
-        network.attach("web", &web.path(), &[tcp("", 8080, 80)]).unwrap();
-        network.attach("other", &other.path(), &[]).unwrap();
+        network.attach("web", &web.path(), &[tcp("", 8080, 80)], &[]).unwrap();
+        network.attach("other", &other.path(), &[], &[]).unwrap();
         let server = serve(&web, 80, 6);
         assert_eq!(host.outside.run(|| ask((UPLINK, 8080))).unwrap(), OUTSIDE.to_string(), "the client's own address");
         assert_eq!(ask((UPLINK, 8080)).unwrap(), UPLINK.to_string());
@@ -187,7 +187,7 @@ fn a_host_ip_limits_where_a_port_is_reached() {
         let network = host.network();
         let web = Netns::new();
         let ports = [tcp("127.0.0.1", 8081, 80), tcp(&UPLINK.to_string(), 8082, 80)];
-        network.attach("web", &web.path(), &ports).unwrap();
+        network.attach("web", &web.path(), &ports, &[]).unwrap();
         let server = serve(&web, 80, 2);
         assert!(host.outside.run(|| ask((UPLINK, 8081))).is_err());
         assert!(ask((Ipv4Addr::LOCALHOST, 8082)).is_err());
@@ -204,7 +204,7 @@ fn udp_ports_lead_to_the_pod_and_back() {
         let dns = Netns::new();
         let port = PortMapping { protocol: Protocol::Udp, ..tcp("", 5353, 53) };
         let sctp = PortMapping { protocol: Protocol::Sctp, ..tcp("", 5353, 53) };
-        network.attach("dns", &dns.path(), &[port, sctp]).unwrap();
+        network.attach("dns", &dns.path(), &[port, sctp], &[]).unwrap();
         let server = dns.run(|| UdpSocket::bind("0.0.0.0:53").unwrap());
         server.set_read_timeout(Some(PATIENCE)).unwrap();
         let echo = std::thread::spawn(move || {
@@ -234,16 +234,16 @@ fn a_taken_port_is_refused_by_its_owners_name_and_nothing_is_left() {
     on_a_host(|host| {
         let network = host.network();
         let (a, b) = (Netns::new(), Netns::new());
-        network.attach("aaaaaaaa", &a.path(), &[tcp("", 8080, 80)]).unwrap();
+        network.attach("aaaaaaaa", &a.path(), &[tcp("", 8080, 80)], &[]).unwrap();
         let before = links();
-        let error = network.attach("bbbbbbbb", &b.path(), &[tcp("127.0.0.1", 8080, 80)]).unwrap_err().to_string();
+        let error = network.attach("bbbbbbbb", &b.path(), &[tcp("127.0.0.1", 8080, 80)], &[]).unwrap_err().to_string();
         assert!(error.contains("127.0.0.1:8080/tcp") && error.contains("pod sandbox aaaaaaaa"), "{error}");
         let listener = TcpListener::bind("127.0.0.1:8090").unwrap();
-        let error = network.attach("bbbbbbbb", &b.path(), &[tcp("", 8090, 80)]).unwrap_err().to_string();
+        let error = network.attach("bbbbbbbb", &b.path(), &[tcp("", 8090, 80)], &[]).unwrap_err().to_string();
         assert!(error.contains(&format!("process {} (", std::process::id())), "{error}");
         drop(listener);
         assert_eq!(links(), before);
-        network.attach("bbbbbbbb", &b.path(), &[tcp("", 8090, 80)]).unwrap();
+        network.attach("bbbbbbbb", &b.path(), &[tcp("", 8090, 80)], &[]).unwrap();
     });
 }
 
@@ -253,7 +253,7 @@ fn detach_is_idempotent_and_works_when_the_namespace_is_gone() {
         let network = host.network();
         let pod = Netns::new();
         network.detach("never-attached").unwrap();
-        network.attach("aaaaaaaa", &pod.path(), &[tcp("", 8080, 80)]).unwrap();
+        network.attach("aaaaaaaa", &pod.path(), &[tcp("", 8080, 80)], &[]).unwrap();
         drop(pod);
         network.detach("aaaaaaaa").unwrap();
         network.detach("aaaaaaaa").unwrap();
@@ -267,7 +267,7 @@ fn detach_is_idempotent_and_works_when_the_namespace_is_gone() {
         assert_eq!(links(), ["lo", "up0"]);
         assert_eq!(sh("nft list ruleset"), "");
         assert!(!network.remove().unwrap());
-        network.attach("bbbbbbbb", &Netns::new().path(), &[]).unwrap();
+        network.attach("bbbbbbbb", &Netns::new().path(), &[], &[]).unwrap();
     });
 }
 
@@ -276,8 +276,8 @@ fn attaching_again_starts_over() {
     on_a_host(|host| {
         let network = host.network();
         let (old, new) = (Netns::new(), Netns::new());
-        let first = network.attach("aaaaaaaa", &old.path(), &[tcp("", 8080, 80)]).unwrap();
-        let second = network.attach("aaaaaaaa", &new.path(), &[tcp("", 8081, 80)]).unwrap();
+        let first = network.attach("aaaaaaaa", &old.path(), &[tcp("", 8080, 80)], &[]).unwrap();
+        let second = network.attach("aaaaaaaa", &new.path(), &[tcp("", 8081, 80)], &[]).unwrap();
         assert_ne!(first.ips, second.ips);
         assert!(!old.run(links).contains(&"eth0".to_owned()));
         let rules = sh("nft list ruleset");
@@ -291,7 +291,7 @@ fn a_failed_attachment_is_undone() {
         let network = host.network();
         let pod = Netns::new();
         pod.run(|| ip("link add eth0 type bridge"));
-        let error = network.attach("aaaaaaaa", &pod.path(), &[tcp("", 8080, 80)]).unwrap_err().to_string();
+        let error = network.attach("aaaaaaaa", &pod.path(), &[tcp("", 8080, 80)], &[]).unwrap_err().to_string();
         assert!(error.starts_with("make veth coraaaaaaaa on bridge cortest0: EEXIST"), "{error}");
         assert_eq!(links(), ["lo", "up0", "cortest0"]);
         assert!(network.orphans(|_| false).unwrap().is_empty());
@@ -303,11 +303,11 @@ fn a_failed_attachment_is_undone() {
 fn namespaces_that_are_none_or_the_hosts_own_are_refused() {
     on_a_host(|host| {
         let network = host.network();
-        let own = network.attach("a", "/proc/thread-self/ns/net".as_ref(), &[]).unwrap_err().to_string();
+        let own = network.attach("a", "/proc/thread-self/ns/net".as_ref(), &[], &[]).unwrap_err().to_string();
         assert!(own.contains("the host's own"), "{own}");
-        let none = network.attach("a", "/proc/1/ns/nothing".as_ref(), &[]).unwrap_err().to_string();
+        let none = network.attach("a", "/proc/1/ns/nothing".as_ref(), &[], &[]).unwrap_err().to_string();
         assert!(none.contains("/proc/1/ns/nothing"), "{none}");
-        let file = network.attach("a", "/etc/passwd".as_ref(), &[]).unwrap_err().to_string();
+        let file = network.attach("a", "/etc/passwd".as_ref(), &[], &[]).unwrap_err().to_string();
         assert!(file.contains("EINVAL"), "{file}");
         assert!(network.orphans(|_| false).unwrap().is_empty());
     });
@@ -318,12 +318,12 @@ fn a_subnet_that_a_route_claims_is_refused_by_the_routes_name() {
     on_a_host(|host| {
         ip(&format!("route add 10.99.0.128/25 via {OUTSIDE}"));
         let pod = Netns::new();
-        let error = host.network().attach("a", &pod.path(), &[]).unwrap_err().to_string();
+        let error = host.network().attach("a", &pod.path(), &[], &[]).unwrap_err().to_string();
         assert!(error.contains("10.99.0.0/24") && error.contains("10.99.0.128/25 by up0"), "{error}");
         assert_eq!(links(), ["lo", "up0"], "no bridge is left");
         ip("route del 10.99.0.128/25");
         ip(&format!("route add 0.0.0.0/1 via {OUTSIDE}"));
-        host.network().attach("a", &pod.path(), &[]).unwrap();
+        host.network().attach("a", &pod.path(), &[], &[]).unwrap();
     });
 }
 
@@ -332,12 +332,12 @@ fn what_is_no_bridge_of_ours_is_not_used() {
     on_a_host(|host| {
         let pod = Netns::new();
         ip("link add cortest0 type ifb");
-        let error = host.network().attach("a", &pod.path(), &[]).unwrap_err().to_string();
+        let error = host.network().attach("a", &pod.path(), &[], &[]).unwrap_err().to_string();
         assert!(error.contains("cortest0 exists and is no bridge but ifb"), "{error}");
         ip("link del cortest0");
         ip("link add cortest0 type bridge");
         ip("addr add 10.50.0.1/24 dev cortest0");
-        let error = host.network().attach("a", &pod.path(), &[]).unwrap_err().to_string();
+        let error = host.network().attach("a", &pod.path(), &[], &[]).unwrap_err().to_string();
         assert!(error.contains("10.50.0.1/24"), "{error}");
         assert!(links().contains(&"cortest0".to_owned()));
     });
@@ -348,16 +348,16 @@ fn a_flushed_ruleset_and_a_removed_bridge_come_back_with_the_next_pod() {
     on_a_host(|host| {
         let network = host.network();
         let (web, second, third) = (Netns::new(), Netns::new(), Netns::new());
-        network.attach("web", &web.path(), &[tcp("", 8080, 80)]).unwrap();
+        network.attach("web", &web.path(), &[tcp("", 8080, 80)], &[]).unwrap();
         let server = serve(&web, 80, 2);
         assert!(network.troubles().unwrap().is_empty());
         sh("nft flush ruleset");
         assert!(network.troubles().unwrap()[0].contains("inet coracle-cortest0 is gone"));
-        network.attach("second", &second.path(), &[]).unwrap();
+        network.attach("second", &second.path(), &[], &[]).unwrap();
         host.outside.run(|| ask((UPLINK, 8080))).unwrap();
         ip("link del cortest0");
         assert!(network.troubles().unwrap()[0].contains("bridge cortest0 is gone"));
-        network.attach("third", &third.path(), &[]).unwrap();
+        network.attach("third", &third.path(), &[], &[]).unwrap();
         host.outside.run(|| ask((UPLINK, 8080))).unwrap();
         server.join().unwrap();
     });
@@ -368,8 +368,8 @@ fn orphans_are_named_and_cleared_and_the_living_and_foreign_are_left_alone() {
     on_a_host(|host| {
         let network = host.network();
         let (live, dead) = (Netns::new(), Netns::new());
-        network.attach("11111111", &live.path(), &[tcp("", 8080, 80)]).unwrap();
-        network.attach("deadbeef", &dead.path(), &[tcp("", 8081, 80), tcp("127.0.0.1", 8082, 80)]).unwrap();
+        network.attach("11111111", &live.path(), &[tcp("", 8080, 80)], &[]).unwrap();
+        network.attach("deadbeef", &dead.path(), &[tcp("", 8081, 80), tcp("127.0.0.1", 8082, 80)], &[]).unwrap();
         ip("link add cor01234567 type veth peer name x0");
         ip("link set cor01234567 master cortest0");
         ip("link add foreign0 type veth peer name x1");
@@ -407,7 +407,8 @@ fn many_pods_at_once_get_their_own_addresses() {
             let attach = |(i, pod): (usize, &Netns)| {
                 let (network, path) = (host.network(), pod.path());
                 let port = tcp("", 9000 + i as u16, 80);
-                scope.spawn(move || network.attach(&format!("pod-{i}"), &path, &[port]).unwrap().ips[0].to_string())
+                scope
+                    .spawn(move || network.attach(&format!("pod-{i}"), &path, &[port], &[]).unwrap().ips[0].to_string())
             };
             let workers: Vec<_> = pods.iter().enumerate().map(attach).collect();
             workers.into_iter().map(|w| w.join().unwrap()).collect()
@@ -442,7 +443,7 @@ fn udp_clients_that_keep_their_port_reach_the_pod_that_is_there_now() {
         client.connect((UPLINK, 5353)).unwrap();
         client.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         let heard_by = |pod: &Netns, network: &Embedded, id: &str| {
-            network.attach(id, &pod.path(), std::slice::from_ref(&port)).unwrap();
+            network.attach(id, &pod.path(), std::slice::from_ref(&port), &[]).unwrap();
             let server = pod.run(|| UdpSocket::bind("0.0.0.0:53").unwrap());
             server.set_read_timeout(Some(PATIENCE)).unwrap();
             // A refusal that an earlier packet met is told by the first send.
@@ -452,7 +453,7 @@ fn udp_clients_that_keep_their_port_reach_the_pod_that_is_there_now() {
         };
         // Something tracks the flow before any pod has the port: the table with its nat hooks, made by another pod.
         let (other, first, second) = (Netns::new(), Netns::new(), Netns::new());
-        network.attach("other", &other.path(), &[]).unwrap();
+        network.attach("other", &other.path(), &[], &[]).unwrap();
         let _ = client.send(b"x");
         assert_eq!(heard_by(&first, &network, "first").port(), 4000);
         network.detach("first").unwrap();
@@ -467,13 +468,13 @@ fn pods_get_through_a_host_whose_iptables_drop_what_they_forward() {
             sh(&format!("{iptables} -P FORWARD DROP"));
             let network = host.network();
             let web = Netns::new();
-            let notes = network.attach("web", &web.path(), &[tcp("", 8080, 80)]).unwrap().notes.join("; ");
+            let notes = network.attach("web", &web.path(), &[tcp("", 8080, 80)], &[]).unwrap().notes.join("; ");
             assert!(notes.contains(&format!("added to {iptables} FORWARD")), "{notes}");
             let servers = [serve(&web, 80, 1), serve(&host.outside, 7003, 1)];
             host.outside.run(|| ask((UPLINK, 8080))).unwrap();
             web.run(|| ask((OUTSIDE, 7003))).unwrap();
             servers.into_iter().for_each(|s| s.join().unwrap());
-            let again = network.attach("second", &Netns::new().path(), &[]).unwrap();
+            let again = network.attach("second", &Netns::new().path(), &[], &[]).unwrap();
             assert!(again.notes.is_empty(), "{:?}", again.notes);
             assert_eq!(sh(&format!("{iptables} -S FORWARD")).lines().count(), 3);
             network.clear(&network.orphans(|_| false).unwrap()).unwrap();
@@ -488,9 +489,9 @@ fn a_policy_that_changes_later_is_noticed_by_the_next_pod() {
     on_a_host(|host| {
         let network = host.network();
         let (web, next) = (Netns::new(), Netns::new());
-        network.attach("web", &web.path(), &[]).unwrap();
+        network.attach("web", &web.path(), &[], &[]).unwrap();
         sh("iptables -P FORWARD DROP");
-        network.attach("next", &next.path(), &[]).unwrap();
+        network.attach("next", &next.path(), &[], &[]).unwrap();
         let server = serve(&host.outside, 7003, 1);
         web.run(|| ask((OUTSIDE, 7003))).unwrap();
         server.join().unwrap();
@@ -504,7 +505,7 @@ fn an_admins_own_chain_that_drops_is_named_and_not_touched() {
             "nft 'add table inet mine; add chain inet mine through { type filter hook forward priority 0; policy drop; }'",
         );
         let before = sh("nft list table inet mine");
-        let notes = host.network().attach("web", &Netns::new().path(), &[]).unwrap().notes.join("; ");
+        let notes = host.network().attach("web", &Netns::new().path(), &[], &[]).unwrap().notes.join("; ");
         assert!(notes.contains("nftables chain inet mine through drops"), "{notes}");
         assert!(host.network().troubles().unwrap()[0].contains("inet mine through"));
         assert_eq!(sh("nft list table inet mine"), before);
@@ -516,7 +517,7 @@ fn a_pod_cannot_reach_what_the_host_binds_to_its_loopback_only() {
     on_a_host(|host| {
         let network = host.network();
         let pod = Netns::new();
-        network.attach("web", &pod.path(), &[tcp("", 8080, 80)]).unwrap();
+        network.attach("web", &pod.path(), &[tcp("", 8080, 80)], &[]).unwrap();
         assert_eq!(sh("cat /proc/sys/net/ipv4/conf/cortest0/route_localnet"), "1\n");
         let _private = TcpListener::bind("127.0.0.1:7777").unwrap();
         pod.run(|| {
