@@ -137,7 +137,7 @@ impl Store {
     }
 
     fn unneeded_files(&self, needed: &Needed, report: &mut GcReport) -> Result<()> {
-        for name in self.name_records()? {
+        for name in self.name_records()?.iter() {
             if !needed.images.contains(&name.image) {
                 report.files.push(self.name_path(&name.name));
             }

@@ -4,6 +4,8 @@
 //! the compression of its layers was. A name is a file of its own, so that moving a tag is one rename.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
@@ -16,6 +18,9 @@ use crate::reference::Reference;
 
 /// The largest configuration that is read, as large as the largest manifest.
 pub(crate) const CONFIG_LIMIT: u64 = crate::source::MANIFEST_LIMIT;
+
+/// The clock by which file systems date changes moves on in steps; none of them is longer.
+const TICK: Duration = Duration::from_millis(100);
 
 /// An image in the store.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +70,11 @@ pub(crate) struct NameRecord {
     pub name: String,
     pub image: Digest,
 }
+
+/// The names as they were when their directory was changed last, so that a node with hundreds of them does not read them
+/// all for each container.
+#[derive(Debug, Default)]
+pub(crate) struct NameCache(Mutex<Option<(SystemTime, Arc<Vec<NameRecord>>)>>);
 
 /// What a removal did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -169,9 +179,24 @@ impl Store {
         Ok(bytes)
     }
 
-    pub(crate) fn name_records(&self) -> Result<Vec<NameRecord>> {
-        let mut names = read_all::<NameRecord>(&self.path("names"))?;
+    /// All names, sorted.
+    pub(crate) fn name_records(&self) -> Result<Arc<Vec<NameRecord>>> {
+        let directory = self.path("names");
+        // Each change of a name is a rename or a removal, and so a change of the directory.
+        let changed = std::fs::metadata(&directory).and_then(|meta| meta.modified());
+        let changed = changed.map_err(|err| Error::io(format!("look at {}", directory.display()), err))?;
+        let mut cache = self.names.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((then, names)) = &*cache
+            && *then == changed
+        {
+            return Ok(names.clone());
+        }
+        let mut names = read_all::<NameRecord>(&directory)?;
         names.sort_by(|a, b| a.name.cmp(&b.name));
+        let names = Arc::new(names);
+        // A change so short ago may be followed by one in the same tick of the clock that dates it.
+        let settled = changed.elapsed().is_ok_and(|since| since > TICK);
+        *cache = settled.then(|| (changed, names.clone()));
         Ok(names)
     }
 

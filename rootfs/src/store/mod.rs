@@ -40,6 +40,7 @@ mod tests;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 pub(crate) use images::stored_names;
@@ -55,6 +56,8 @@ const DIRECTORIES: [&str; 9] =
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    /// The names as they were read last.
+    names: Arc<images::NameCache>,
 }
 
 impl Store {
@@ -72,7 +75,7 @@ impl Store {
         let made = make_directory(root).and_then(|()| DIRECTORIES.into_iter().chain(["tmp"]).try_for_each(make));
         made.map_err(|err| Error::io(what(), err))?;
         let root = root.canonicalize().map_err(|err| Error::io(what(), err))?;
-        Ok(Store { root })
+        Ok(Store { root, names: Arc::default() })
     }
 
     /// Where the store is.

@@ -218,3 +218,22 @@ fn the_dead_are_cleared_and_the_living_are_left_alone() {
     drop(alive);
     assert_eq!(test.store.gc(&GcOptions::default()).unwrap().layers.len(), 1);
 }
+
+#[test]
+fn a_name_that_another_store_gave_or_took_is_seen_at_once() {
+    let test = TestStore::new();
+    let image = test.load(&[Tar::new().file("a", b"a").end()]).unwrap();
+    let other = crate::Store::open(test.store.root()).unwrap();
+    let name = Reference::parse("example.com/moved:1").unwrap();
+    let seen = || other.image(&name.to_string()).unwrap().is_some();
+    for round in 0..40 {
+        if round % 20 == 0 {
+            // Long enough for what was read to be kept.
+            std::thread::sleep(std::time::Duration::from_millis(150));
+        }
+        assert!(!seen());
+        test.store.tag(&image.id.to_string(), &name).unwrap();
+        assert!(seen(), "round {round}");
+        assert!(test.store.untag(&name).unwrap());
+    }
+}

@@ -1,4 +1,5 @@
 //! The CRI server as a whole, driven by clients that are not ours.
 
+mod images;
 mod life;
 mod node;

@@ -16,6 +16,8 @@ pub mod resources;
 pub mod sandbox;
 mod security;
 pub mod signal;
+#[cfg(test)]
+mod tests;
 
 use coracle_engine::{IdMapping, NamespaceMode, SelinuxOptions};
 use coracle_proto::cri as v1;
