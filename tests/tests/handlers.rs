@@ -21,6 +21,7 @@ fn config() -> EngineConfig {
         ("runc", settings(HandlerType::Oci, "runc")),
         ("crun", settings(HandlerType::Oci, here.join("handlers/crun-hybrid"))),
         ("own", settings(HandlerType::Oci, coracle_tests::bin("coracle-oci"))),
+        ("shim", settings(HandlerType::Shim, "io.containerd.runc.v2")),
         ("gone", settings(HandlerType::Oci, "/no/such/runtime")),
         ("sick", settings(HandlerType::Oci, "false")),
     ];
@@ -65,7 +66,7 @@ with_each!(
     shares_the_pods_namespaces,
     is_limited_measured_paused_and_killed_for_its_memory,
     says_why_it_cannot_start;
-    runc, crun, own
+    runc, crun, own, shim
 );
 
 async fn runs_logs_and_tells_its_exit_code(rig: &Rig, handler: &str) {
@@ -210,7 +211,7 @@ async fn says_why_it_cannot_start(rig: &Rig, handler: &str) {
 fn an_unknown_or_unhealthy_handler_is_an_error_and_makes_nothing() {
     rig_with(config(), async |rig| {
         for (handler, words) in [
-            ("kata", "no handler \"kata\" is configured; known are coracle, crun, gone, own, runc, sick"),
+            ("kata", "no handler \"kata\" is configured; known are coracle, crun, gone, own, runc, shim, sick"),
             ("gone", "handler gone: its program /no/such/runtime: No such file"),
             ("sick", "false --version: exit status: 1"),
         ] {

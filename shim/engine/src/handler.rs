@@ -228,6 +228,10 @@ impl Handler {
         for pattern in &settings.allowed_annotations {
             glob::check(pattern).map_err(|why| Error::invalid(field("allowed_annotations"), why))?;
         }
+        if settings.options.sandbox_container {
+            let text = "shims that make a sandbox of their own (kata) are not supported yet";
+            return Err(Error::invalid(field("options.sandbox_container"), text));
+        }
         check_options(&settings).map_err(|(key, why)| Error::invalid(field(key), why))?;
         let binary = settings.binary.filter(|binary| !binary.as_os_str().is_empty());
         let kind = match (settings.kind, binary) {

@@ -6,6 +6,7 @@ use crate::daemon::LOCK;
 use crate::foreign;
 use crate::ops;
 use crate::sandbox::{ATTACH_SOCKET, CGROUP_RECORD, PID_FILE, RUNTIME_ROOT, SOCKET};
+use crate::shim;
 use crate::tender::lock_holder;
 use anyhow::{Context, Result, anyhow, bail};
 use coracle_proto::{Message, task};
@@ -34,6 +35,7 @@ pub fn delete(arguments: &Arguments) -> Result<()> {
     for (id, foreign) in left {
         foreign.delete(&id).map_err(|failure| anyhow!("delete: container {id}: {}", failure.message))?;
     }
+    shim::end(&bundle.join(shim::FOLDER), &arguments.id).map_err(|failure| anyhow!("delete: {}", failure.message))?;
     ops::remove_pod_cgroup(&bundle.join(CGROUP_RECORD)).map_err(|failure| anyhow!("delete: {}", failure.message))?;
     for name in [SOCKET, ATTACH_SOCKET, PID_FILE, LOCK] {
         let _ = fs::remove_file(bundle.join(name));

@@ -16,6 +16,8 @@ use std::time::SystemTime;
 
 /// The file's name in a container's bundle.
 pub const FILE: &str = "exit.json";
+/// Of a process whose end nobody saw, as the engine and containerd have it.
+pub const STATUS_UNSEEN: u32 = 255;
 /// Of a process that was asked for and never ran.
 pub const STATUS_NEVER_RAN: u32 = 128;
 
@@ -38,6 +40,11 @@ impl Exit {
             Death::Signaled(signal) => (128 + signal as u32, Some(signal)),
         };
         Exit { status, signal, at: SystemTime::now() }
+    }
+
+    /// Of a process whose end nobody saw.
+    pub fn unseen() -> Self {
+        Exit { status: STATUS_UNSEEN, signal: None, at: SystemTime::now() }
     }
 
     /// Of a process that never ran.

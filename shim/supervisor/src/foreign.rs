@@ -14,7 +14,7 @@
 //! the host never sees it. Statistics and processes are read from the container's cgroup, which needs no program.
 
 use crate::failure::{Fail, Failure};
-use crate::oci::Act;
+use crate::oci::{Act, not_needed};
 use crate::ops::{self, Created};
 use crate::stdio::ProcessEnds;
 use coracle_proto::ttrpc::Code;
@@ -102,8 +102,8 @@ impl Foreign {
             Act::Create { request, ends } => self.create(id, *request, ends),
             Act::Undo { bundle } => self.delete(id).and_then(|()| ops::clear_cgroup(id, &bundle)).map(done),
             Act::Start => self.run(&Run::new(self, "start", id)?, &[id]).map(done),
-            Act::Exec { spec, terminal, ends } => self.exec(id, &spec, terminal, ends),
-            Act::Kill(signal) => self.run(&Run::new(self, "kill", id)?, &[id, &signal.to_string()]).map(done),
+            Act::Exec { spec, terminal, ends, .. } => self.exec(id, &spec, terminal, ends),
+            Act::Kill { signal, .. } => self.run(&Run::new(self, "kill", id)?, &[id, &signal.to_string()]).map(done),
             Act::KillAll(signal) => self.kill_all(id, signal).map(done),
             Act::Delete => self.delete(id).map(done),
             Act::Freeze(true) => self.run(&Run::new(self, "pause", id)?, &[id]).map(done),
@@ -122,6 +122,7 @@ impl Foreign {
                 let stats = cgroup.stats().map_err(|error| failed(format!("statistics of {id}"), error))?;
                 Ok(ops::stats_answer(&stats, cgroup.state().version, &oom_file))
             }
+            Act::Resize { .. } | Act::CloseInput { .. } | Act::Wait { .. } => Err(not_needed(id)),
         }
     }
 
@@ -255,9 +256,7 @@ impl Foreign {
         command.arg("--root").arg(&self.root).arg("--log").arg(&log).args(["--log-format", "json"]);
         command.args(self.systemd_cgroup.then_some("--systemd-cgroup"));
         command.arg(run.verb).args(words);
-        for name in OURS_ALONE {
-            command.env_remove(name);
-        }
+        forget_own_environment(&mut command);
         let [stdin, stdout, stderr] = streams.map(|end| end.map_or_else(Stdio::null, Stdio::from));
         command.stdin(stdin).stdout(stdout).stderr(stderr);
         let status = command.status().map_err(|error| failed(format!("run {}", self.binary.display()), error))?;
@@ -268,6 +267,13 @@ impl Foreign {
                 Err(failed(&run.what, words))
             }
         }
+    }
+}
+
+/// Takes out of a program's environment what is ours alone.
+pub fn forget_own_environment(command: &mut Command) {
+    for name in OURS_ALONE {
+        command.env_remove(name);
     }
 }
 

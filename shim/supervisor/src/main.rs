@@ -14,7 +14,7 @@
 //! buffer      bytes on their way           log         CRI log files
 //! exits       exit.json                    tender      calling the engine when a container exits
 //! failure     status codes                 stats       runtime's numbers in containerd's messages
-//! oci         what runs a container        foreign     other runtimes than ours
+//! oci         what runs a container        foreign     other runtimes than ours; shim: containerd's shims
 //! sys         all of the crate's unsafe code
 //! ```
 
@@ -33,6 +33,7 @@ mod ops;
 mod reactor;
 mod sandbox;
 mod service;
+mod shim;
 mod stats;
 mod stdio;
 mod streams;

@@ -279,10 +279,16 @@ fn pod_cgroup(record: &Path) -> Result<Option<CgroupState>, Failure> {
 }
 
 /// Clears up after all containers and removes the pod's cgroup: the last thing done for a sandbox.
-pub fn release(containers: &[(String, Oci)], cgroup_record: &Path) -> Result<Vec<u8>, Failure> {
+pub fn release(
+    containers: &[(String, Oci)],
+    shim: &Path,
+    sandbox: &str,
+    cgroup_record: &Path,
+) -> Result<Vec<u8>, Failure> {
     for (id, oci) in containers {
         oci.perform(id, Act::Delete)?;
     }
+    crate::shim::end(shim, sandbox)?;
     remove_pod_cgroup(cgroup_record)?;
     Ok(Vec::new())
 }

@@ -16,8 +16,8 @@ use crate::failure::{Fail, Failure};
 use crate::foreign;
 use crate::ops;
 use crate::service::{Outcome, answered, decode, done};
+use crate::shim;
 use crate::supervisor::{Job, Supervisor};
-use crate::sys;
 use crate::task::State;
 use crate::tender;
 use coracle_proto::coracle::{InfoResponse, NamespaceMode, ReopenLogRequest, SandboxOptions, UpdateSandboxRequest};
@@ -115,6 +115,11 @@ impl Sandbox {
     /// Where the runtime keeps the containers' state.
     pub fn runtime_root(&self) -> PathBuf {
         self.bundle.join(RUNTIME_ROOT)
+    }
+
+    /// The pod's cgroup; empty for none.
+    pub fn cgroup(&self) -> &str {
+        &self.options.cgroup_parent
     }
 
     /// Where other runtimes' containers are recorded.
@@ -383,17 +388,17 @@ impl Supervisor {
     }
 
     fn signal_all(&mut self, signal: i32) {
-        let mut frozen = Vec::new();
+        let (mut processes, mut frozen) = (Vec::new(), Vec::new());
         for container in &self.containers {
             for process in std::iter::once(&container.init).chain(&container.execs) {
-                if process.state.alive() && process.pid != 0 {
-                    // It may have died this very moment; its exit is on the way.
-                    let _ = sys::kill(process.pid, signal);
-                }
+                processes.push((container.id.clone(), process.exec_id.clone()));
             }
             if container.init.state == State::Paused {
                 frozen.push(container.id.clone());
             }
+        }
+        for (id, exec) in processes {
+            self.signal(&id, &exec, signal);
         }
         for id in frozen {
             self.thaw_to_die(&id, signal);
@@ -466,7 +471,8 @@ impl Supervisor {
         self.sandbox.deadline = Some(Instant::now() + RELEASE_GRACE);
         let record = self.sandbox.bundle.join(CGROUP_RECORD);
         let containers: Vec<_> = self.containers.iter().map(|c| (c.id.clone(), c.oci.clone())).collect();
-        let body = Box::new(move || ops::release(&containers, &record));
+        let (bundle, id) = (self.sandbox.bundle.clone(), self.sandbox.id.clone());
+        let body = Box::new(move || ops::release(&containers, &bundle.join(shim::FOLDER), &id, &record));
         if let Err(failure) = self.work(Job::Release, &[], body) {
             self.release_done(Err(failure));
         }

@@ -47,11 +47,15 @@ const CONTROL: &[(&str, Handler)] = &[
     (method::UPDATE_SANDBOX, Supervisor::update_sandbox),
 ];
 
+/// The shims of other handlers send events.
+const EVENTS: &[(&str, Handler)] = &[(method::FORWARD, Supervisor::forward_event)];
+
 fn handler(request: &Request) -> Result<Handler, Failure> {
     let table = match request.service.as_str() {
         service::TASK_V2 | service::TASK_V3 => TASK,
         service::SANDBOX => SANDBOX,
         service::CONTROL => CONTROL,
+        service::EVENTS => EVENTS,
         other => return Err(Code::Unimplemented.failure(format!("service {other} is not known"))),
     };
     let found = table.iter().find(|(name, _)| *name == request.method);

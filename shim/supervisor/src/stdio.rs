@@ -149,6 +149,8 @@ pub struct ProcessEnds {
     pub stderr: Option<OwnedFd>,
     /// The socket over which the runtime sends the terminal.
     pub console: Option<UnixStream>,
+    /// For a shim, instead of all these: the fifos it is to open by their names.
+    pub fifos: Names,
 }
 
 /// The supervisor's ends.

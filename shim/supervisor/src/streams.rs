@@ -322,6 +322,18 @@ impl Streams {
         io.watch_input(reactor, key);
     }
 
+    /// Whether all input has been passed on and no more comes.
+    pub fn input_closed(&self, key: u32) -> bool {
+        self.ios.get(key).is_some_and(|io| io.input.closed)
+    }
+
+    /// Closes what held both ends of the fifos open.
+    pub fn let_go(&mut self, key: u32) {
+        if let Some(io) = self.ios.get_mut(key) {
+            io.kept = Kept::default();
+        }
+    }
+
     /// Opens the log's name again.
     pub fn reopen_log(&mut self, key: u32) -> Result<(), Failure> {
         let log = self.ios.get_mut(key).and_then(|io| io.log.as_mut());

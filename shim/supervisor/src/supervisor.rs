@@ -50,6 +50,8 @@ pub struct Process {
     pub waiters: Vec<Call>,
     /// An exec's OCI process as JSON, until it is started.
     pub spec: Vec<u8>,
+    /// Its shim was told that no more input comes.
+    pub input_ended: bool,
 }
 
 /// One container.
@@ -92,6 +94,8 @@ pub enum Job {
     Quiet,
     /// The pod's cgroup is being made, for CreateSandbox.
     PodCgroup { call: Call },
+    /// A process of a shim runs: waits for its end.
+    Wait { container: String, exec: String },
     /// Everything is being released, before the program ends.
     Release,
 }
@@ -149,7 +153,7 @@ impl Supervisor {
         let mut ready = Vec::new();
         while !self.finished {
             self.reactor.wait(self.patience(), &mut ready).context("wait for events")?;
-            if ready.is_empty() && !self.idle && self.workers.len() == 0 {
+            if ready.is_empty() && !self.idle && !self.working() {
                 self.idle = true;
                 sys::forget_own_text();
             } else if !ready.is_empty() {
@@ -158,9 +162,15 @@ impl Supervisor {
             for event in ready.drain(..) {
                 self.handle(event);
             }
+            self.end_shim_inputs();
             self.settle();
         }
         Ok(())
+    }
+
+    /// Whether a worker has something to do. One that only waits can do so for as long as the pod lives.
+    fn working(&self) -> bool {
+        self.workers.iter().any(|(_, worker)| !matches!(worker.job, Job::Wait { .. }))
     }
 
     /// How long the loop may sleep.
@@ -287,7 +297,7 @@ impl Supervisor {
         let _ = worker.watch(&self.reactor, key, Interest::NONE);
         let (job, result) = worker.finish();
         self.job_done(job, result);
-        if self.workers.len() == 0 {
+        if !self.working() {
             // Every pid that a worker could have reported is known by now; the rest were orphans.
             self.unclaimed = Vec::new();
         }

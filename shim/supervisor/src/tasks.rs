@@ -6,6 +6,7 @@ use crate::failure::{Fail, Failure};
 use crate::oci::{Act, Oci};
 use crate::ops::Created;
 use crate::service::{Outcome, answered, decode, done};
+use crate::shim;
 use crate::stdio::{self, Names, OurEnds, ProcessEnds};
 use crate::supervisor::{Container, Job, Process, Supervisor};
 use crate::sys;
@@ -42,7 +43,7 @@ fn exit_fields(exit: &Option<Exit>) -> (u32, Option<Timestamp>) {
 impl Process {
     fn new(exec_id: &str, state: State, names: Names, io: u32, spec: Vec<u8>) -> Self {
         let exec_id = exec_id.to_owned();
-        Process { exec_id, state, pid: 0, names, io, exit: None, waiters: Vec::new(), spec }
+        Process { exec_id, state, pid: 0, names, io, exit: None, waiters: Vec::new(), spec, input_ended: false }
     }
 
     fn advance(&mut self, event: Event) -> Result<(), Failure> {
@@ -105,7 +106,10 @@ impl Supervisor {
             stderr: request.stderr.clone(),
         };
         let bundle = PathBuf::from(&request.bundle);
-        let oci = Oci::of(&request, self.sandbox.runtime_root(), &self.sandbox.foreign_folder())?;
+        let oci = Oci::of(&request, &self.sandbox)?;
+        if matches!(oci, Oci::Shim(_)) {
+            self.read_shim_log()?;
+        }
         let io = self.streams.create(&names, false, self.sandbox.log_max_bytes())?;
         let init = Process::new("", State::Creating, names, io, Vec::new());
         self.containers.push(Container {
@@ -130,7 +134,11 @@ impl Supervisor {
     }
 
     fn open_stdio(&mut self, id: &str, exec: &str) -> Result<(ProcessEnds, OurEnds), Failure> {
-        stdio::open(&self.process(id, exec)?.names)
+        let names = &self.process(id, exec)?.names.clone();
+        match &self.container(id)?.oci {
+            Oci::Shim(shim) => shim::open_fifos(names, shim.bundle(), exec),
+            _ => stdio::open(names),
+        }
     }
 
     /// Task.Start
@@ -155,7 +163,7 @@ impl Supervisor {
         let process = self.process(id, exec)?;
         let (spec, terminal) = (std::mem::take(&mut process.spec), process.names.terminal);
         let job = Job::Exec { call, container: id.to_owned(), exec: exec.to_owned(), ends };
-        self.act(job, id, Act::Exec { spec, terminal, ends: theirs })
+        self.act(job, id, Act::Exec { exec: exec.to_owned(), spec, terminal, ends: theirs })
     }
 
     /// A container can be started again; an exec that could not start has ended.
@@ -209,13 +217,14 @@ impl Supervisor {
             self.thaw_to_die(&id, signal);
             return Ok(None);
         }
-        let by_runtime = request.exec_id.is_empty() && signal != SIGKILL && self.container(&id)?.oci.signals();
+        let by_runtime = self.container(&id)?.oci.signals(&request.exec_id, signal);
         let process = self.process(&id, &request.exec_id)?;
         if !process.state.alive() || process.pid == 0 {
             return Err(Code::NotFound.failure(format!("kill {id}: the process is {}", process.state)));
         }
         if by_runtime {
-            self.act(Job::Answer { call }, &id, Act::Kill(signal))?;
+            self.act(Job::Answer { call }, &id, Act::Kill { exec: request.exec_id, signal })?;
+            self.thaw_to_die(&id, signal);
             return Ok(None);
         }
         // The pid is ours until we reap it, so no other process can be hit.
@@ -275,9 +284,15 @@ impl Supervisor {
     }
 
     /// Task.ResizePty
-    pub(crate) fn resize_pty(&mut self, _: Call, payload: &[u8]) -> Outcome {
+    pub(crate) fn resize_pty(&mut self, call: Call, payload: &[u8]) -> Outcome {
         let request: task::ResizePtyRequest = decode(payload)?;
-        let io = self.process(&request.id, &request.exec_id)?.io;
+        let process = self.process(&request.id, &request.exec_id)?;
+        let (io, made) = (process.io, process.pid != 0);
+        if matches!(self.container(&request.id)?.oci, Oci::Shim(_)) && made {
+            let (exec, width, height) = (request.exec_id, request.width, request.height);
+            self.act(Job::Answer { call }, &request.id, Act::Resize { exec, width, height })?;
+            return Ok(None);
+        }
         let clamp = |size: u32| size.min(u32::from(u16::MAX)) as u16;
         self.streams.resize(io, clamp(request.width), clamp(request.height))?;
         done()
@@ -357,7 +372,7 @@ impl Supervisor {
         container.deleting = Some(call);
         if container.init.exit.is_none() {
             // Created and never started: cleared up when it is reaped. It cannot fail to be there.
-            let _ = sys::kill(container.init.pid, SIGKILL);
+            self.kill_created(&id);
             return Ok(None);
         }
         let asked = self.delete_by_worker(&id);
@@ -411,7 +426,7 @@ impl Supervisor {
     }
 
     /// A process has ended: everything it said is in its log and its exit is on disk before anyone is told.
-    fn process_ended(&mut self, id: &str, exec: &str, exit: Exit) {
+    pub(crate) fn process_ended(&mut self, id: &str, exec: &str, exit: Exit) {
         let Ok(process) = self.process(id, exec) else { return };
         process.exit = Some(exit);
         process.report(Event::Exited);
@@ -483,6 +498,7 @@ impl Supervisor {
             }
             Job::Delete { call, container } => self.delete_done(call, &container, result),
             Job::Answer { call } => self.answer(call, result),
+            Job::Wait { container, exec } => self.wait_done(&container, &exec, result),
             Job::Quiet => {}
             Job::PodCgroup { call } => self.pod_cgroup_done(call, result),
             Job::Release => self.release_done(result),
@@ -515,6 +531,7 @@ impl Supervisor {
             return self.answer(call, Err(failure));
         }
         self.claim(created.pid);
+        self.wait_by_shim(id, "");
         self.answer(call, Ok(task::CreateTaskResponse { pid: created.pid as u32 }.encode_to_vec()));
     }
 
@@ -541,6 +558,7 @@ impl Supervisor {
         match result {
             Ok(_) => {
                 self.reported(id, Event::Started);
+                self.let_go_of_fifos(id, "");
                 let pid = self.container(id).map_or(0, |container| container.init.pid as u32);
                 self.answer(call, Ok(task::StartResponse { pid }.encode_to_vec()));
             }
@@ -564,7 +582,11 @@ impl Supervisor {
             Ok(created.pid as u32)
         });
         match outcome {
-            Ok(pid) => self.answer(call, Ok(task::StartResponse { pid }.encode_to_vec())),
+            Ok(pid) => {
+                self.let_go_of_fifos(id, exec);
+                self.wait_by_shim(id, exec);
+                self.answer(call, Ok(task::StartResponse { pid }.encode_to_vec()));
+            }
             Err(failure) => {
                 if self.process(id, exec).is_ok_and(|process| process.pid == 0) {
                     self.start_failed(id, exec);

@@ -1,3 +1,5 @@
+//! What may be written of handlers, and what comes of it.
+
 use super::*;
 
 fn settings(kind: HandlerType, binary: &str) -> HandlerSettings {

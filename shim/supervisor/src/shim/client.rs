@@ -1,0 +1,84 @@
+//! A client of a shim for workers: one call after the other over a connection of its own, and blocking.
+
+use super::launch::{Address, read_address};
+use crate::failure::{Fail, Failure};
+use coracle_proto::Message;
+use coracle_proto::ttrpc::{Code, FrameReader, StreamIds, encode_request, service};
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// The version of a shim's API from which its task service is named v3. The messages are the same.
+const TASK_V3: u32 = 3;
+/// Bytes asked of the socket at once.
+const READ_SIZE: usize = 16 << 10;
+
+/// A connection.
+#[derive(Debug)]
+pub struct Client {
+    socket: UnixStream,
+    service: &'static str,
+    ids: StreamIds,
+}
+
+impl Client {
+    /// Connects to the shim that runs with this folder.
+    pub fn of(folder: &Path) -> Result<Client, Failure> {
+        let missing =
+            |error: io::Error| Code::Unavailable.failure(format!("the shim in {}: {error}", folder.display()));
+        Client::connect(&read_address(folder).map_err(missing)?)
+    }
+
+    /// Connects to an address.
+    pub fn connect(address: &Address) -> Result<Client, Failure> {
+        let path = address.path().map_err(|why| Code::Unimplemented.failure(why))?;
+        let socket = UnixStream::connect(path);
+        let socket = socket.map_err(|error| {
+            Code::Unavailable.failure(format!("connect to the shim at {}: {error} (has it died?)", address.address))
+        })?;
+        let service = if address.version >= TASK_V3 { service::TASK_V3 } else { service::TASK_V2 };
+        Ok(Client { socket, service, ids: StreamIds::default() })
+    }
+
+    /// One call of the task service. A shim that dies, or does not answer in time, is unavailable.
+    pub fn call<A: Message + Default>(
+        &mut self,
+        method: &str,
+        request: &impl Message,
+        timeout: Option<Duration>,
+    ) -> Result<A, Failure> {
+        let broken = |error: io::Error| {
+            let late = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+            let code = if late { Code::DeadlineExceeded } else { Code::Unavailable };
+            let words = if late { "no answer in time".to_owned() } else { error.to_string() };
+            code.failure(format!("{method}: the shim: {words}"))
+        };
+        let id = self.ids.next_id().ok_or_else(|| broken(io::ErrorKind::ConnectionAborted.into()))?;
+        let nanos = timeout.map_or(0, |timeout| timeout.as_nanos() as i64);
+        let bytes = encode_request(id, self.service, method, request, nanos);
+        let bytes = bytes.map_err(|error| Code::InvalidArgument.failure(format!("{method}: {error}")))?;
+        self.socket.set_read_timeout(timeout).map_err(broken)?;
+        self.socket.write_all(&bytes).map_err(broken)?;
+        let answer = self.receive(id).map_err(broken)?.map_err(Failure::from)?;
+        A::decode(answer.as_slice())
+            .map_err(|error| Code::DataLoss.failure(format!("{method}: the shim's answer does not decode: {error}")))
+    }
+
+    fn receive(&mut self, id: u32) -> io::Result<Result<Vec<u8>, coracle_proto::Status>> {
+        let (mut frames, mut buffer) = (FrameReader::new(), vec![0; READ_SIZE]);
+        loop {
+            let count = self.socket.read(&mut buffer)?;
+            if count == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection"));
+            }
+            let mut bytes = &buffer[..count];
+            while let Some(frame) = frames.take(&mut bytes).map_err(io::Error::other)? {
+                // An answer to a call whose time was over is nobody's.
+                if frame.stream_id == id {
+                    return frame.into_response().map_err(io::Error::other);
+                }
+            }
+        }
+    }
+}
