@@ -11,6 +11,7 @@ pub mod registry;
 pub mod rig;
 pub mod sys;
 pub mod token;
+pub mod trace;
 pub mod ttrpc;
 
 use std::path::PathBuf;
