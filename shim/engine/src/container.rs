@@ -81,7 +81,12 @@ impl Engine {
                     Some(owner) => owner,
                 }
             };
-            // It loses the name only if its creation or removal can be shown to be over for good.
+            // It loses the name only if its creation or removal can be shown to be over for good; if it is being removed just
+            // now, by another task, that is waited for.
+            let _turn = self.turn(&stale.id).await;
+            if !self.paths.container(sandbox, &stale.id).exists() {
+                continue;
+            }
             if !self.container_interrupted(&stale)? {
                 return Err(Error::Exists { kind: "container", name, id: stale.id });
             }

@@ -341,8 +341,17 @@ impl Engine {
     async fn clear(&self, finding: &Finding) -> Result<()> {
         match finding.clone() {
             Finding::DeadPod { id, .. } => self.stop_sandbox(&id).await,
-            Finding::InterruptedPod { id, .. } => self.destroy(&id).await,
-            Finding::InterruptedContainer { sandbox, id } => self.forget_container(&sandbox, &id).await,
+            Finding::InterruptedPod { id, .. } => {
+                // A call that was repeated may have taken it apart already, or be at it.
+                let _turn = self.turn(&id).await;
+                if self.interrupted(&id)? || self.abandoned(&id)? { self.destroy(&id).await } else { Ok(()) }
+            }
+            Finding::InterruptedContainer { sandbox, id } => {
+                let _turn = self.turn(&id).await;
+                let left =
+                    !self.maker_lives(&self.paths.container(&sandbox, &id))? && self.still_begun(&sandbox, &id)?;
+                if left { self.forget_container(&sandbox, &id).await } else { Ok(()) }
+            }
             Finding::Cgroup { path, .. } => {
                 let deadline = self.config.deadlines.kill;
                 blocking(move || cgroup::clear(&path, deadline)).await

@@ -3,23 +3,27 @@
 //! Nothing here is needed for correctness: a repetition of the interrupted call does the same for its own object. It is
 //! for the objects that nobody asks for again, and so that a container which runs is shown as running at once.
 
+use coracle_rootfs::GcOptions;
 use tokio::task::JoinSet;
 
 use crate::doctor::{Action, Finding};
-use crate::engine::Engine;
+use crate::engine::{Engine, blocking};
 use crate::error::Result;
 use crate::record::ContainerRecord;
 use crate::status::{ContainerEvent, ContainerState};
 
 impl Engine {
-    /// Takes apart what was being made or removed, and notes which containers were started without anyone living to
-    /// record it. Pods whose supervisor died are left to who owns them: what they left running is theirs to end.
+    /// Takes apart what was being made or removed, with what is left of pods that are no more, and notes which containers
+    /// were started without anyone living to record it. Pods whose supervisor died are left to who owns them: what they
+    /// left running is theirs to end.
     pub async fn recover(&self) -> Result<Vec<Action>> {
         self.note_started().await?;
-        self.clear_where(|finding| {
-            matches!(finding, Finding::InterruptedPod { .. } | Finding::InterruptedContainer { .. })
-        })
-        .await
+        let dead_pod = |finding: &Finding| matches!(finding, Finding::DeadPod { .. });
+        let actions = self.clear_where(|finding| finding.clearable() && !dead_pod(finding)).await?;
+        // Unfinished files, and pulls that were cut off. Layers go with the image or container that needed them last.
+        let store = self.store.clone();
+        blocking(move || Ok(store.gc(&GcOptions::default())?)).await?;
+        Ok(actions)
     }
 
     /// Asks all supervisors at once, so that one who hangs costs its own deadline and nobody else's.

@@ -134,7 +134,12 @@ impl Engine {
                     _ => return self.begin_folder(config, handler, &key),
                 }
             };
-            // The owner exists. It loses the name only if its creation or removal can be shown to be over for good.
+            // The owner exists. It loses the name only if its creation or removal can be shown to be over for good; if it
+            // is being removed just now, by another task, that is waited for.
+            let _turn = self.turn(&stale).await;
+            if !self.paths.pod(&stale).exists() {
+                continue;
+            }
             if !self.interrupted(&stale)? && !self.abandoned(&stale)? {
                 return Err(Error::Exists { kind: "sandbox", name: config.name, id: stale });
             }
@@ -202,7 +207,7 @@ impl Engine {
     }
 
     /// Whether a sandbox is a removal that nobody will finish: its remover is dead.
-    fn abandoned(&self, sandbox: &str) -> Result<bool> {
+    pub(crate) fn abandoned(&self, sandbox: &str) -> Result<bool> {
         let removing = self.sandbox_record(sandbox).is_ok_and(|record| record.state == SandboxState::Removing);
         Ok(removing && !crate::lock::holder(&self.paths.pod(sandbox).join("creator.lock"))?.lives())
     }
