@@ -47,16 +47,21 @@ pub fn start(arguments: &Arguments) -> Result<()> {
     let (mut reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map(|(r, w)| (File::from(r), File::from(w)))?;
     match sys::fork().context("start: fork")? {
         Fork::Child => child(arguments, bundle, writer),
-        Fork::Parent(_) => {
+        Fork::Parent(supervisor) => {
             drop(writer);
             let mut word = Vec::new();
             reader.read_to_end(&mut word).context("start: wait for the supervisor")?;
             match word.as_slice() {
-                READY => print!("{address}"),
+                READY => {}
                 b"" => bail!("start: the supervisor died at once"),
                 error => bail!("start: {}", String::from_utf8_lossy(error)),
             }
-            Ok(io::stdout().flush()?)
+            let mut out = io::stdout();
+            out.write_all(address.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
+                // Who asked for it is dead and may have been cleared away after, its bundle with it: it must not stay.
+                let _ = nix::sys::signal::kill(supervisor, nix::sys::signal::Signal::SIGKILL);
+                anyhow!(error).context("start: tell the address")
+            })
         }
     }
 }
