@@ -13,9 +13,10 @@ use crate::sys::{self, Fork};
 use crate::tender::lock_holder;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::Pid;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -59,7 +60,7 @@ pub fn start(arguments: &Arguments) -> Result<()> {
             let mut out = io::stdout();
             out.write_all(address.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
                 // Who asked for it is dead and may have been cleared away after, its bundle with it: it must not stay.
-                let _ = nix::sys::signal::kill(supervisor, nix::sys::signal::Signal::SIGKILL);
+                let _ = kill(Pid::from_raw(supervisor), Signal::SIGKILL);
                 anyhow!(error).context("start: tell the address")
             })
         }
