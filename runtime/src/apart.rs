@@ -13,9 +13,10 @@ use nix::mount::{MsFlags, mount};
 
 use crate::create::rootfs_path;
 use crate::error::{Context, Result};
+use crate::mounts::Planner;
 use crate::spec::Spec;
 use crate::state::CONFIG;
-use crate::{RootfsMount, init, mounts, sys};
+use crate::{RootfsMount, init, sys};
 
 /// Leaves the mount namespace for a copy in which mounts beneath `place` stay.
 pub fn leave_mount_namespace(place: &Path) -> Result<()> {
@@ -37,6 +38,6 @@ pub fn mount_rootfs(bundle: &Path, mounts: &[RootfsMount]) -> Result<()> {
     }
     let (spec, _) = Spec::load(&bundle.join(CONFIG))?;
     let rootfs = rootfs_path(&spec, bundle)?;
-    let root = mounts::plan_root(&spec, &rootfs, mounts)?;
-    init::attach_root(&rootfs, root).map(drop)
+    let root = Planner::new(&spec, bundle, &rootfs)?.root(mounts)?;
+    init::attach_root(&rootfs, &init::open_directory(&rootfs)?, root).map(drop)
 }

@@ -14,11 +14,13 @@ use crate::cgroup::{Cgroup, CgroupPath};
 use crate::channel::{Channel, Message};
 use crate::error::{Context, Error, Result};
 use crate::identity::{Identity, set_rlimits};
+use crate::idmap::{self, Maps};
+use crate::mounts::Planner;
 use crate::spawn::{Side, Spawn};
-use crate::spec::{IdMapping, NamespaceKind, Process, Spec};
+use crate::spec::{NamespaceKind, Process, Spec};
 use crate::state::{self, CONFIG, Record, SOCKET};
 use crate::undo::Undo;
-use crate::{CreateOptions, Parent, Runtime, console, devices, hooks, init, mounts, refuse, seccomp, sys};
+use crate::{CreateOptions, Parent, Runtime, Stdio, console, devices, hooks, init, refuse, seccomp, sys};
 
 /// Creates a container up to the point where its process waits for `start`.
 pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Result<i32> {
@@ -36,12 +38,14 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     // Everything that can be parsed or opened beforehand is, so that most errors come before anything exists.
     let rootfs = rootfs_path(&spec, &bundle)?;
     let identity = plan_identity(&spec, id, &bundle, process, &options)?;
-    let root = mounts::plan_root(&spec, &rootfs, &options.rootfs_mounts)?;
-    let planned = mounts::plan(&spec, &bundle)?;
+    let mut planner = Planner::new(&spec, &bundle, &rootfs)?;
+    let root = planner.root(&options.rootfs_mounts)?;
+    let planned = planner.mounts()?;
     let bound_dev = planned.iter().any(|m| m.is_bind() && m.destination == Path::new("/dev"));
     let nodes = devices::plan(&spec, bound_dev)?;
     let (spawn, joins) = Spawn::plan(&spec, options.parent)?;
     let console = plan_console(process, &options)?;
+    own_streams(&options.stdio, &spec, process)?;
     let proc = open_proc()?;
     let null = match spec.linux.masked_paths.is_empty() {
         true => None,
@@ -220,7 +224,7 @@ pub(crate) fn console_socket(terminal: bool, path: Option<&Path>, fd: Option<&Ow
     }
 }
 
-fn open_proc() -> Result<OwnedFd> {
+pub(crate) fn open_proc() -> Result<OwnedFd> {
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
     nix::fcntl::open("/proc", flags, nix::sys::stat::Mode::empty()).op(|| "open /proc of the host")
 }
@@ -275,21 +279,26 @@ pub(crate) fn set_oom_score(process: &Process, pid: i32) -> Result<()> {
 }
 
 fn write_id_maps(spec: &Spec, pid: i32) -> Result<()> {
-    let write = |name: &str, maps: &[IdMapping]| {
-        let text: String = maps.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect();
-        let path = format!("/proc/{pid}/{name}");
-        OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .and_then(|mut f| f.write_all(text.as_bytes()))
-            .op(|| format!("write {path}"))
-    };
     if !nix::unistd::geteuid().is_root() {
         // Without the right to set groups the kernel takes a gid map only when they are denied for good.
         fs::write(format!("/proc/{pid}/setgroups"), "deny").op(|| "deny setgroups")?;
     }
-    write("gid_map", &spec.linux.gid_mappings)?;
-    write("uid_map", &spec.linux.uid_mappings)
+    let maps = Maps { uids: spec.linux.uid_mappings.clone(), gids: spec.linux.gid_mappings.clone() };
+    idmap::write_maps(pid, &maps)
+}
+
+/// In a user namespace nobody could open the streams that the caller made for it (/dev/stdout) unless they are its
+/// user's. What is a device, such as /dev/null, stays whose it is.
+pub(crate) fn own_streams(stdio: &Stdio, spec: &Spec, process: &Process) -> Result<()> {
+    let Some(uid) = idmap::host_id(&spec.linux.uid_mappings, process.user.uid) else { return Ok(()) };
+    for stream in [&stdio.stdin, &stdio.stdout, &stdio.stderr].into_iter().flatten() {
+        let kind = nix::sys::stat::fstat(stream).op(|| "stat a standard stream")?.st_mode & libc::S_IFMT;
+        if matches!(kind, libc::S_IFIFO | libc::S_IFSOCK) {
+            let owned = nix::unistd::fchown(stream, Some(nix::unistd::Uid::from_raw(uid)), None);
+            owned.op(|| format!("give a standard stream to user {uid} of the host"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Written beside and renamed: who waits for the file to appear reads a whole pid.

@@ -57,11 +57,50 @@ pub(crate) fn plan(spec: &Spec, bound_dev: bool) -> Result<Vec<Node>> {
     }
     if in_user_namespace {
         for node in &mut nodes {
-            let path = std::ffi::CString::new(node.path.as_os_str().as_bytes()).unwrap_or_default();
-            node.host = Some(sys::clone_tree(sys::CWD, &path, false).path("open device of the host", &node.path)?);
+            let path = node.on_host()?;
+            let c_path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap_or_default();
+            node.host = Some(sys::clone_tree(sys::CWD, &c_path, false).path("open device of the host", &path)?);
         }
     }
     Ok(nodes)
+}
+
+/// How deep the host's /dev is searched for a device.
+const MAX_DEPTH: usize = 6;
+
+impl Node {
+    /// Where the host has this device: at the same path, where udev links it, or anywhere in /dev.
+    fn on_host(&self) -> Result<PathBuf> {
+        let (major, minor) = (nix::sys::stat::major(self.device), nix::sys::stat::minor(self.device));
+        let kind = if self.kind == SFlag::S_IFBLK { "block" } else { "char" };
+        let likely = [self.path.clone(), PathBuf::from(format!("/dev/{kind}/{major}:{minor}"))];
+        let found = likely.into_iter().find(|path| self.is_at(path)).or_else(|| self.search());
+        found.ok_or_else(|| {
+            let path = self.path.display();
+            Error::invalid(format!(
+                "device {path}: the host's /dev has no {kind} device {major}:{minor}, and in a user namespace none can be made"
+            ))
+        })
+    }
+
+    fn is_at(&self, path: &Path) -> bool {
+        let found = nix::sys::stat::stat(path);
+        found.is_ok_and(|s| s.st_rdev == self.device && s.st_mode & libc::S_IFMT == self.kind.bits())
+    }
+
+    fn search(&self) -> Option<PathBuf> {
+        let mut folders = vec![(PathBuf::from("/dev"), 0)];
+        while let Some((folder, depth)) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                match entry.file_type() {
+                    Ok(kind) if kind.is_dir() && depth < MAX_DEPTH => folders.push((entry.path(), depth + 1)),
+                    Ok(kind) if !kind.is_symlink() && self.is_at(&entry.path()) => return Some(entry.path()),
+                    _ => {}
+                }
+            }
+        }
+        None
+    }
 }
 
 fn node(device: &Device) -> Result<Node> {

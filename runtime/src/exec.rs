@@ -66,6 +66,7 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, options: ExecOptions) -> Result<
         Some(path) => beneath(&record.cgroup, path)?,
         None => record.cgroup(),
     };
+    create::own_streams(&options.stdio, &spec, &options.process)?;
     let console = create::console_socket(
         options.process.terminal,
         options.console_socket.as_deref(),
@@ -153,6 +154,10 @@ fn set_up(mut plan: Plan, _channel: &Channel) -> Result<(Identity, crate::identi
     nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
     setsid().op(|| "start a session")?;
     crate::init::join_cgroup(std::mem::take(&mut plan.cgroup_files))?;
+    if plan.identity.labelled() {
+        // Through the host's /proc, before it is out of sight.
+        plan.identity.open_labels(&create::open_proc()?)?;
+    }
     sys::setns(plan.pidfd.as_fd(), plan.namespaces as i32).op(|| "join the container's namespaces")?;
     if plan.identity.in_user_namespace {
         crate::init::become_root_of_namespace()?;
@@ -179,8 +184,11 @@ fn set_up(mut plan: Plan, _channel: &Channel) -> Result<(Identity, crate::identi
 }
 
 fn finish(mut identity: Identity, program: &crate::identity::Program, preserve: u32, channel: Channel) {
-    let Ok([Some(channel), notify]) = keep_only(preserve, [Some(channel.0), identity.take_listener()]) else { return };
+    let [first, second] = identity.take_labels();
+    let kept = keep_only(preserve, [Some(channel.0), identity.take_listener(), first, second]);
+    let Ok([Some(channel), notify, first, second]) = kept else { return };
     identity.put_listener(notify);
+    identity.put_labels([first, second]);
     let channel = Channel(channel);
     if channel.send(&Message::Ready).is_err() || channel.wait_go().is_err() {
         return;

@@ -15,6 +15,7 @@ use nix::sys::stat::{Mode, fstat, umask};
 use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, fchown, setgroups, setresgid, setresuid};
 
 use crate::error::{Context, Error, Result};
+use crate::lsm::{self, Label};
 use crate::spec::{Process, Rlimit};
 use crate::{seccomp, sys};
 
@@ -51,7 +52,12 @@ pub(crate) struct Identity {
     filter: Option<seccomp::Program>,
     /// Where a seccomp listener's descriptor goes, with what message.
     listener: Option<(Option<OwnedFd>, Vec<u8>)>,
+    /// Of AppArmor and SELinux.
+    labels: Vec<Label>,
 }
+
+/// How many labels a process can have.
+pub(crate) const MAX_LABELS: usize = 2;
 
 /// What is left to do: one seccomp load, one execve.
 pub(crate) struct Program {
@@ -129,6 +135,7 @@ impl Identity {
             cwd: process.cwd.clone(),
             filter,
             listener: listener.map(|(socket, message)| (Some(socket), message)),
+            labels: lsm::plan(process)?,
         })
     }
 
@@ -147,6 +154,27 @@ impl Identity {
         if let Some(listener) = &mut self.listener {
             listener.0 = socket;
         }
+    }
+
+    /// Opens what the labels will be written to, while the host's /proc is there.
+    pub fn open_labels(&mut self, proc: &OwnedFd) -> Result<()> {
+        self.labels.iter_mut().try_for_each(|label| label.open(proc))
+    }
+
+    /// Whether there are labels.
+    pub fn labelled(&self) -> bool {
+        !self.labels.is_empty()
+    }
+
+    /// The labels' files, taken out while descriptors are renumbered.
+    pub fn take_labels(&mut self) -> [Option<OwnedFd>; MAX_LABELS] {
+        let mut files = self.labels.iter_mut().map(|label| label.file.take());
+        [files.next().flatten(), files.next().flatten()]
+    }
+
+    /// And put back.
+    pub fn put_labels(&mut self, files: [Option<OwnedFd>; MAX_LABELS]) {
+        self.labels.iter_mut().zip(files).for_each(|(label, file)| label.file = file);
     }
 
     /// The user, for the owner of a terminal.
@@ -272,8 +300,12 @@ impl Identity {
         })
     }
 
-    /// The last two steps. Returns only to say what failed.
+    /// The last steps. Returns only to say what failed.
     pub fn exec(self, program: &Program) -> Error {
+        // Before the filter, which may not allow the write.
+        if let Err(e) = self.labels.iter().try_for_each(Label::apply) {
+            return e;
+        }
         if let Some(filter) = &self.filter {
             match seccomp::load(filter) {
                 Ok(Some(notify)) => {

@@ -86,6 +86,8 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     // Before the cgroup namespace is made, whose root is the cgroup of this moment; and before anything is allocated
     // that should be charged to the container.
     join_cgroup(std::mem::take(&mut plan.cgroup_files))?;
+    // In a user namespace the folders above may be closed to who this process becomes; the host's root may pass still.
+    let point = open_directory(&plan.rootfs)?;
     if spec.namespace(NamespaceKind::User).is_some() {
         // Nothing can be made as root of the new user namespace before the parent wrote its maps.
         become_namespace_root(spec, channel)?;
@@ -113,7 +115,7 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     if base == libc::MS_SHARED {
         make_parent_private(&plan.rootfs)?;
     }
-    let root = attach_root(&plan.rootfs, plan.root)?;
+    let root = attach_root(&plan.rootfs, &point, plan.root)?;
     let namespaced = spec.namespace(NamespaceKind::Cgroup).is_some();
     for mount in plan.mounts {
         mount.attach(&root, &cgroups, namespaced)?;
@@ -143,6 +145,7 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
         change_propagation(Path::new("/"), MsFlags::from_bits_truncate(flag) | recursive)?;
     }
 
+    plan.identity.open_labels(&plan.proc)?;
     // From here on only this process's own attributes change.
     match &terminal {
         Some(slave) => {
@@ -166,14 +169,17 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
 /// Waits for `start`, then becomes the program. Returns when that failed.
 fn wait_and_exec(ready: Ready<'_>, channel: Channel) {
     let Ready { spec, id, bundle, mut identity, program, listener, preserve_fds } = ready;
-    // No descriptor of the runtime's outlives this point but the three it still needs; those go with the exec.
-    let kept = match keep_only(preserve_fds, [Some(listener), Some(channel.0), identity.take_listener()]) {
+    // No descriptor of the runtime's outlives this point but the few it still needs; those go with the exec.
+    let [first, second] = identity.take_labels();
+    let kept = match keep_only(preserve_fds, [Some(listener), Some(channel.0), identity.take_listener(), first, second])
+    {
         Ok(kept) => kept,
         // The channel is lost with the failure: the parent sees it closed.
         Err(_) => return,
     };
-    let [Some(listener), Some(channel), notify] = kept else { return };
+    let [Some(listener), Some(channel), notify, first, second] = kept else { return };
     identity.put_listener(notify);
+    identity.put_labels([first, second]);
     let channel = Channel(channel);
     // Once the parent has written the record it answers; without an answer this container does not exist.
     if channel.send(&Message::Ready).is_err() || channel.wait_go().is_err() {
@@ -303,18 +309,18 @@ fn make_parent_private(rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn attach_root(rootfs: &Path, root: Root) -> Result<OwnedFd> {
-    let open = || {
-        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
-        nix::fcntl::open(rootfs, flags, Mode::empty()).path("open root filesystem", rootfs)
-    };
-    let point = open()?;
+pub(crate) fn open_directory(rootfs: &Path) -> Result<OwnedFd> {
+    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
+    nix::fcntl::open(rootfs, flags, Mode::empty()).path("open root filesystem", rootfs)
+}
+
+pub(crate) fn attach_root(rootfs: &Path, point: &OwnedFd, root: Root) -> Result<OwnedFd> {
     match root {
         Root::Legacy { fstype, source, flags, data } => {
             let flags = MsFlags::from_bits_truncate(flags);
             mount(Some(source.as_str()), rootfs, Some(fstype.as_str()), flags, Some(data.as_str()))
                 .op(|| format!("mount {fstype} on {}", rootfs.display()))?;
-            open()
+            open_directory(rootfs)
         }
         Root::Detached(trees) => {
             let mut root: Option<OwnedFd> = None;

@@ -7,8 +7,8 @@
 //! ```text
 //! spec      config.json            refuse    what of it is done, refused, wrong
 //! spawn     clone3                 channel   words between the halves
-//! mounts    options, beneath, copyup, cgroupfs, devices, console
-//! identity  user, capabilities, limits, program
+//! mounts    options, idmap, beneath, copyup, cgroupfs, devices, console
+//! identity  user, capabilities, limits, program; lsm
 //! hooks     state (on disk), time  undo      what a failed create takes back
 //! seal      the program itself     apart     for containers of other programs
 //! cgroup    seccomp                sys       all of the crate's unsafe code
@@ -29,8 +29,10 @@ mod error;
 mod exec;
 mod hooks;
 mod identity;
+mod idmap;
 mod init;
 mod lifecycle;
+mod lsm;
 mod mounts;
 mod options;
 mod refuse;

@@ -3,23 +3,26 @@
 //! The parent opens everything that comes from the host: a bind mount's source, and the root filesystem, as *detached*
 //! copies (open_tree), and overlay roots as detached new mounts (fsmount). It has the rights to (a user namespace's
 //! root may not), an error is known before any process exists, and the host's own mount table never shows them.
+//! Overlays, which take rights over the host's files, are made there as well, idmapped if asked for (see `idmap`).
 //! The init makes what belongs to its namespaces (proc, sysfs, mqueue, devpts, tmpfs) and attaches all, each to a
 //! descriptor found by [`crate::beneath`]. Attributes are set while a mount is still detached: nobody ever sees a
 //! read-only mount writable.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use nix::sys::stat::fstat;
 
 use crate::beneath::{self, Kind};
 use crate::error::{Context, Error, Result};
+use crate::idmap::{self, Maps, Namespaces};
 use crate::options::{self, Options};
-use crate::spec::Spec;
+use crate::spec::{Mount, Spec};
 use crate::sys::{self, MountAttr};
-use crate::{RootfsMount, copyup};
+use crate::{RootfsMount, copyup, lsm};
 
 /// fsconfig takes no longer strings.
 const MAX_FSCONFIG_VALUE: usize = 255;
@@ -36,8 +39,8 @@ pub(crate) struct Planned {
 }
 
 enum Source {
-    /// A detached copy of what is bound.
-    Bind(OwnedFd, Kind),
+    /// A detached copy of what is bound, or a detached overlay.
+    Tree(OwnedFd, Kind),
     /// A filesystem to be made in the container's namespaces.
     Filesystem { fstype: String, source: String },
     /// The cgroup filesystem, in the shape the host has.
@@ -63,39 +66,132 @@ fn set_propagation(fd: &OwnedFd, flag: u64, recursive: bool) -> std::io::Result<
     sys::mount_setattr(fd.as_fd(), recursive, &MountAttr { propagation: flag, ..Default::default() })
 }
 
-/// The parent's part: parses every mount and opens what comes from the host.
-pub(crate) fn plan(spec: &Spec, bundle: &Path) -> Result<Vec<Planned>> {
-    let base = base_propagation(spec);
-    spec.mounts
-        .iter()
-        .map(|mount| {
-            let what = mount.destination.display().to_string();
-            let kind = mount.kind.as_deref().unwrap_or_default();
-            let mut options = options::parse(&mount.options, &what)?;
-            let source = if options.bind || kind == "bind" {
-                if let Some(word) = options.data.first() {
-                    return Err(Error::invalid(format!(
-                        "config.json: mount {what}: {word:?} is no option of a bind mount"
-                    )));
-                }
-                options.bind = true;
-                let path = mount.source.as_deref().unwrap_or(Path::new(""));
-                let (tree, kind) = clone_host_tree(&bundle.join(path), options.recursive, base)
-                    .op(|| format!("bind mount {} on {what}: open the source", path.display()))?;
-                Source::Bind(tree, kind)
-            } else if kind == "cgroup" || kind == "cgroup2" {
-                Source::Cgroup
-            } else if kind.is_empty() {
-                return Err(Error::invalid(format!(
-                    "config.json: mount {what} has neither a type nor the option bind"
-                )));
+/// What every mount of a creation is planned with.
+pub(crate) struct Planner<'a> {
+    spec: &'a Spec,
+    bundle: &'a Path,
+    /// The root filesystem's directory: in a mount namespace of the moment, other things may be attached there.
+    point: &'a Path,
+    namespaces: Namespaces<'a>,
+    label: Option<&'a str>,
+}
+
+impl<'a> Planner<'a> {
+    pub fn new(spec: &'a Spec, bundle: &'a Path, point: &'a Path) -> Result<Self> {
+        let namespaces = Namespaces::new(spec);
+        Ok(Planner { spec, bundle, point, namespaces, label: lsm::mount_label(spec)? })
+    }
+
+    /// The parent's part: parses every mount and opens what comes from the host.
+    pub fn mounts(&mut self) -> Result<Vec<Planned>> {
+        let spec = self.spec;
+        spec.mounts.iter().map(|mount| self.mount(mount)).collect()
+    }
+
+    fn mount(&mut self, mount: &Mount) -> Result<Planned> {
+        let what = mount.destination.display().to_string();
+        let kind = mount.kind.as_deref().unwrap_or_default();
+        let mut options = options::parse(&mount.options, &what)?;
+        let idmapped = options.id_map.is_some() || !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty();
+        let bad = |why: &str| Error::invalid(format!("config.json: mount {what}: {why}"));
+        options.bind |= kind == "bind";
+        if !options.bind && kind != "overlay" && (idmapped || options.sub_path.is_some()) {
+            return Err(bad(&format!("a mount of type {kind:?} cannot be idmapped; bind mounts and overlays can")));
+        }
+        let source = if options.bind {
+            if let Some(word) = options.data.first() {
+                return Err(bad(&format!("{word:?} is no option of a bind mount")));
+            }
+            if options.sub_path.is_some() {
+                return Err(bad("a bind mount has no sub path"));
+            }
+            self.bind(mount, &options, idmapped, &what)?
+        } else if kind == "cgroup" || kind == "cgroup2" {
+            Source::Cgroup
+        } else if kind.is_empty() {
+            return Err(bad("it has neither a type nor the option bind"));
+        } else {
+            lsm::label_mount(&mut options, kind, self.label);
+            let source = mount.source.as_ref().map_or(kind.to_owned(), |s| s.display().to_string());
+            if kind == "overlay" {
+                let namespace = if idmapped { Some(self.namespace_of(mount)?) } else { None };
+                let (tree, kind) = overlay(&source, &options, namespace.as_deref(), self.point)
+                    .map_err(|e| with_object(e, &mount.destination))?;
+                Source::Tree(tree, kind)
             } else {
-                let source = mount.source.as_ref().map_or(kind.to_owned(), |s| s.display().to_string());
                 Source::Filesystem { fstype: kind.to_owned(), source }
-            };
-            Ok(Planned { destination: mount.destination.clone(), options, source })
-        })
-        .collect()
+            }
+        };
+        Ok(Planned { destination: mount.destination.clone(), options, source })
+    }
+
+    fn bind(&mut self, mount: &Mount, options: &Options, idmapped: bool, what: &str) -> Result<Source> {
+        let path = mount.source.as_deref().unwrap_or(Path::new(""));
+        let (tree, kind) = clone_host_tree(&self.bundle.join(path), options.recursive, base_propagation(self.spec))
+            .op(|| format!("bind mount {} on {what}: open the source", path.display()))?;
+        if idmapped {
+            let namespace = self.namespace_of(mount)?;
+            let deep = options.id_map == Some(options::Depth::Tree);
+            idmap::apply(&tree, &namespace, deep)
+                .op(|| format!("bind mount {} on {what}: {}", path.display(), idmap::HINT))?;
+        }
+        Ok(Source::Tree(tree, kind))
+    }
+
+    /// The user namespace of an idmapped mount: by its maps, or else the container's.
+    fn namespace_of(&mut self, mount: &Mount) -> Result<Rc<OwnedFd>> {
+        if mount.uid_mappings.is_empty() && mount.gid_mappings.is_empty() {
+            return self.namespaces.container();
+        }
+        self.namespaces.with(&Maps { uids: mount.uid_mappings.clone(), gids: mount.gid_mappings.clone() })
+    }
+
+    /// The namespace of a root filesystem with containerd's words `uidmap=` and `gidmap=`, which are taken away.
+    fn take_maps(&mut self, options: &mut Options) -> Result<Option<Rc<OwnedFd>>> {
+        let mut take = |key: &str| {
+            let at = options.data.iter().position(|option| option.starts_with(key))?;
+            Some(options.data.remove(at)[key.len()..].to_owned())
+        };
+        match (take("uidmap="), take("gidmap=")) {
+            (None, None) => Ok(None),
+            (uids, gids) => {
+                let parse = |maps: Option<String>| maps.map_or(Ok(Vec::new()), |maps| idmap::parse(&maps));
+                self.namespaces.with(&Maps { uids: parse(uids)?, gids: parse(gids)? }).map(Some)
+            }
+        }
+    }
+}
+
+/// A detached overlay, or a part of one, with its lower layers idmapped if there is a namespace.
+fn overlay(source: &str, options: &Options, namespace: Option<&OwnedFd>, point: &Path) -> Result<(OwnedFd, Kind)> {
+    if namespace.is_none() && options.sub_path.is_none() {
+        return Ok((new_filesystem("overlay", source, options)?, Kind::Directory));
+    }
+    idmap::in_private_mounts(|| {
+        let mut options = options.clone();
+        let attach = |tree: &OwnedFd| {
+            let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
+            let target = nix::fcntl::open(point, flags, nix::sys::stat::Mode::empty()).path("open", point)?;
+            sys::move_mount(tree.as_fd(), target.as_fd()).path("mount on", point)
+        };
+        if let Some(namespace) = namespace {
+            let top = detached("tmpfs", "tmpfs", &["mode=700", "size=1m"])?;
+            attach(&top)?;
+            let lower = options.data.iter_mut().find_map(|option| option.strip_prefix("lowerdir=").map(split_layers));
+            let layers = lower.ok_or_else(|| Error::invalid("an overlay without lowerdir cannot be idmapped"))?;
+            let names = idmap::attach_layers(&top, &layers, namespace)?;
+            options.data.retain(|option| !option.starts_with("lowerdir="));
+            options.data.push(format!("lowerdir={}", names.join(":")));
+        }
+        let tree = new_filesystem("overlay", source, &options)?;
+        let Some(sub) = &options.sub_path else { return Ok((tree, Kind::Directory)) };
+        // A part can only be copied of what is attached. Links in the path end at the overlay's own root.
+        attach(&tree)?;
+        let part = beneath::open(&tree, sub, libc::O_PATH).op(|| format!("open {} in the image", sub.display()))?;
+        let copy = sys::clone_tree(part.as_raw_fd(), c"", false).path("copy the mount of", sub)?;
+        let directory = fstat(&part).path("stat", sub)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        Ok((copy, if directory { Kind::Directory } else { Kind::File }))
+    })
 }
 
 /// A detached copy of a tree of the host, cut off from the host's propagation.
@@ -109,44 +205,53 @@ fn clone_host_tree(path: &Path, recursive: bool, base: u64) -> std::io::Result<(
     Ok((tree, if directory { Kind::Directory } else { Kind::File }))
 }
 
-/// The parent's part for the root filesystem.
-pub(crate) fn plan_root(spec: &Spec, rootfs: &Path, mounts: &[RootfsMount]) -> Result<Root> {
-    let base = base_propagation(spec);
-    if mounts.is_empty() {
-        let (tree, kind) = clone_host_tree(rootfs, true, base).path("open root filesystem", rootfs)?;
-        if kind == Kind::File {
-            return Err(Error::invalid(format!("root filesystem {} is not a directory", rootfs.display())));
-        }
-        return Ok(Root::Detached(vec![(PathBuf::from("/"), tree)]));
-    }
-    let mut trees = Vec::new();
-    for mount in mounts {
-        let what = || format!("mount {} {} as the root filesystem", mount.fstype, mount.source);
-        let options = options::parse(&mount.options, &mount.target)?;
-        let target = Path::new("/").join(mount.target.trim_start_matches('/'));
-        if options.bind || mount.fstype == "bind" {
-            let (tree, _) = clone_host_tree(Path::new(&mount.source), options.recursive, base).op(what)?;
-            set_attributes(&tree, &options).op(what)?;
-            trees.push((target, tree));
-            continue;
-        }
-        match new_filesystem(&mount.fstype, &mount.source, &options) {
-            Ok(tree) => trees.push((target, tree)),
-            // Before Linux 6.8 overlay has no `lowerdir+`, and a long lowerdir fits through mount(2) alone.
-            Err(Error::Os { cause, .. })
-                if mounts.len() == 1 && cause.raw_os_error() == Some(libc::EINVAL) && has_long_value(&options) =>
-            {
-                return Ok(Root::Legacy {
-                    fstype: mount.fstype.clone(),
-                    source: mount.source.clone(),
-                    flags: legacy_flags(&options),
-                    data: options.data.join(","),
-                });
+impl Planner<'_> {
+    /// The parent's part for the root filesystem.
+    pub fn root(&mut self, mounts: &[RootfsMount]) -> Result<Root> {
+        let (base, rootfs) = (base_propagation(self.spec), self.point);
+        if mounts.is_empty() {
+            let (tree, kind) = clone_host_tree(rootfs, true, base).path("open root filesystem", rootfs)?;
+            if kind == Kind::File {
+                return Err(Error::invalid(format!("root filesystem {} is not a directory", rootfs.display())));
             }
-            Err(e) => return Err(e),
+            return Ok(Root::Detached(vec![(PathBuf::from("/"), tree)]));
         }
+        let mut trees = Vec::new();
+        for mount in mounts {
+            let what = || format!("mount {} {} as the root filesystem", mount.fstype, mount.source);
+            let mut options = options::parse(&mount.options, &mount.target)?;
+            let target = Path::new("/").join(mount.target.trim_start_matches('/'));
+            if options.bind || mount.fstype == "bind" {
+                let (tree, _) = clone_host_tree(Path::new(&mount.source), options.recursive, base).op(what)?;
+                set_attributes(&tree, &options).op(what)?;
+                trees.push((target, tree));
+                continue;
+            }
+            lsm::label_mount(&mut options, &mount.fstype, self.label);
+            if mount.fstype == "overlay"
+                && let Some(namespace) = self.take_maps(&mut options)?
+            {
+                trees.push((target, overlay(&mount.source, &options, Some(&namespace), rootfs)?.0));
+                continue;
+            }
+            match new_filesystem(&mount.fstype, &mount.source, &options) {
+                Ok(tree) => trees.push((target, tree)),
+                // Before Linux 6.8 overlay has no `lowerdir+`, and a long lowerdir fits through mount(2) alone.
+                Err(Error::Os { cause, .. })
+                    if mounts.len() == 1 && cause.raw_os_error() == Some(libc::EINVAL) && has_long_value(&options) =>
+                {
+                    return Ok(Root::Legacy {
+                        fstype: mount.fstype.clone(),
+                        source: mount.source.clone(),
+                        flags: legacy_flags(&options),
+                        data: options.data.join(","),
+                    });
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Root::Detached(trees))
     }
-    Ok(Root::Detached(trees))
 }
 
 fn has_long_value(options: &Options) -> bool {
@@ -232,7 +337,7 @@ impl Planned {
         let Planned { destination, options, source } = self;
         match source {
             Source::Cgroup => crate::cgroupfs::attach(root, &destination, &options, cgroups, cgroup_namespace),
-            Source::Bind(tree, kind) => {
+            Source::Tree(tree, kind) => {
                 set_attributes(&tree, &options).path("set the attributes of mount", &destination)?;
                 let target = find_target(root, &destination, kind)?;
                 finish(&tree, &target, &options, &destination)

@@ -4,6 +4,8 @@
 //! mount_setattr. As in runc, a non-recursive `rw`, `suid`, `dev` or `exec` only takes back an earlier word of the same
 //! list: on a bind mount it does not clear what the source has, or `rw` would open what the host holds read-only.
 
+use std::path::PathBuf;
+
 use crate::error::{Error, Result};
 use crate::sys::MountAttr;
 
@@ -20,9 +22,25 @@ pub(crate) struct Options {
     pub propagation: Vec<(u64, bool)>,
     /// `tmpcopyup`: a tmpfs starts with what its target held.
     pub copy_up: bool,
+    /// `idmap`, or `ridmap` for all mounts beneath as well.
+    pub id_map: Option<Depth>,
+    /// Only what is at this path beneath the mounted root.
+    pub sub_path: Option<PathBuf>,
     /// Options of the filesystem.
     pub data: Vec<String>,
 }
+
+/// How far an option reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// The mount alone.
+    Mount,
+    /// All mounts beneath, too.
+    Tree,
+}
+
+/// The prefix of our own word for a part of an overlay: `x-coracle.subpath=dir/file`.
+const SUB_PATH: &str = "x-coracle.subpath=";
 
 const ATIME: u64 = libc::MOUNT_ATTR__ATIME;
 
@@ -69,7 +87,7 @@ pub(crate) fn known_words() -> Vec<String> {
     let mut words: Vec<String> = ATTRIBUTES.iter().map(|(w, ..)| (*w).to_owned()).collect();
     words.extend(ATTRIBUTES.iter().map(|(w, ..)| format!("r{w}")));
     words.extend(PROPAGATION.iter().map(|(w, ..)| (*w).to_owned()));
-    words.extend(["bind", "rbind", "defaults", "tmpcopyup"].map(str::to_owned));
+    words.extend(["bind", "rbind", "defaults", "idmap", "ridmap", "tmpcopyup"].map(str::to_owned));
     words.extend(
         ["sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nomand", "silent", "loud"].map(str::to_owned),
     );
@@ -118,11 +136,16 @@ pub(crate) fn parse(words: &[String], what: &str) -> Result<Options> {
                 "defaults" | "silent" | "loud" | "" => {}
                 "tmpcopyup" => options.copy_up = true,
                 "async" | "nomand" | "nolazytime" => {}
-                "remount" | "idmap" | "ridmap" | "iversion" | "noiversion" => {
+                "idmap" => options.id_map = Some(Depth::Mount),
+                "ridmap" => options.id_map = Some(Depth::Tree),
+                "remount" | "iversion" | "noiversion" => {
                     let reason = format!("mount option {word:?} (of {what}) is not done yet");
                     return Err(Error::Refused { field: "mounts[].options".into(), reason });
                 }
-                _ => options.data.push(word.clone()),
+                _ => match word.strip_prefix(SUB_PATH) {
+                    Some(path) => options.sub_path = Some(path.into()),
+                    None => options.data.push(word.clone()),
+                },
             }
         }
     }
@@ -178,8 +201,15 @@ mod tests {
     }
 
     #[test]
+    fn maps_and_parts_are_words_of_the_mount_and_not_of_the_filesystem() {
+        let options = parsed(&["rbind", "ridmap", "x-coracle.subpath=a/b"]);
+        assert_eq!((options.id_map, options.sub_path), (Some(Depth::Tree), Some("a/b".into())));
+        assert!(options.data.is_empty());
+    }
+
+    #[test]
     fn what_is_not_done_is_refused() {
-        for word in ["remount", "idmap", "ridmap"] {
+        for word in ["remount", "iversion"] {
             assert!(parse(&[word.to_owned()], "/x").is_err());
         }
     }

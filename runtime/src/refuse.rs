@@ -81,17 +81,15 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
         capabilities: _,
         rlimits: _,
         no_new_privileges: _,
-        apparmor_profile,
+        apparmor_profile: _,
         oom_score_adj: _,
-        selinux_label,
+        selinux_label: _,
         io_priority,
         scheduler,
         exec_cpu_affinity,
     } = process;
     table(&[
         ("process.commandLine", set(command_line), "it is for Windows"),
-        ("process.apparmorProfile", set(apparmor_profile), "AppArmor is not done yet"),
-        ("process.selinuxLabel", set(selinux_label), "SELinux is not done yet"),
         ("process.ioPriority", io_priority.is_some(), "I/O priorities are not done yet"),
         ("process.scheduler", scheduler.is_some(), "scheduler policies are not done yet"),
         ("process.execCPUAffinity", exec_cpu_affinity.is_some(), "the CPU affinity of exec is not done yet"),
@@ -107,10 +105,12 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
 
 fn check_mount(mount: &Mount) -> Result<()> {
     let Mount { destination, kind: _, source: _, options: _, uid_mappings, gid_mappings } = mount;
-    table(&[
-        ("mounts[].uidMappings", !uid_mappings.is_empty(), "idmapped mounts are not done yet"),
-        ("mounts[].gidMappings", !gid_mappings.is_empty(), "idmapped mounts are not done yet"),
-    ])?;
+    if uid_mappings.is_empty() != gid_mappings.is_empty() {
+        return Err(Error::invalid(format!(
+            "config.json: mount {}: an idmapped mount needs both, uidMappings and gidMappings",
+            destination.display()
+        )));
+    }
     if destination.as_os_str().is_empty() {
         return Err(Error::invalid("config.json: a mount has no destination"));
     }
@@ -131,7 +131,7 @@ fn check_linux(linux: &Linux) -> Result<()> {
         rootfs_propagation,
         masked_paths: _,
         readonly_paths: _,
-        mount_label,
+        mount_label: _,
         intel_rdt,
         memory_policy,
         personality,
@@ -139,7 +139,6 @@ fn check_linux(linux: &Linux) -> Result<()> {
     } = linux;
     table(&[
         ("linux.netDevices", !net_devices.is_empty(), "moving network devices is not done yet"),
-        ("linux.mountLabel", set(mount_label), "SELinux is not done yet"),
         ("linux.intelRdt", intel_rdt.is_some(), "Intel RDT is not done yet"),
         ("linux.memoryPolicy", memory_policy.is_some(), "memory policies are not done yet"),
         ("linux.personality", personality.is_some(), "personalities are not done yet"),

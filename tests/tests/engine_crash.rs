@@ -110,6 +110,7 @@ fn an_interrupted_creation_is_cleared_and_keeps_no_name() {
             created_at: now(),
             supervisor: None,
             pid_ns_pid: None,
+            user_ns: None,
             ips: Vec::new(),
             notes: Vec::new(),
             cgroup: format!("{}/pod{id}", rig.engine.config().cgroup_parent),

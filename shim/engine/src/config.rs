@@ -132,6 +132,11 @@ pub struct EngineConfig {
     pub shm_size: u64,
     /// Deadlines.
     pub deadlines: Deadlines,
+    /// An OOM score that is lower than the kernel lets this process set is raised to what it lets, and status tells that
+    /// one. Without it, such a score is an error.
+    pub restrict_oom_score_adj: bool,
+    /// Folders of CDI device descriptions; of two with the same device the later one counts.
+    pub cdi_dirs: Vec<PathBuf>,
 }
 
 /// Docker's and containerd's size of /dev/shm.
@@ -145,6 +150,8 @@ impl Default for EngineConfig {
             handlers: Default::default(),
             shm_size: SHM_SIZE,
             deadlines: Deadlines::default(),
+            restrict_oom_score_adj: false,
+            cdi_dirs: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec(),
         }
     }
 }

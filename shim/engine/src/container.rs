@@ -22,7 +22,7 @@ use crate::record::{ContainerRecord, ExitFile, SandboxRecord, now, read_json};
 use crate::status::{ContainerEvent, ContainerState, SandboxState};
 use crate::types::{ContainerConfig, ContainerUser, Exit};
 use crate::undo::remove_tree;
-use crate::{cgroup, id, record, sandbox, signal, spec};
+use crate::{cgroup, id, isolation, record, sandbox, signal, spec};
 
 /// The exit code of a container whose command could not be started, as Docker and kubelet have it.
 const START_FAILED: i32 = 128;
@@ -158,6 +158,7 @@ impl Engine {
         let bundle = self.paths.container(&pod.id, &record.id);
         let data = self.paths.container_data(&pod.id, &record.id);
         let log = log_path(pod, &record.config);
+        isolation::restrict_oom_score(&self.config, &mut record.config)?;
         let (engine, this, pod_record, folder, log_file) =
             (self.clone(), record.clone(), pod.clone(), bundle.clone(), log.clone());
         let prepared = blocking(move || {
@@ -175,7 +176,9 @@ impl Engine {
         pod.handler.choose(&mut request)?;
         let what = format!("create container {}", record.config.name);
         let deadline = Some(self.config.deadlines.create);
-        let made: task::CreateTaskResponse = self.task(&pod.id, method::CREATE, &what, &request, deadline).await?;
+        let made: Result<task::CreateTaskResponse> =
+            self.task(&pod.id, method::CREATE, &what, &request, deadline).await;
+        let made = made.map_err(isolation::explain)?;
         record.pid = i32::try_from(made.pid).ok();
         record.state = advance("create", record, ContainerEvent::Created)?;
         self.write_container(record)
@@ -382,6 +385,9 @@ impl Engine {
         let (store, lease) = (self.store.clone(), id.to_owned());
         let (data, dir) = (self.paths.container_data(sandbox, id), self.paths.container(sandbox, id));
         blocking(move || {
+            if let Some(record) = record::read(&dir)? {
+                isolation::drop_volume_leases(&store, &record)?;
+            }
             store.drop_lease(&lease)?;
             remove_tree(&data)?;
             // The record last: until here, whoever looks knows that something may be left.
@@ -427,7 +433,10 @@ fn prepare(
     // Before anything of the image is used: from here on no collection takes its layers. The folder that stands for the
     // lease is there already.
     engine.store.lease(&record.id, &image)?;
-    let mounts = engine.store.snapshot(&image, data)?;
+    let mut mounts = engine.store.snapshot(&image, data)?;
+    if let Some(namespace) = &pod.config.user_namespace {
+        isolation::map_rootfs(namespace, data, &mut mounts)?;
+    }
     let view = spec::view::View::new(engine.store.lower_directories(&image)?.into_iter().map(PathBuf::from).collect());
     if let Some(dir) = log.and_then(Path::parent) {
         fs::create_dir_all(dir).map_err(Error::io("make log folder", dir))?;
@@ -438,11 +447,17 @@ fn prepare(
         sandbox: &pod.config,
         image: image_config.as_ref(),
         view: &view,
+        images: &isolation::image_volumes(&engine.store, record)?,
+        pod_id: &pod.id,
         pod_dir: &engine.paths.pod(&pod.id),
+        bundle,
         hostname: &sandbox::hostname(&pod.config),
         cgroup: &format!("{}/{}", pod.cgroup, record.id),
         supervisor: pod.supervisor.unwrap_or(0),
         pid_ns_pid: pod.pid_ns_pid,
+        target: isolation::target(engine, record)?,
+        user_ns: pod.user_ns.as_deref(),
+        cdi_dirs: &engine.config.cdi_dirs,
     })?;
     pod.handler.adapt(&mut spec, pod, record);
     record::write_file(&bundle.join("config.json"), spec.to_string().as_bytes(), 0o600)?;

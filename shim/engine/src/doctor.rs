@@ -288,8 +288,8 @@ impl Engine {
                 found.push(Finding::Data { path });
             }
         }
-        for lease in self.store.leases()?.into_iter().filter(|l| id::is_id(&l.id)) {
-            let held = record::ids_in(&data)?.iter().any(|pod| data.join(pod).join(&lease.id).exists());
+        for lease in self.store.leases()?.into_iter().filter(|l| id::is_id(holder(&l.id))) {
+            let held = record::ids_in(&data)?.iter().any(|pod| data.join(pod).join(holder(&lease.id)).exists());
             if !held && self.store.leases()?.iter().any(|l| l.id == lease.id) {
                 found.push(Finding::Lease { id: lease.id });
             }
@@ -394,6 +394,11 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// The container of a lease; those on the images of its volumes have a number behind its id.
+fn holder(lease: &str) -> &str {
+    lease.split('.').next().unwrap_or(lease)
 }
 
 #[cfg(test)]

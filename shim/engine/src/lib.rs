@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`Engine`], finding things, taking turns, calling supervisors | `engine`, `turns`, `client`, `supervisor` |
 //! | a sandbox's life, and how its making is undone | `sandbox`, `undo`, `names` |
-//! | a container's life, what it is now | `container`, `observe`, `spec`, `update` |
+//! | a container's life, what it is now | `container`, `observe`, `isolation`, `spec`, `update` |
 //! | what runs the containers | [`handler`] |
 //! | what containers and pods use | [`stats`] |
 //! | commands in it, its streams, connections into its pod | `exec`, `exec_sync`, `family`, `dial` |
@@ -29,6 +29,7 @@ mod exec_sync;
 mod family;
 pub mod handler;
 pub mod id;
+mod isolation;
 pub mod lock;
 mod names;
 pub mod net;

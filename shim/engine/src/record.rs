@@ -46,6 +46,9 @@ pub struct SandboxRecord {
     /// The init of the shared PID namespace.
     #[serde(default)]
     pub pid_ns_pid: Option<i32>,
+    /// The path of the pod's user namespace, if it has one of its own.
+    #[serde(default)]
+    pub user_ns: Option<String>,
     /// The pod's addresses.
     #[serde(default)]
     pub ips: Vec<IpAddr>,

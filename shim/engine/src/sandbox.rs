@@ -18,6 +18,7 @@ use crate::handler::Handler;
 use crate::lock::{Holder, LifeLock};
 use crate::net::{Attach, Attachment, files};
 use crate::record::{SandboxRecord, boot_id, now};
+use crate::spec::userns;
 use crate::status::{SandboxEvent, SandboxState};
 use crate::types::{DnsConfig, NamespaceMode, SandboxConfig, SandboxFilter, SandboxStatus};
 use crate::undo::{Step, Undo};
@@ -79,8 +80,7 @@ impl Engine {
         let (spawned, written) = tokio::join!(spawned, files);
         spawned.and(written)?;
 
-        let (pid, init) = self.set_up_supervisor(record, hostname).await?;
-        (record.supervisor, record.pid_ns_pid) = (Some(pid), init);
+        let pid = self.set_up_supervisor(record, hostname).await?;
         if record.config.network != NamespaceMode::Node {
             undo.begin(Step::Network);
             let attached = self.attach_network(record, format!("/proc/{pid}/ns/net").into(), creator.clone()).await?;
@@ -91,6 +91,9 @@ impl Engine {
             }
         }
         write_hosts(&pod, record, hostname)?;
+        if let Some(namespace) = &record.config.user_namespace {
+            ["hosts", "hostname", "resolv.conf"].iter().try_for_each(|file| userns::own(&pod.join(file), namespace))?;
+        }
         record.state = advance("make", record, SandboxEvent::Ready)?;
         self.write_sandbox(record)
     }
@@ -164,6 +167,7 @@ impl Engine {
             created_at: now(),
             supervisor: None,
             pid_ns_pid: None,
+            user_ns: None,
             ips: Vec::new(),
             notes: Vec::new(),
             cgroup,
@@ -422,7 +426,7 @@ fn validate(config: &SandboxConfig) -> Result<()> {
     if config.network == NamespaceMode::Container || config.ipc == NamespaceMode::Container {
         return Err(Error::invalid("namespaces", "the network and IPC namespaces are the pod's or the node's"));
     }
-    Ok(())
+    userns::validate(config)
 }
 
 /// The pod's hostname.
@@ -452,7 +456,7 @@ fn write_files(pod: &Path, config: &SandboxConfig, hostname: &str, shm_size: u64
     }
     let shm = pod.join("shm");
     fs::create_dir(&shm).map_err(Error::io("make folder", &shm))?;
-    let options = format!("mode=1777,size={shm_size}");
+    let options = format!("mode=1777,size={shm_size}{}", userns::tmpfs_owner(config));
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(options.as_str())).map_err(Error::os("mount tmpfs on", &shm))
 }

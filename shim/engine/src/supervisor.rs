@@ -107,9 +107,8 @@ impl Process {
 }
 
 impl Engine {
-    /// Makes the sandbox's namespaces and cgroup in its supervisor. Returns the supervisor's pid and that of the shared
-    /// PID namespace's init.
-    pub(crate) async fn set_up_supervisor(&self, record: &SandboxRecord, hostname: &str) -> Result<(i32, Option<i32>)> {
+    /// Makes the sandbox's namespaces and cgroup in its supervisor. Notes in the record where they are.
+    pub(crate) async fn set_up_supervisor(&self, record: &mut SandboxRecord, hostname: &str) -> Result<i32> {
         let id = &record.id;
         let create = api::CreateSandboxRequest {
             sandbox_id: id.clone(),
@@ -122,17 +121,25 @@ impl Engine {
         let start = api::StartSandboxRequest { sandbox_id: id.clone() };
         let started: api::StartSandboxResponse = self.sandbox_call(id, method::START_SANDBOX, &start, deadline).await?;
         let pid = i32::try_from(started.pid).unwrap_or(0);
-        if record.config.pid != NamespaceMode::Pod {
-            return Ok((pid, None));
+        record.supervisor = Some(pid);
+        let (pids, users) = (record.config.pid == NamespaceMode::Pod, record.config.user_namespace.is_some());
+        if !pids && !users {
+            return Ok(pid);
         }
         let ask = api::SandboxStatusRequest { sandbox_id: id.clone(), verbose: true };
         let status: api::SandboxStatusResponse =
             self.sandbox_call(id, method::SANDBOX_STATUS, &ask, self.config.deadlines.query).await?;
-        let init = status.info.get("pid_ns_pid").and_then(|p| p.parse().ok());
-        init.map(|init| (pid, Some(init))).ok_or_else(|| Error::Supervisor {
-            sandbox: id::short(id).to_owned(),
-            reason: "it made no shared PID namespace although it was asked to".into(),
-        })
+        record.pid_ns_pid = status.info.get("pid_ns_pid").and_then(|p| p.parse().ok()).filter(|_| pids);
+        record.user_ns = status.info.get("userns").cloned();
+        for (asked, made, what) in
+            [(pids, record.pid_ns_pid.is_some(), "shared PID"), (users, record.user_ns.is_some(), "user")]
+        {
+            if asked && !made {
+                let reason = format!("it made no {what} namespace although it was asked to");
+                return Err(Error::Supervisor { sandbox: id::short(id).to_owned(), reason });
+            }
+        }
+        Ok(pid)
     }
 
     /// Ends a sandbox's supervisor and everything that runs in the pod. Idempotent. It is asked first; one that does not

@@ -58,6 +58,7 @@ impl App {
             network: self.net_config(),
             handlers: Handlers::new(&self.config.default_handler, self.config.handlers.clone())?,
             cgroup_parent: self.cgroup_parent()?,
+            restrict_oom_score_adj: self.config.serve.restrict_oom_score_adj,
             ..EngineConfig::default()
         };
         Ok(Engine::open(self.paths.clone(), config)?)

@@ -27,7 +27,7 @@ use coracle_proto::{Timestamp, any, sandbox, task};
 use nix::libc::{SIGKILL, SIGTERM};
 use nix::sched::CloneFlags;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -76,6 +76,8 @@ pub struct Sandbox {
     /// When the loop has to look again: a stop that takes long, or the end of the program.
     pub deadline: Option<Instant>,
     options: SandboxOptions,
+    /// The pod's own, that owns its other namespaces.
+    user_namespace: Option<OwnedFd>,
     pod_init: i32,
     created_at: SystemTime,
     exited_at: Option<SystemTime>,
@@ -99,6 +101,7 @@ impl Sandbox {
             host_namespaces: Vec::new(),
             deadline: None,
             options: SandboxOptions::default(),
+            user_namespace: None,
             pod_init: 0,
             created_at: SystemTime::now(),
             exited_at: None,
@@ -182,6 +185,9 @@ impl Sandbox {
             if self.mode(mode) == NamespaceMode::Pod {
                 info.push((key, format!("/proc/{pid}/ns/{name}")));
             }
+        }
+        if let Some(namespace) = &self.user_namespace {
+            info.push(("userns", format!("/proc/{pid}/fd/{}", namespace.as_raw_fd())));
         }
         if self.pod_init != 0 {
             info.push(("pid_ns_pid", self.pod_init.to_string()));

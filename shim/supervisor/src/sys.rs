@@ -20,9 +20,10 @@ pub fn fork() -> io::Result<Fork> {
     forked(unsafe { libc::fork() }.into())
 }
 
-/// Forks a child that is the first process of a new PID namespace. It must not allocate.
-pub fn fork_pid_namespace() -> io::Result<Fork> {
-    let flags = (libc::CLONE_NEWPID | libc::SIGCHLD) as libc::c_ulong;
+/// Forks a child into new namespaces: the first process of a new PID namespace, if that is one of them. It must not
+/// allocate.
+pub fn fork_into(namespaces: libc::c_int) -> io::Result<Fork> {
+    let flags = (namespaces | libc::SIGCHLD) as libc::c_ulong;
     // SAFETY: no stack and no tid pointers are given, so this is fork(2) with a flag.
     forked(unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) })
 }

@@ -89,7 +89,8 @@ pub fn resolve(security: &Security, available: Bits) -> Result<Vec<String>> {
     if has(&security.drop_capabilities, ALL) {
         set = 0;
     }
-    for name in security.add_capabilities.iter().filter(|n| !n.eq_ignore_ascii_case(ALL)) {
+    let added = security.add_capabilities.iter().filter(|n| !n.eq_ignore_ascii_case(ALL));
+    for name in added.chain(&security.add_ambient_capabilities) {
         let bit = bit("capabilities.add", name)?;
         if available & bit == 0 {
             return Err(Error::invalid("capabilities.add", format!("{name}: this host does not have it to give")));
@@ -98,6 +99,15 @@ pub fn resolve(security: &Security, available: Bits) -> Result<Vec<String>> {
     }
     for name in security.drop_capabilities.iter().filter(|n| !n.eq_ignore_ascii_case(ALL)) {
         set &= !bit("capabilities.drop", name)?;
+    }
+    Ok(NAMES.iter().enumerate().filter(|(n, _)| set & (1 << n) != 0).map(|(_, name)| format!("CAP_{name}")).collect())
+}
+
+/// The ambient capabilities, with their `CAP_` names. They are in all the other sets as well.
+pub fn ambient(security: &Security) -> Result<Vec<String>> {
+    let mut set = 0;
+    for name in &security.add_ambient_capabilities {
+        set |= bit("capabilities.add_ambient", name)?;
     }
     Ok(NAMES.iter().enumerate().filter(|(n, _)| set & (1 << n) != 0).map(|(_, name)| format!("CAP_{name}")).collect())
 }

@@ -5,17 +5,20 @@
 //! devices, mounts. RuntimeDefault seccomp is on unless the pod says otherwise.
 
 pub mod caps;
+mod cdi;
+mod devices;
+pub(crate) mod lsm;
+mod mounts;
 pub mod process;
 mod resources;
-
 pub mod user;
+pub(crate) mod userns;
 pub mod view;
 
 pub use resources::limits;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Capability;
@@ -23,16 +26,14 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::seccomp_default;
-use crate::types::{ContainerConfig, ContainerUser, Mount, NamespaceMode, Propagation, SandboxConfig, Seccomp};
+use crate::types::{ContainerConfig, ContainerUser, NamespaceMode, PidNamespace, Propagation, SandboxConfig, Seccomp};
 
 /// The specification's version we write.
 const OCI_VERSION: &str = "1.2.0";
 /// A seccomp profile of a user is at most this long.
 const MAX_PROFILE: u64 = 4 << 20;
-/// Entries of the host's /dev that a privileged container gets are looked for this deep.
-const MAX_DEV_DEPTH: usize = 6;
-
-const MOUNTINFO: &str = "/proc/self/mountinfo";
+/// What the kernel takes as oom_score_adj.
+const OOM_SCORES: std::ops::RangeInclusive<i32> = -1000..=1000;
 
 /// Paths that are hidden (containerd's list).
 const MASKED: [&str; 12] = [
@@ -63,8 +64,14 @@ pub struct Input<'a> {
     pub image: Option<&'a oci_spec::image::Config>,
     /// The image's files.
     pub view: &'a view::View,
+    /// The layers of the images that are its volumes, the topmost first, by the names the volumes have.
+    pub images: &'a BTreeMap<String, Vec<String>>,
+    /// The pod's id.
+    pub pod_id: &'a str,
     /// The pod's state folder: hosts, hostname, resolv.conf, shm.
     pub pod_dir: &'a Path,
+    /// The container's own folder.
+    pub bundle: &'a Path,
     /// The pod's hostname.
     pub hostname: &'a str,
     /// The container's cgroup.
@@ -73,6 +80,12 @@ pub struct Input<'a> {
     pub supervisor: i32,
     /// The init of the pod's shared PID namespace.
     pub pid_ns_pid: Option<i32>,
+    /// The init of the container whose PID namespace this one joins.
+    pub target: Option<i32>,
+    /// The pod's user namespace.
+    pub user_ns: Option<&'a str>,
+    /// Where CDI devices are described.
+    pub cdi_dirs: &'a [PathBuf],
 }
 
 /// Writes the spec, and tells who the process will be.
@@ -81,30 +94,59 @@ pub fn generate(input: &Input<'_>) -> Result<(Value, ContainerUser)> {
     let image_user = input.image.and_then(|i| i.user().as_deref()).unwrap_or("");
     let user = user::resolve(input.view, image_user, security)?;
     let caps = caps::resolve(security, caps::available())?;
+    let labels = lsm::Host::new(Path::new("/")).labels(security, input.sandbox.selinux.as_ref(), input.pod_id)?;
     let mut process = json!({
         "terminal": config.tty,
         "user": { "uid": user.uid, "gid": user.gid, "additionalGids": user.groups },
         "args": process::args(config, input.image)?,
         "env": process::env(config, input.image, input.hostname, &user.home)?,
         "cwd": process::cwd(config, input.image)?,
-        "capabilities": { "bounding": caps, "effective": caps, "permitted": caps },
+        "capabilities": capabilities(&caps, caps::ambient(security)?),
         "noNewPrivileges": security.no_new_privs,
     });
-    if let Some(adj) = config.resources.oom_score_adj {
+    if let Some(adj) = oom_score(config, None)? {
         process["oomScoreAdj"] = json!(adj);
+    }
+    for (key, label) in [("apparmorProfile", &labels.apparmor), ("selinuxLabel", &labels.process)] {
+        if !label.is_empty() {
+            process[key] = json!(label);
+        }
     }
     let mut spec = json!({
         "ociVersion": OCI_VERSION,
         "process": process,
         "root": { "path": "rootfs", "readonly": security.readonly_rootfs },
-        "mounts": mounts(input)?,
+        "mounts": mounts::all(input, &labels.mount)?,
         "linux": linux(input)?,
     });
+    if !labels.mount.is_empty() {
+        spec["linux"]["mountLabel"] = json!(labels.mount);
+    }
     if !config.annotations.is_empty() {
         spec["annotations"] = json!(config.annotations);
     }
+    cdi::apply(&mut spec, &config.cdi_devices, input.cdi_dirs)?;
     let user = ContainerUser { uid: user.uid, gid: user.gid, supplemental_groups: user.groups };
     Ok((spec, user))
+}
+
+fn capabilities(caps: &[String], ambient: Vec<String>) -> Value {
+    let mut sets = json!({ "bounding": caps, "effective": caps, "permitted": caps });
+    if !ambient.is_empty() {
+        // The kernel keeps in the ambient set only what is inheritable, too.
+        sets["inheritable"] = json!(ambient);
+        sets["ambient"] = json!(ambient);
+    }
+    sets
+}
+
+/// The bias of the OOM killer: what is asked for, or the least that may be set where that is restricted.
+pub(crate) fn oom_score(config: &ContainerConfig, least: Option<i32>) -> Result<Option<i32>> {
+    let Some(score) = config.resources.oom_score_adj else { return Ok(None) };
+    if !OOM_SCORES.contains(&score) {
+        return Err(Error::invalid("oom_score_adj", format!("{score} is not between -1000 and 1000")));
+    }
+    Ok(Some(least.map_or(score, |least| score.max(least))))
 }
 
 /// The process of an exec: the container's own, with another command.
@@ -132,16 +174,27 @@ pub fn exec_process(spec: &Value, exec: &crate::types::ExecConfig) -> Result<Val
 
 fn linux(input: &Input<'_>) -> Result<Value> {
     let (config, security) = (input.config, &input.config.security);
+    let host_devices = security.privileged && !security.without_host_devices;
+    let asked = devices::asked(&config.devices)?;
     let mut linux = json!({
         "cgroupsPath": input.cgroup,
         "namespaces": namespaces(input),
-        "resources": resources::linux(&config.resources, security.privileged, Vec::new())?,
+        "resources": resources::linux(&config.resources, host_devices, asked.rules)?,
     });
-    if security.privileged {
-        linux["devices"] = json!(host_devices(Path::new("/dev"))?);
-    } else if !security.unmasked_proc {
-        linux["maskedPaths"] = json!(MASKED);
-        linux["readonlyPaths"] = json!(READONLY);
+    let mut nodes = if host_devices { devices::of_host(Path::new("/dev")) } else { Vec::new() };
+    nodes.retain(|node| !asked.nodes.iter().any(|other| other["path"] == node["path"]));
+    nodes.extend(asked.nodes);
+    if !nodes.is_empty() {
+        linux["devices"] = json!(nodes);
+    }
+    if !security.privileged {
+        let usual = |list: &[&str]| if security.unmasked_proc { json!([]) } else { json!(list) };
+        linux["maskedPaths"] = security.masked_paths.as_ref().map_or_else(|| usual(&MASKED), |own| json!(own));
+        linux["readonlyPaths"] = security.readonly_paths.as_ref().map_or_else(|| usual(&READONLY), |own| json!(own));
+    }
+    if let Some(namespace) = &input.sandbox.user_namespace {
+        linux["uidMappings"] = userns::oci(&namespace.uids);
+        linux["gidMappings"] = userns::oci(&namespace.gids);
     }
     if let Some(profile) = seccomp(config)? {
         linux["seccomp"] = profile;
@@ -168,13 +221,27 @@ fn namespaces(input: &Input<'_>) -> Vec<Value> {
     if sandbox.ipc != NamespaceMode::Node {
         share("ipc", "ipc", input.supervisor);
     }
-    match (sandbox.pid, input.pid_ns_pid) {
-        (NamespaceMode::Node, _) => {}
-        (NamespaceMode::Pod, Some(pid)) => share("pid", "pid", pid),
-        _ => list.push(json!({ "type": "pid" })),
+    let own_pid = match (&input.config.pid, input.target) {
+        (PidNamespace::Target(_), Some(pid)) => {
+            share("pid", "pid", pid);
+            false
+        }
+        (PidNamespace::Node, _) => false,
+        (PidNamespace::Sandbox, _) if sandbox.pid == NamespaceMode::Node => false,
+        (PidNamespace::Sandbox, _) if sandbox.pid == NamespaceMode::Pod && input.pid_ns_pid.is_some() => {
+            share("pid", "pid", input.pid_ns_pid.unwrap_or(0));
+            false
+        }
+        _ => true,
+    };
+    if own_pid {
+        list.push(json!({ "type": "pid" }));
     }
-    // A privileged container manages the host's cgroups.
-    if !input.config.security.privileged {
+    if let Some(path) = input.user_ns {
+        list.push(json!({ "type": "user", "path": path }));
+    }
+    // A privileged container manages the host's cgroups; one of a user namespace has no rights to.
+    if !input.config.security.privileged || input.user_ns.is_some() {
         list.push(json!({ "type": "cgroup" }));
     }
     list
@@ -204,144 +271,10 @@ fn seccomp(config: &ContainerConfig) -> Result<Option<Value>> {
     }
 }
 
-fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Value {
-    json!({ "destination": target, "type": kind, "source": source, "options": options })
-}
-
-/// The mounts, parents before children; a volume of the pod replaces ours at the same place.
-fn mounts(input: &Input<'_>) -> Result<Vec<Value>> {
-    let security = &input.config.security;
-    let access = if security.privileged { "rw" } else { "ro" };
-    let sys = ["nosuid", "noexec", "nodev", access];
-    let cgroup = ["nosuid", "noexec", "nodev", "relatime", access];
-    let mut list = vec![
-        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/sys", "sysfs", "sysfs", &sys),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &cgroup),
-    ];
-    let shm = match input.sandbox.ipc {
-        NamespaceMode::Node => PathBuf::from("/dev/shm"),
-        _ => input.pod_dir.join("shm"),
-    };
-    let files = if security.readonly_rootfs { "ro" } else { "rw" };
-    let mut binds: Vec<(String, Value)> =
-        vec![bind("/dev/shm", &shm, &["rbind", "rprivate", "nosuid", "nodev", "noexec"])?];
-    for (target, file) in [("/etc/hosts", "hosts"), ("/etc/hostname", "hostname"), ("/etc/resolv.conf", "resolv.conf")]
-    {
-        binds.push(bind(target, &input.pod_dir.join(file), &["rbind", "rprivate", files])?);
-    }
-    for volume in &input.config.mounts {
-        binds.push(volume_mount(volume)?);
-    }
-    // The last of a place wins; the sort by path puts parents before their children.
-    let last: BTreeMap<String, Value> = binds.into_iter().collect();
-    list.retain(|m| m["destination"].as_str().is_none_or(|d| !last.contains_key(d)));
-    let mut last: Vec<_> = last.into_iter().collect();
-    last.sort_by_key(|(path, _)| path.matches('/').count());
-    list.extend(last.into_iter().map(|(_, m)| m));
-    Ok(list)
-}
-
-fn bind(target: &str, source: &Path, options: &[&str]) -> Result<(String, Value)> {
-    let source = source.to_str().ok_or_else(|| Error::invalid("mounts", format!("{source:?} is not UTF-8")))?;
-    Ok((target.to_owned(), mount(target, "bind", source, options)))
-}
-
-fn volume_mount(volume: &Mount) -> Result<(String, Value)> {
-    let bad = |why: &str| Error::invalid("mounts", format!("{}: {why}", volume.container_path.display()));
-    let target = volume.container_path.to_str().ok_or_else(|| bad("the path is not UTF-8"))?;
-    if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
-        return Err(bad("the path must be absolute and have no `..`"));
-    }
-    let target = format!("/{}", target.split('/').filter(|p| !p.is_empty() && *p != ".").collect::<Vec<_>>().join("/"));
-    if target == "/" {
-        return Err(bad("the root itself cannot be a volume"));
-    }
-    if let Err(e) = fs::metadata(&volume.host_path) {
-        return Err(Error::io("find the source of a volume", &volume.host_path)(e));
-    }
-    if let Some(why) = propagation_refused(volume)? {
-        return Err(bad(&why));
-    }
-    let propagation = match volume.propagation {
-        Propagation::Private => "rprivate",
-        Propagation::HostToContainer => "rslave",
-        Propagation::Bidirectional => "rshared",
-    };
-    let access = if volume.readonly { "ro" } else { "rw" };
-    bind(&target, &volume.host_path, &["rbind", propagation, access])
-}
-
-/// Why the propagation asked for could not work: the mount that holds the source must take part in it.
-fn propagation_refused(volume: &Mount) -> Result<Option<String>> {
-    let wanted: &[&str] = match volume.propagation {
-        Propagation::Private => return Ok(None),
-        Propagation::HostToContainer => &["shared:", "master:"],
-        Propagation::Bidirectional => &["shared:"],
-    };
-    let source = volume.host_path.canonicalize().map_err(Error::io("resolve", &volume.host_path))?;
-    let mounts = fs::read_to_string(MOUNTINFO).map_err(Error::io("read", MOUNTINFO))?;
-    let (point, flags) = mount_of(&mounts, &source).unwrap_or_default();
-    let takes_part = flags.split(' ').any(|flag| wanted.iter().any(|w| flag.starts_with(w)));
-    Ok((!takes_part).then(|| {
-        format!(
-            "{:?} propagation needs a shared mount, and {point} is private (mount --make-rshared {point})",
-            volume.propagation
-        )
-    }))
-}
-
-/// The mountpoint that holds `path`, and its optional fields, as mountinfo tells them.
-fn mount_of(mountinfo: &str, path: &Path) -> Option<(String, String)> {
-    let line = |line: &str| {
-        let left = line.split_once(" - ")?.0;
-        let mut fields = left.splitn(7, ' ');
-        let point = fields.nth(4)?.replace("\\040", " ");
-        Some((point, fields.nth(1).unwrap_or_default().to_owned()))
-    };
-    // The last of the deepest: mounts stack.
-    mountinfo.lines().filter_map(line).filter(|(p, _)| path.starts_with(p)).max_by_key(|(p, _)| p.len())
-}
-
-/// The devices of the host, for a privileged container; what the runtime makes itself is left out.
-fn host_devices(dev: &Path) -> Result<Vec<Value>> {
-    const OWN: [&str; 5] = ["pts", "shm", "fd", "mqueue", "console"];
-    let mut found = Vec::new();
-    let mut folders = vec![(dev.to_owned(), 0)];
-    while let Some((folder, depth)) = folders.pop() {
-        // A folder may vanish while it is looked at: devices come and go.
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let own = depth == 0 && entry.file_name().to_str().is_some_and(|n| OWN.contains(&n) || n == ".lxc");
-            let Ok(meta) = fs::symlink_metadata(entry.path()) else { continue };
-            let kind = meta.file_type();
-            if own {
-                continue;
-            } else if kind.is_dir() && depth < MAX_DEV_DEPTH {
-                folders.push((entry.path(), depth + 1));
-            } else if (kind.is_char_device() || kind.is_block_device()) && meta.rdev() != 0 {
-                found.push(json!({
-                    "path": entry.path(), "type": if kind.is_block_device() { "b" } else { "c" },
-                    "major": nix::sys::stat::major(meta.rdev()), "minor": nix::sys::stat::minor(meta.rdev()),
-                    "fileMode": meta.mode() & 0o7777, "uid": meta.uid(), "gid": meta.gid(),
-                }));
-            }
-        }
-    }
-    Ok(found)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{ExecConfig, Security};
+    use crate::types::{Device, ExecConfig, IdMapping, Mount, Resources, Security, UserNamespace};
 
     fn spec(config: &ContainerConfig, sandbox: &SandboxConfig) -> Result<Value> {
         generate(&Input {
@@ -349,11 +282,17 @@ mod tests {
             sandbox,
             image: None,
             view: &view::View::new(Vec::new()),
+            images: &[("vol".to_owned(), vec!["/layers/a".to_owned()])].into(),
+            pod_id: "p",
             pod_dir: Path::new("/run/coracle/pods/p"),
+            bundle: Path::new("/run/coracle/pods/p/containers/c"),
             hostname: "web",
             cgroup: "/coracle/podp/c",
             supervisor: 7,
             pid_ns_pid: Some(8),
+            target: Some(9),
+            user_ns: sandbox.user_namespace.as_ref().map(|_| "/proc/7/fd/5"),
+            cdi_dirs: &[],
         })
         .map(|(spec, _)| spec)
     }
@@ -413,16 +352,6 @@ mod tests {
     }
 
     #[test]
-    fn propagation_that_cannot_work_is_refused() {
-        let mountinfo = "20 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda rw\n\
-                         21 20 0:5 / /mnt rw - tmpfs tmpfs rw\n22 20 0:6 / /mnt/sl rw master:7 - tmpfs tmpfs rw";
-        let of = |path: &str| mount_of(mountinfo, Path::new(path)).unwrap();
-        assert_eq!(of("/etc/x"), ("/".into(), "shared:1".into()));
-        assert_eq!(of("/mnt/a"), ("/mnt".into(), String::new()));
-        assert_eq!(of("/mnt/sl/b"), ("/mnt/sl".into(), "master:7".into()));
-    }
-
-    #[test]
     fn privileged_is_unmasked_unfiltered_and_has_the_hosts_devices() {
         let security = Security { privileged: true, ..Default::default() };
         let spec = spec(&ContainerConfig { security, ..config() }, &SandboxConfig::default()).unwrap();
@@ -430,6 +359,125 @@ mod tests {
         let devices = spec["linux"]["devices"].as_array().unwrap();
         assert!(devices.iter().any(|d| d["path"] == "/dev/null"));
         assert!(serde_json::from_value::<oci_spec::runtime::Spec>(spec.clone()).is_ok());
+    }
+
+    #[test]
+    fn privileged_without_the_hosts_devices_has_the_usual_ones() {
+        let security = Security { privileged: true, without_host_devices: true, ..Default::default() };
+        let spec = spec(&ContainerConfig { security, ..config() }, &SandboxConfig::default()).unwrap();
+        assert!(spec["linux"].get("devices").is_none());
+        assert_eq!(spec["linux"]["resources"]["devices"][0]["allow"], json!(false));
+    }
+
+    #[test]
+    fn the_pid_namespace_is_the_one_that_is_asked_for() {
+        let of = |pid: PidNamespace, pod: NamespaceMode| {
+            let sandbox = SandboxConfig { pid: pod, ..Default::default() };
+            namespace(&spec(&ContainerConfig { pid, ..config() }, &sandbox).unwrap(), "pid")
+        };
+        let (pod, own, node) = (NamespaceMode::Pod, NamespaceMode::Container, NamespaceMode::Node);
+        let path = |pid: i32| Some(json!({ "type": "pid", "path": format!("/proc/{pid}/ns/pid") }));
+        assert_eq!(of(PidNamespace::Sandbox, pod), path(8));
+        assert_eq!(of(PidNamespace::Target("x".into()), own), path(9));
+        assert_eq!(of(PidNamespace::Container, pod), Some(json!({ "type": "pid" })));
+        assert_eq!(of(PidNamespace::Sandbox, own), Some(json!({ "type": "pid" })));
+        assert_eq!((of(PidNamespace::Node, pod), of(PidNamespace::Sandbox, node)), (None, None));
+    }
+
+    #[test]
+    fn paths_to_hide_and_ambient_capabilities_are_the_containers_own() {
+        let security = Security {
+            masked_paths: Some(vec!["/proc/keys".into()]),
+            readonly_paths: Some(Vec::new()),
+            add_ambient_capabilities: vec!["net_bind_service".into()],
+            drop_capabilities: vec!["ALL".into()],
+            ..Default::default()
+        };
+        let spec = spec(&ContainerConfig { security, ..config() }, &SandboxConfig::default()).unwrap();
+        assert_eq!(spec["linux"]["maskedPaths"], json!(["/proc/keys"]));
+        assert_eq!(spec["linux"]["readonlyPaths"], json!([]));
+        for set in ["ambient", "inheritable", "bounding", "effective", "permitted"] {
+            assert_eq!(spec["process"]["capabilities"][set], json!(["CAP_NET_BIND_SERVICE"]), "{set}");
+        }
+    }
+
+    #[test]
+    fn a_pod_with_a_user_namespace_is_mapped_in_every_part() {
+        let maps = vec![IdMapping { container_id: 0, host_id: 100_000, length: 4 }];
+        let user_namespace = Some(UserNamespace { uids: maps.clone(), gids: maps });
+        let image = Mount { image: Some("vol".into()), container_path: "/v".into(), ..Default::default() };
+        let security = Security { privileged: true, ..Default::default() };
+        let config = ContainerConfig { mounts: vec![image], security, ..config() };
+        let spec = spec(&config, &SandboxConfig { user_namespace, ..Default::default() }).unwrap();
+        assert_eq!(namespace(&spec, "user").unwrap()["path"], "/proc/7/fd/5");
+        assert!(namespace(&spec, "cgroup").is_some());
+        let of = |target: &str| {
+            spec["mounts"].as_array().unwrap().iter().find(|m| m["destination"] == target).cloned().unwrap()
+        };
+        assert_eq!(of("/v")["uidMappings"], spec["linux"]["uidMappings"]);
+        assert!(!of("/dev/pts")["options"].as_array().unwrap().contains(&json!("gid=5")), "5 is not mapped");
+    }
+
+    #[test]
+    fn mounts_that_contradict_themselves_are_refused() {
+        let base = || Mount { host_path: "/tmp".into(), container_path: "/m".into(), ..Default::default() };
+        let image = || Mount { host_path: "".into(), image: Some("vol".into()), ..base() };
+        let map = || vec![IdMapping { container_id: 0, host_id: 1, length: 1 }];
+        for (mount, words) in [
+            (Mount { recursive_read_only: true, ..base() }, "needs readonly"),
+            (Mount { host_path: "/tmp".into(), ..image() }, "exclude each other"),
+            (Mount { image_sub_path: "../x".into(), ..image() }, "`..`"),
+            (Mount { image_sub_path: "x".into(), ..base() }, "without an image"),
+            (Mount { propagation: Propagation::HostToContainer, ..image() }, "propagation"),
+            (Mount { uid_mappings: map(), ..base() }, "gid_mappings"),
+        ] {
+            let error = spec(&ContainerConfig { mounts: vec![mount], ..config() }, &SandboxConfig::default());
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("/m"), "{error}");
+        }
+        let rro = Mount { recursive_read_only: true, readonly: true, ..base() };
+        let spec = spec(&ContainerConfig { mounts: vec![rro], ..config() }, &SandboxConfig::default()).unwrap();
+        let mounts = spec["mounts"].as_array().unwrap();
+        let mount = mounts.iter().find(|m| m["destination"] == "/m").unwrap();
+        assert_eq!(mount["options"], json!(["rbind", "rprivate", "rro"]));
+    }
+
+    #[test]
+    fn an_image_volume_is_a_read_only_overlay_of_at_least_two_layers() {
+        let image = Mount {
+            image: Some("vol".into()),
+            image_sub_path: "a/b".into(),
+            container_path: "/v".into(),
+            ..Default::default()
+        };
+        let spec = spec(&ContainerConfig { mounts: vec![image], ..config() }, &SandboxConfig::default()).unwrap();
+        let mounts = spec["mounts"].as_array().unwrap();
+        let mount = mounts.iter().find(|m| m["destination"] == "/v").unwrap();
+        let options = mount["options"].as_array().unwrap();
+        assert!(options.contains(&json!("lowerdir=/layers/a:/run/coracle/pods/p/containers/c/rootfs")), "{options:?}");
+        assert!(options.contains(&json!("ro")) && options.contains(&json!("x-coracle.subpath=a/b")), "{options:?}");
+    }
+
+    #[test]
+    fn devices_that_are_asked_for_get_nodes_and_rules() {
+        let device =
+            Device { host_path: "/dev/zero".into(), container_path: "/dev/nought".into(), permissions: "r".into() };
+        let spec = spec(&ContainerConfig { devices: vec![device], ..config() }, &SandboxConfig::default()).unwrap();
+        assert_eq!(spec["linux"]["devices"][0]["path"], "/dev/nought");
+        let rules = spec["linux"]["resources"]["devices"].as_array().unwrap();
+        assert_eq!(rules.last().unwrap()["access"], "r");
+    }
+
+    #[test]
+    fn an_oom_score_is_raised_only_where_that_is_allowed() {
+        let with = |score| ContainerConfig {
+            resources: Resources { oom_score_adj: Some(score), ..Default::default() },
+            ..Default::default()
+        };
+        assert_eq!(oom_score(&with(-998), None).unwrap(), Some(-998));
+        assert_eq!(oom_score(&with(-998), Some(0)).unwrap(), Some(0));
+        assert_eq!(oom_score(&with(5), Some(0)).unwrap(), Some(5));
+        assert!(oom_score(&with(1001), None).unwrap_err().to_string().contains("1001"));
     }
 
     #[test]

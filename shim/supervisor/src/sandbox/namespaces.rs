@@ -1,14 +1,23 @@
 //! The pod's namespaces: made by the supervisor for itself, with names and sysctls in them, and undone on failure.
+//!
+//! With a user namespace of the pod's own the others must belong to it, or nobody inside could use them. A child makes
+//! them all by one clone; the supervisor writes the maps and joins the others, but stays in its own user namespace: it
+//! keeps its rights, and holds the pod's by a descriptor. That child becomes the first process of a shared PID namespace,
+//! or ends.
 
 use super::{OOM_SCORE, Sandbox};
 use crate::failure::{Fail, Failure};
 use crate::sys::{self, Fork};
-use coracle_proto::coracle::NamespaceMode;
+use coracle_proto::coracle::{IdMapping, NamespaceMode, UserNamespace};
 use coracle_proto::ttrpc::Code;
+use nix::fcntl::OFlag;
 use nix::libc::SIGKILL;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::Signal;
+use nix::sys::wait::waitpid;
+use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 impl Sandbox {
@@ -41,10 +50,65 @@ impl Sandbox {
                 }
             }
         }
+        if let Some(namespace) = self.options.user_namespace.take() {
+            return self.make_owned(flags, &namespace);
+        }
         if flags.is_empty() {
             return Ok(());
         }
         unshare(flags).map_err(|error| failed("make the sandbox's namespaces", error.into()))
+    }
+
+    /// The namespaces of `flags`, owned by a new user namespace.
+    fn make_owned(&mut self, flags: CloneFlags, maps: &UserNamespace) -> Result<(), Failure> {
+        if !maps.uids.iter().chain(&maps.gids).any(|m| m.container_id == 0) {
+            return Err(Code::InvalidArgument.failure("user_namespace: it does not map user and group 0".into()));
+        }
+        let shared_pids = self.mode(self.options.pid) == NamespaceMode::Pod;
+        let pids = if shared_pids { CloneFlags::CLONE_NEWPID } else { CloneFlags::empty() };
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| failed("make a pipe", e.into()))?;
+        let forked = sys::fork_into((flags | pids | CloneFlags::CLONE_NEWUSER).bits());
+        let what = "make the sandbox's user namespace (user.max_user_namespaces?)";
+        match forked.map_err(|error| failed(what, error))? {
+            Fork::Child => owned_init(&reader),
+            Fork::Parent(pid) => {
+                let adopted = self.adopt(pid, flags, maps);
+                if adopted.is_ok() && shared_pids {
+                    self.pod_init = pid;
+                    let go = nix::unistd::write(&writer, b"0");
+                    return go.map(drop).map_err(|error| failed("start the pod's first process", error.into()));
+                }
+                // Nobody else can have its pid before it is reaped here.
+                let _ = sys::kill(pid, SIGKILL);
+                let _ = waitpid(Pid::from_raw(pid), None);
+                adopted
+            }
+        }
+    }
+
+    /// Writes the maps of the child's user namespace, keeps it, and joins the others.
+    fn adopt(&mut self, pid: i32, flags: CloneFlags, maps: &UserNamespace) -> Result<(), Failure> {
+        let open = |name: &str| {
+            let path = format!("/proc/{pid}/ns/{name}");
+            File::open(&path).map_err(|error| failed(&format!("open {path}"), error))
+        };
+        let namespace = open("user")?;
+        for (file, maps) in [("gid_map", &maps.gids), ("uid_map", &maps.uids)] {
+            let line = |m: &IdMapping| format!("{} {} {}\n", m.container_id, m.host_id, m.length);
+            let text: String = maps.iter().map(line).collect();
+            let written = fs::write(format!("/proc/{pid}/{file}"), &text);
+            written.map_err(|error| failed(&format!("user_namespace: write {file} {:?}", text.trim()), error))?;
+        }
+        for (name, flag) in
+            [("net", CloneFlags::CLONE_NEWNET), ("ipc", CloneFlags::CLONE_NEWIPC), ("uts", CloneFlags::CLONE_NEWUTS)]
+        {
+            if flags.contains(flag) {
+                setns(open(name)?, flag)
+                    .map_err(|error| failed(&format!("join the {name} namespace"), error.into()))?;
+            }
+        }
+        self.user_namespace = Some(namespace.into());
+        Ok(())
     }
 
     fn set_names(&self) -> Result<(), Failure> {
@@ -83,10 +147,12 @@ impl Sandbox {
     }
 
     fn start_pod_init(&mut self) -> Result<(), Failure> {
-        if self.mode(self.options.pid) != NamespaceMode::Pod {
+        if self.mode(self.options.pid) != NamespaceMode::Pod || self.pod_init != 0 {
             return Ok(());
         }
-        match sys::fork_pid_namespace().map_err(|error| failed("make the pod's PID namespace", error))? {
+        match sys::fork_into(CloneFlags::CLONE_NEWPID.bits())
+            .map_err(|error| failed("make the pod's PID namespace", error))?
+        {
             Fork::Parent(pid) => self.pod_init = pid,
             Fork::Child => pod_init(),
         }
@@ -95,6 +161,7 @@ impl Sandbox {
 
     pub(super) fn leave_namespaces(&mut self) {
         self.kill_pod_init();
+        self.user_namespace = None;
         for (namespace, kind) in self.host_namespaces.drain(..) {
             // These are the namespaces this process came from a moment ago.
             let _ = setns(namespace, kind);
@@ -152,6 +219,25 @@ fn pod_init() -> ! {
     loop {
         sys::pause();
     }
+}
+
+/// The first process of a user namespace: it waits for its maps, becomes the namespace's root and then as [`pod_init`].
+/// The change of user leaves it without the right to be traced, which matters: its memory is the supervisor's.
+fn owned_init(reader: &OwnedFd) -> ! {
+    sys::close_all_but(&mut [reader.as_raw_fd()]);
+    let (root, group) = (Uid::from_raw(0), Gid::from_raw(0));
+    let become_root = || -> nix::Result<()> {
+        if nix::unistd::read(reader, &mut [0])? == 0 {
+            return Err(nix::Error::EPIPE);
+        }
+        setgroups(&[])?;
+        setresgid(group, group, group)?;
+        setresuid(root, root, root)
+    };
+    if become_root().is_err() {
+        sys::exit_now(1);
+    }
+    pod_init()
 }
 
 #[cfg(test)]
