@@ -1,4 +1,5 @@
-//! Idmapped mounts, and user namespaces beneath folders that are closed to their root.
+//! Idmapped mounts, and user namespaces beneath folders that are closed to their root. Debian's peers do neither: runc 1.1
+//! ignores the maps, crun 1.8 refuses hybrid hosts.
 
 mod oci_support;
 
@@ -42,6 +43,9 @@ fn owned(uid: u32) -> tempfile::TempDir {
 
 #[test]
 fn a_mount_is_idmapped_by_its_own_maps() {
+    if !ours() {
+        return;
+    }
     let volume = owned(7);
     let source = volume.path().to_str().unwrap();
     let mut bundle = Bundle::sh("stat -c %u:%g /plain/f /mapped/f; touch /mapped/new");
@@ -54,6 +58,9 @@ fn a_mount_is_idmapped_by_its_own_maps() {
 
 #[test]
 fn idmap_alone_takes_the_containers_maps() {
+    if !ours() {
+        return;
+    }
     let volume = owned(3);
     let source = volume.path().to_str().unwrap();
     let mut bundle = in_user_namespace("stat -c %u /plain/f /mapped/f; touch /mapped/new");
@@ -64,6 +71,9 @@ fn idmap_alone_takes_the_containers_maps() {
 
 #[test]
 fn an_idmap_that_cannot_be_is_an_error_and_leaves_nothing() {
+    if !ours() {
+        return;
+    }
     let cases: &[(&str, &str, &[&str], bool, bool, &str)] = &[
         // No maps anywhere; half of them; a filesystem that knows none; a mount that is made new.
         ("bind", "/tmp", &["rbind", "idmap"], false, false, "idmap"),
@@ -84,7 +94,6 @@ fn an_idmap_that_cannot_be_is_an_error_and_leaves_nothing() {
 fn a_user_namespace_needs_no_open_folder_above_the_root() {
     let bundle = in_user_namespace("id -u");
     fs::set_permissions(bundle.dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    // The peers want the folder opened to the mapped root.
     if ours() {
         assert_eq!(bundle.run().ok().out, "0\n");
     }

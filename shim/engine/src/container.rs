@@ -172,6 +172,7 @@ impl Engine {
         record.stop_signal = stop_signal;
         record.user = Some(user);
 
+        self.make_room(pod, &record.config.resources).await?;
         let mut request = create_request(record, &bundle, &rootfs.mounts, log.as_deref());
         pod.handler.choose(&mut request)?;
         let what = format!("create container {}", record.config.name);

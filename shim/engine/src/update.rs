@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::handler::HandlerKind;
+use crate::record::SandboxRecord;
 use crate::status::{ContainerState, SandboxState};
 use crate::types::{HugepageLimit, Resources};
 use crate::{id, spec};
@@ -64,17 +66,62 @@ impl Engine {
         let new = |old: &Resources, new: &Option<Resources>| new.as_ref().map_or(old.clone(), |new| merged(old, new));
         let overhead = new(&record.config.overhead, &overhead);
         let resources = new(&record.config.resources, &resources);
-        let limits = checked(&sum(&resources, &overhead))?;
-        let request = UpdateSandboxRequest { resources: limits.to_string().into_bytes() };
-        let what = format!("update sandbox {}", id::short(&id));
-        let deadline = Some(self.config.deadlines.query);
-        let client = self.connect(&id).await?;
-        let _: UpdateSandboxResponse =
-            client.call(&what, service::CONTROL, method::UPDATE_SANDBOX, &request, deadline).await?;
+        let mut limits = sum(&resources, &overhead);
+        if !record.config.cgroup_parent.is_empty() {
+            for container in self.container_ids(&id)? {
+                match self.container_record(&id, &container) {
+                    Ok(container) => limits = lifted(limits, &container.config.resources),
+                    Err(e) if e.is_not_found() => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        self.limit_pod(&id, &limits).await?;
         let mut record = self.sandbox_record(&id)?;
         (record.config.overhead, record.config.resources) = (overhead, resources);
         self.write_sandbox(&record)
     }
+
+    /// Lifts the limits of a pod that a container is about to be made in and that has no such limit itself.
+    ///
+    /// Who makes the cgroup above a pod's (kubelet) sets there what the pod may use, and states for the pod's own the sum
+    /// of its containers' limits. Such a sum counts a container without a limit as nothing: it would be killed for using
+    /// anything. The cgroup above still holds.
+    pub(crate) async fn make_room(&self, pod: &SandboxRecord, container: &Resources) -> Result<()> {
+        if pod.config.cgroup_parent.is_empty() || matches!(pod.handler.kind, HandlerKind::Shim { .. }) {
+            return Ok(());
+        }
+        let limits = sum(&pod.config.resources, &pod.config.overhead);
+        let more = lifted(limits.clone(), container);
+        if more == limits { Ok(()) } else { self.limit_pod(&pod.id, &more).await }
+    }
+
+    async fn limit_pod(&self, id: &str, limits: &Resources) -> Result<()> {
+        let request = UpdateSandboxRequest { resources: checked(limits)?.to_string().into_bytes() };
+        let what = format!("update sandbox {}", id::short(id));
+        let deadline = Some(self.config.deadlines.query);
+        let client = self.connect(id).await?;
+        let done = client.call(&what, service::CONTROL, method::UPDATE_SANDBOX, &request, deadline).await;
+        done.map(|_: UpdateSandboxResponse| ())
+    }
+}
+
+/// A pod's limits without those that one of its containers does not have.
+fn lifted(mut pod: Resources, container: &Resources) -> Resources {
+    let none = |limit: Option<i64>| limit.is_none_or(|limit| limit <= 0);
+    let lift = |limit: &mut Option<i64>| {
+        if limit.is_some() {
+            *limit = Some(-1);
+        }
+    };
+    if none(container.memory) {
+        lift(&mut pod.memory);
+        lift(&mut pod.memory_swap);
+    }
+    if none(container.cpu_quota) {
+        lift(&mut pod.cpu_quota);
+    }
+    pod
 }
 
 /// The limits as an update: memory below what is used is refused, where the kernel itself would kill instead.
@@ -200,6 +247,16 @@ mod tests {
         assert_eq!((both.cpu_shares, both.memory, both.pids), (Some(1124), Some(107), None));
         assert_eq!(both.cpu_quota, Some(55_000), "a tenth of a CPU more");
         assert_eq!(both.hugepage_limits, huge(&[("2MB", 11)]));
+    }
+
+    #[test]
+    fn a_container_without_a_limit_lifts_the_pods_sum() {
+        let pod = Resources { memory: Some(100), cpu_quota: Some(5), cpu_shares: Some(7), ..Default::default() };
+        let limited = Resources { memory: Some(1), cpu_quota: Some(1), ..Default::default() };
+        assert_eq!(lifted(pod.clone(), &limited), pod);
+        let half = Resources { cpu_quota: Some(-1), ..limited };
+        let lifted = lifted(pod, &half);
+        assert_eq!((lifted.memory, lifted.cpu_quota, lifted.cpu_shares), (Some(100), Some(-1), Some(7)));
     }
 
     #[test]

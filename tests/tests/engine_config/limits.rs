@@ -120,6 +120,31 @@ fn a_pods_cgroup_is_its_resources_and_its_overhead() {
 }
 
 #[test]
+fn a_container_without_a_limit_is_not_held_to_the_sum_of_the_others() {
+    rig(async |rig| {
+        // As kubelet does: a parent that it limits itself, and for the pod the sum of its containers' limits.
+        let parent = format!("{}/kubelets", rig.engine.config().cgroup_parent);
+        let resources = Resources { memory: Some(64 * MIB), ..Default::default() };
+        let config = SandboxConfig { cgroup_parent: parent.clone(), resources, ..rig.pod("web") };
+        let sandbox = rig.engine.run_sandbox(config).await.unwrap();
+        let group = format!("{parent}/pod{}", sandbox.id);
+        let mut limited = script("limited", LONG);
+        limited.resources.memory = Some(64 * MIB);
+        ready(rig, &sandbox.id, limited).await;
+        assert_eq!(memory(&group), 64 * MIB);
+        ready(rig, &sandbox.id, script("unlimited", LONG)).await;
+        assert!(memory(&group) > 1 << 40, "{}", memory(&group));
+        let more = Resources { memory: Some(128 * MIB), ..Default::default() };
+        rig.engine.update_sandbox(&sandbox.id, None, Some(more)).await.unwrap();
+        assert!(memory(&group) > 1 << 40);
+        rig.engine.remove_sandbox(&sandbox.id).await.unwrap();
+        for tree in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            let _ = std::fs::remove_dir(tree.path().join(parent.trim_start_matches('/')));
+        }
+    });
+}
+
+#[test]
 fn what_the_hosts_cgroups_cannot_do_is_refused_by_name() {
     rig(async |rig| {
         let sandbox = rig.engine.run_sandbox(rig.pod("web")).await.unwrap();

@@ -39,6 +39,14 @@ pub(super) fn all(input: &Input<'_>, label: &str) -> Result<Vec<Value>> {
     {
         binds.push(bind(target, &input.pod_dir.join(file), &["rbind", "rprivate", files])?);
     }
+    if !label.is_empty() {
+        let host = lsm::Host::new(Path::new("/"));
+        ["hosts", "hostname", "resolv.conf", "shm"].iter().map(|file| input.pod_dir.join(file)).try_for_each(
+            |path| {
+                if path.exists() { host.relabel(&path, label) } else { Ok(()) }
+            },
+        )?;
+    }
     for volume in &input.config.mounts {
         binds.push(volume_mount(input, volume, label)?);
     }
