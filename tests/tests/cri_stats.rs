@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use coracle_proto::cri as own;
-use coracle_tests::cri::{LONG, Node, log_text, node, script};
+use coracle_tests::cri::{LONG, Node, Options, log_text, node, node_with, script};
 use coracle_tests::machine::until;
 use k8s_cri::v1;
 use nix::sys::signal::{Signal, kill};
@@ -224,5 +224,43 @@ fn metrics_fit_their_descriptors_and_show_the_pod() {
         let mut stream = node.own().stream_pod_sandbox_metrics(request).await.unwrap().into_inner();
         let first = stream.message().await.unwrap().expect("one answer");
         assert_eq!(first.pod_sandbox_metrics.len(), pods.len());
+    });
+}
+
+/// The answer of the server's own metrics to a request for a path: the status line and the rest.
+fn get(path: &str) -> (String, String) {
+    use std::io::{Read, Write};
+    let mut socket = std::net::TcpStream::connect("127.0.0.1:9095").expect("connect to the metrics");
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n").unwrap();
+    (head.to_owned(), body.to_owned())
+}
+
+#[test]
+fn prometheus_finds_the_servers_own_metrics() {
+    let config = "[serve]\nmetrics_address = \"127.0.0.1:9095\"\n".into();
+    node_with(Options { config, ..Default::default() }, async |node| {
+        let (_, container) = node.launch_pod("web", LONG).await;
+        assert!(node.container_status("0000").await.is_err());
+        let (status, body) = get("/metrics");
+        assert!(status.contains("200") && body.contains("version=0.0.4"), "{status} {body}");
+        let lines: Vec<_> = body.lines().collect();
+        for line in [
+            "coracle_cri_calls_total{rpc=\"RunPodSandbox\",code=\"OK\"} 1",
+            "coracle_cri_calls_total{rpc=\"ContainerStatus\",code=\"NotFound\"} 1",
+            "coracle_cri_call_duration_seconds_count{rpc=\"StartContainer\",code=\"OK\"} 1",
+            "coracle_sandboxes{state=\"ready\",origin=\"cri\"} 1",
+            "coracle_containers{state=\"running\",origin=\"cri\"} 1",
+            "coracle_state_errors{part=\"disk\"} 0",
+        ] {
+            assert!(lines.contains(&line), "{line} for {container} in {body}");
+        }
+        for name in ["coracle_image_store_bytes ", "process_resident_memory_bytes ", "process_open_fds "] {
+            let line = lines.iter().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}"));
+            assert!(line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() > 0.0, "{line}");
+        }
+        assert!(get("/").0.contains("404"));
     });
 }

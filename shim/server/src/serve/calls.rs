@@ -15,6 +15,8 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 use tracing::{Instrument, Span, field};
 
+use crate::serve::metrics;
+
 /// Digits of an id that the log shows.
 const SHORT: usize = 12;
 
@@ -94,11 +96,12 @@ where
             container = field::Empty,
         );
         let stop = self.stop.clone();
+        let counted = metrics::Call::begin(&rpc);
         let inner = span.in_scope(|| self.inner.call(request));
         let call = async move {
             let begun = Instant::now();
             let response = inner.await?;
-            tell(&rpc, begun, &response);
+            counted.ended(tell(&rpc, begun, &response), begun.elapsed());
             Ok(match ENDLESS.contains(&rpc.as_str()) {
                 true => response.map(|body| Body::new(Ending::new(body, stop))),
                 false => response,
@@ -108,16 +111,18 @@ where
     }
 }
 
-/// Writes the line. A call that failed has its status in the headers already; what comes later in trailers is success.
-fn tell(rpc: &str, begun: Instant, response: &http::Response<Body>) {
+/// Writes the line and tells the code. A call that failed has its status in the headers already; what comes later in trailers is success.
+fn tell(rpc: &str, begun: Instant, response: &http::Response<Body>) -> Code {
     let took_ms = begun.elapsed().as_millis() as u64;
     let failed = Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok);
+    let code = failed.as_ref().map_or(Code::Ok, Status::code);
     match (CHANGES.contains(&rpc), failed) {
         (true, None) => tracing::info!(took_ms, "done"),
         (true, Some(status)) => tracing::warn!(took_ms, "failed: {:?}: {}", status.code(), status.message()),
         (false, None) => tracing::debug!(took_ms, "done"),
         (false, Some(status)) => tracing::debug!(took_ms, "failed: {:?}: {}", status.code(), status.message()),
     }
+    code
 }
 
 /// An answer that ends when the server stops, with a status that asks the client to come again.

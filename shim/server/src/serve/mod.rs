@@ -7,6 +7,7 @@
 //! | `listen` | the socket |
 //! | `calls` | around every call: its line in the log, and its end when the server stops |
 //! | `log` | the log's lines |
+//! | `metrics` | the server's own metrics, for Prometheus |
 //! | `notify` | what systemd is told |
 //! | `reload` | settings that change while the server runs |
 //!
@@ -17,6 +18,7 @@ mod calls;
 pub mod cri;
 mod listen;
 mod log;
+mod metrics;
 mod notify;
 mod reload;
 pub mod streaming;
@@ -103,6 +105,9 @@ impl Serve {
         let path = self.listen.or_else(|| app.config.serve.listen.clone());
         let mut socket = listen::Socket::open(&path.unwrap_or_else(|| engine.paths().state.join("coracle.sock")))?;
         let (stop, stopped) = watch::channel(false);
+        if let Some(address) = app.config.serve.metrics_address {
+            metrics::serve(address, engine.clone(), stopped.clone()).await?;
+        }
         let live = Live::new(app);
         let streaming = Arc::new(streaming::Server::start(engine.clone(), &streaming_config(&live)).await?);
         tracing::info!("streams are served at {}", streaming.base());

@@ -14,6 +14,7 @@ use tonic::Status;
 
 use super::fault;
 use crate::app::App;
+use crate::serve::metrics;
 
 /// The credentials of a request; `None` leaves it to the node's own.
 pub fn credentials(auth: Option<v1::AuthConfig>, image: &Reference) -> Result<Option<Credentials>, Status> {
@@ -75,7 +76,9 @@ pub fn pull(app: &App, store: &Store, image: &Reference, credentials: Option<Cre
     };
     let log = Log::new(image, app.config.serve.pull_progress_interval);
     tracing::info!(image = %image, credentials = who, "pulling");
-    match store.pull(image, &sources, &app.pull_options(), &log) {
+    let pulled = store.pull(image, &sources, &app.pull_options(), &log);
+    metrics::pulled(pulled.is_ok(), log.bytes());
+    match pulled {
         Ok(pulled) => {
             let seconds = log.begun.elapsed().as_secs_f64();
             tracing::info!(image = %image, id = %pulled.id, seconds, fetched = log.bytes(), "pulled");
