@@ -4,8 +4,8 @@
 //! [`MIN_WINDOW`] that rate is told again, so that several clients do not spoil each other's windows.
 //!
 //! A writable layer must be walked to be known. It is walked on a thread that may block, at most every [`WALK_EVERY`] and
-//! at most a [`WALK_SHARE`]th of the time, [`WALKERS`] at once for all pods. Who asks waits for it, but not longer than
-//! [`WALK_PATIENCE`]: then the older number is told with its own time, and the walk goes on for the next one.
+//! at most a [`WALK_SHARE`]th of the time, [`WALKERS`] at once for all pods. Who asks, for one or for all, waits for it, but
+//! not longer than [`WALK_PATIENCE`]: then the older number is told with its own time, and the walk goes on for the next.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -108,24 +108,37 @@ impl Cache {
         rate
     }
 
-    /// What a layer was last found to take, at most so old as the head says.
-    pub(super) async fn layer(self: &Arc<Self>, id: &str, upper: PathBuf) -> Option<DiskUsage> {
-        let begin = {
-            let mut layers = lock(&self.layers);
-            make_room(&mut layers, |layer| layer.asked);
-            let layer = layers.entry(id.to_owned()).or_default();
-            layer.asked = Some(Instant::now());
-            let begin = !layer.walking && layer.rest.is_none_or(|rest| rest <= Instant::now());
-            layer.walking |= begin;
-            begin
-        };
-        if begin {
-            let (this, name) = (self.clone(), id.to_owned());
-            let walk = tokio::spawn(async move { this.walk(&name, upper).await });
-            // Too late or not: the walk goes on, and what is known is told.
-            let _ = tokio::time::timeout(WALK_PATIENCE, walk).await;
+    /// What these layers were last found to take, at most so old as the head says; by id and place.
+    pub(super) async fn layers(self: &Arc<Self>, wanted: Vec<(&str, PathBuf)>) -> Vec<Option<DiskUsage>> {
+        let mut walks = Vec::new();
+        let ids: Vec<&str> = wanted.iter().map(|(id, _)| *id).collect();
+        for (id, upper) in wanted {
+            if self.begin(id) {
+                let (this, name) = (self.clone(), id.to_owned());
+                walks.push(tokio::spawn(async move { this.walk(&name, upper).await }));
+            }
         }
-        lock(&self.layers).get(id).and_then(|layer| layer.known)
+        let all = async {
+            for walk in walks {
+                // One that panicked has told so.
+                let _ = walk.await;
+            }
+        };
+        // Too late or not: the walks go on, and what is known is told.
+        let _ = tokio::time::timeout(WALK_PATIENCE, all).await;
+        let layers = lock(&self.layers);
+        ids.iter().map(|id| layers.get(*id).and_then(|layer| layer.known)).collect()
+    }
+
+    /// Whether a layer is to be walked now; then nobody else walks it.
+    fn begin(&self, id: &str) -> bool {
+        let mut layers = lock(&self.layers);
+        make_room(&mut layers, |layer| layer.asked);
+        let layer = layers.entry(id.to_owned()).or_default();
+        layer.asked = Some(Instant::now());
+        let begin = !layer.walking && layer.rest.is_none_or(|rest| rest <= Instant::now());
+        layer.walking |= begin;
+        begin
     }
 
     async fn walk(&self, id: &str, upper: PathBuf) {
@@ -199,14 +212,15 @@ mod tests {
     async fn a_layer_is_walked_once_in_a_while_and_told_with_its_time() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Arc::new(Cache::default());
-        let first = cache.layer("c", dir.path().to_owned()).await.unwrap();
+        let ask = async |id: &str, path: PathBuf| cache.layers(vec![(id, path)]).await[0];
+        let first = ask("c", dir.path().to_owned()).await.unwrap();
         std::fs::write(dir.path().join("file"), vec![1; 10_000]).unwrap();
-        assert_eq!(cache.layer("c", dir.path().to_owned()).await, Some(first), "still at rest");
+        assert_eq!(ask("c", dir.path().to_owned()).await, Some(first), "still at rest");
         lock(&cache.layers).get_mut("c").unwrap().rest = None;
-        let second = cache.layer("c", dir.path().to_owned()).await.unwrap();
+        let second = ask("c", dir.path().to_owned()).await.unwrap();
         assert_eq!(second.usage.inodes, first.usage.inodes + 1);
         assert!(second.timestamp > first.timestamp);
-        assert_eq!(cache.layer("gone", dir.path().join("none")).await, None);
+        assert_eq!(ask("gone", dir.path().join("none")).await, None);
         cache.forget_layers_but(|id| id == "c");
         assert_eq!(lock(&cache.layers).len(), 1);
     }

@@ -17,6 +17,7 @@ mod cache;
 mod meter;
 mod net;
 
+use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -312,12 +313,13 @@ impl Engine {
         let (engine, wanted) = (self.clone(), container.to_owned());
         let (status, group) = blocking(move || {
             let status = engine.container_status(&wanted)?;
-            let cgroup = engine.sandbox_record(&status.sandbox_id)?.cgroup;
+            let cgroup = engine.sandbox_cgroup(&status.sandbox_id)?;
             let group = engine.container_group(&status, &cgroup);
             Ok((status, group))
         })
         .await?;
-        Ok(self.with_layer(status, group).await)
+        let mut stats = self.with_layers(vec![(status, group)]).await;
+        stats.pop().ok_or_else(|| crate::engine::not_found("container", container))
     }
 
     /// What containers use, the oldest first.
@@ -325,13 +327,13 @@ impl Engine {
         let engine = self.clone();
         let read = blocking(move || {
             let list = engine.list_containers(&filter)?;
-            let mut cgroups = std::collections::HashMap::new();
+            let mut cgroups = HashMap::new();
             let mut read = Vec::with_capacity(list.len());
             for status in list {
                 let cgroup = match cgroups.get(&status.sandbox_id) {
                     Some(cgroup) => cgroup,
-                    None => match engine.sandbox_record(&status.sandbox_id) {
-                        Ok(record) => cgroups.entry(status.sandbox_id.clone()).or_insert(record.cgroup),
+                    None => match engine.sandbox_cgroup(&status.sandbox_id) {
+                        Ok(cgroup) => cgroups.entry(status.sandbox_id.clone()).or_insert(cgroup),
                         // Removed since.
                         Err(e) if e.is_not_found() => continue,
                         Err(e) => return Err(e),
@@ -343,51 +345,55 @@ impl Engine {
             Ok(read)
         })
         .await?;
-        let mut stats = Vec::with_capacity(read.len());
-        for (status, group) in read {
-            stats.push(self.with_layer(status, group).await);
-        }
-        Ok(stats)
+        Ok(self.with_layers(read).await)
     }
 
     /// What one pod uses.
     pub async fn sandbox_stats(&self, sandbox: &str) -> Result<SandboxStats> {
         let (engine, wanted) = (self.clone(), sandbox.to_owned());
         let status = blocking(move || engine.sandbox_status(&wanted)).await?;
-        self.stats_of_sandbox(status).await
+        let of_it = ContainerFilter { sandbox_id: status.id.clone(), ..Default::default() };
+        let mut stats = self.stats_of_sandboxes(vec![status], of_it).await?;
+        stats.pop().ok_or_else(|| crate::engine::not_found("sandbox", sandbox))
     }
 
     /// What pods use, the oldest first.
     pub async fn list_sandbox_stats(&self, filter: SandboxFilter) -> Result<Vec<SandboxStats>> {
         let engine = self.clone();
+        let of_them = ContainerFilter { local: filter.local, ..Default::default() };
         let list = blocking(move || engine.list_sandboxes(&filter)).await?;
-        let mut stats = Vec::with_capacity(list.len());
-        for status in list {
-            match self.stats_of_sandbox(status).await {
-                Ok(one) => stats.push(one),
-                Err(e) if e.is_not_found() => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(stats)
+        self.stats_of_sandboxes(list, of_them).await
     }
 
-    async fn stats_of_sandbox(&self, status: SandboxStatus) -> Result<SandboxStats> {
-        let filter = ContainerFilter {
-            sandbox_id: status.id.clone(),
-            state: Some(ContainerState::Running),
-            ..Default::default()
-        };
-        let containers = self.list_container_stats(filter).await?;
+    async fn stats_of_sandboxes(&self, list: Vec<SandboxStatus>, wanted: ContainerFilter) -> Result<Vec<SandboxStats>> {
+        let running = ContainerFilter { state: Some(ContainerState::Running), ..wanted };
+        let mut containers: HashMap<String, Vec<ContainerStats>> = HashMap::new();
+        for container in self.list_container_stats(running).await? {
+            containers.entry(container.status.sandbox_id.clone()).or_default().push(container);
+        }
         let engine = self.clone();
         blocking(move || {
-            let runs = status.state == SandboxState::Ready;
-            let cgroup = engine.sandbox_record(&status.id)?.cgroup;
-            let group = if runs { group(&engine.stats, &cgroup) } else { None };
-            let interfaces = if runs { engine.interfaces(&status)? } else { None };
-            Ok(SandboxStats { status, group, interfaces, timestamp: now(), containers })
+            let mut stats = Vec::with_capacity(list.len());
+            for status in list {
+                let containers = containers.remove(&status.id).unwrap_or_default();
+                match engine.stats_of_sandbox(status, containers) {
+                    Ok(one) => stats.push(one),
+                    // Removed since.
+                    Err(e) if e.is_not_found() => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            Ok(stats)
         })
         .await
+    }
+
+    fn stats_of_sandbox(&self, status: SandboxStatus, containers: Vec<ContainerStats>) -> Result<SandboxStats> {
+        let runs = status.state == SandboxState::Ready;
+        let cgroup = self.sandbox_cgroup(&status.id)?;
+        let group = if runs { group(&self.stats, &cgroup) } else { None };
+        let interfaces = if runs { self.interfaces(&status)? } else { None };
+        Ok(SandboxStats { status, group, interfaces, timestamp: now(), containers })
     }
 
     /// What a container's processes have open. It costs a look at every descriptor.
@@ -397,7 +403,7 @@ impl Engine {
         }
         let (engine, sandbox, id) = (self.clone(), status.sandbox_id.clone(), status.id.clone());
         blocking(move || {
-            let cgroup = engine.sandbox_record(&sandbox)?.cgroup;
+            let cgroup = engine.sandbox_cgroup(&sandbox)?;
             let pids = meter::processes(trees(), &format!("{cgroup}/{id}"));
             Ok(pids.map(|pids| Processes { count: pids.len() as u64, descriptors: descriptors(&pids) }))
         })
@@ -409,10 +415,7 @@ impl Engine {
         let engine = self.clone();
         let all = blocking(move || engine.list_containers(&ContainerFilter::default())).await?;
         self.stats.forget_layers_but(|id| all.iter().any(|c| c.id == id));
-        let mut layers = Vec::with_capacity(all.len());
-        for container in &all {
-            layers.extend(self.layer(container).await);
-        }
+        let layers: Vec<DiskUsage> = self.layers(all.iter()).await.into_iter().flatten().collect();
         let oldest = layers.iter().map(|layer| layer.timestamp).min();
         let containers =
             DiskUsage { timestamp: oldest.unwrap_or_else(now), usage: layers.iter().map(|layer| layer.usage).sum() };
@@ -430,14 +433,15 @@ impl Engine {
         (status.state == ContainerState::Running).then(|| group(&self.stats, &format!("{cgroup}/{}", status.id)))?
     }
 
-    async fn with_layer(&self, status: ContainerStatus, group: Option<GroupStats>) -> ContainerStats {
-        let writable_layer = self.layer(&status).await;
-        ContainerStats { status, group, writable_layer }
+    async fn with_layers(&self, read: Vec<(ContainerStatus, Option<GroupStats>)>) -> Vec<ContainerStats> {
+        let layers = self.layers(read.iter().map(|(status, _)| status)).await;
+        let whole = |((status, group), writable_layer)| ContainerStats { status, group, writable_layer };
+        read.into_iter().zip(layers).map(whole).collect()
     }
 
-    async fn layer(&self, status: &ContainerStatus) -> Option<DiskUsage> {
-        let upper = cache::upper(&self.paths.container_data(&status.sandbox_id, &status.id));
-        self.stats.layer(&status.id, upper).await
+    async fn layers(&self, of: impl Iterator<Item = &ContainerStatus>) -> Vec<Option<DiskUsage>> {
+        let upper = |c: &ContainerStatus| cache::upper(&self.paths.container_data(&c.sandbox_id, &c.id));
+        self.stats.layers(of.map(|c| (c.id.as_str(), upper(c))).collect()).await
     }
 
     /// The pod's interfaces, through its supervisor. Its lock is asked before and after: in between the pid was its own.
