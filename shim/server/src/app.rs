@@ -82,25 +82,13 @@ impl App {
         }
     }
 
-    /// The cgroup below which the pods' are made. A cgroup there that no pod of the state has is taken for one that a
-    /// crash has left, so two states must not share one: another than the default state has one named after it.
-    pub fn cgroup_parent(&self) -> Result<String> {
-        if let Some(parent) = &self.config.cgroup_parent {
-            let plain = parent.starts_with('/') && parent.len() > 1 && !parent.contains("..");
-            return match plain {
-                true => Ok(parent.clone()),
-                false => {
-                    Err(Coded::usage(format!("cgroup_parent {parent:?}: expected an absolute path such as /coracle")))
-                }
-            };
+    /// The cgroup below which the pods' are made, where the settings name one; empty leaves it to the engine.
+    fn cgroup_parent(&self) -> Result<String> {
+        let Some(parent) = &self.config.cgroup_parent else { return Ok(String::new()) };
+        match parent.starts_with('/') && parent.len() > 1 && !parent.contains("..") {
+            true => Ok(parent.clone()),
+            false => Err(Coded::usage(format!("cgroup_parent {parent:?}: expected an absolute path such as /coracle"))),
         }
-        let state = absolute(&self.paths.state)?;
-        Ok(match state == Paths::default().state {
-            true => EngineConfig::default().cgroup_parent,
-            false => {
-                format!("{}-{:08x}", EngineConfig::default().cgroup_parent, fnv1a(state.as_os_str().as_encoded_bytes()))
-            }
-        })
     }
 
     /// Opens the image store alone: enough for the commands about images.
@@ -147,11 +135,6 @@ impl App {
         command.extend(["tend".to_owned(), uid.to_owned()]);
         Ok(command)
     }
-}
-
-/// The FNV-1a hash, for a name that is the same at each run.
-fn fnv1a(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

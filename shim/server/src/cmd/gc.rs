@@ -35,7 +35,7 @@ impl Gc {
             false => clear(&engine).await?,
         };
         if !self.dry_run {
-            remove_empty_parent(&app.cgroup_parent()?, &engine);
+            remove_empty_parent(&engine.config().cgroup_parent, &engine);
         }
         if self.all && !self.dry_run && engine.network().remove()? {
             out::line(format!("removed bridge {}", engine.network().bridge()))?;
