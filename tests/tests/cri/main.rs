@@ -3,3 +3,4 @@
 mod images;
 mod life;
 mod node;
+mod retry;
