@@ -2,12 +2,17 @@
 //! sees is the same for each of them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_engine::handler::{HandlerSettings, HandlerType};
-use coracle_engine::{ContainerState, EngineConfig, ExecConfig, Handlers, NamespaceMode, Resources, SandboxConfig};
+use coracle_engine::{
+    ContainerState, EngineConfig, ExecConfig, Handlers, IdMapping, Mount, NamespaceMode, Resources, SandboxConfig,
+    SandboxState, Security, UserNamespace,
+};
 use coracle_tests::rig::{Rig, containers, drain, rig_with, script};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const LONG: &str = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done";
 
@@ -22,6 +27,7 @@ fn config() -> EngineConfig {
         ("crun", settings(HandlerType::Oci, here.join("handlers/crun-hybrid"))),
         ("own", settings(HandlerType::Oci, coracle_tests::bin("coracle-oci"))),
         ("shim", settings(HandlerType::Shim, "io.containerd.runc.v2")),
+        ("broken", settings(HandlerType::Shim, here.join("handlers/shim-broken"))),
         ("gone", settings(HandlerType::Oci, "/no/such/runtime")),
         ("sick", settings(HandlerType::Oci, "false")),
     ];
@@ -65,7 +71,10 @@ with_each!(
     is_attached_to_and_fed,
     shares_the_pods_namespaces,
     is_limited_measured_paused_and_killed_for_its_memory,
-    says_why_it_cannot_start;
+    has_the_users_and_privileges_it_asks_for,
+    keeps_its_log_when_the_file_is_moved,
+    says_why_it_cannot_start,
+    leaves_nothing_when_its_supervisor_is_killed;
     runc, crun, own, shim
 );
 
@@ -197,6 +206,50 @@ async fn is_limited_measured_paused_and_killed_for_its_memory(rig: &Rig, handler
     let group = format!("/sys/fs/cgroup/memory{}/pod{}/{id}", rig.engine.config().cgroup_parent, pod.id);
     let text = std::fs::read_to_string(format!("{group}/memory.limit_in_bytes")).unwrap();
     assert_eq!(text.trim(), (64 << 20).to_string());
+    let stats = rig.engine.container_stats(&id).await.unwrap();
+    let used = stats.group.unwrap().memory.unwrap().usage;
+    assert!(used > 0 && used < 64 << 20, "{used}");
+}
+
+async fn has_the_users_and_privileges_it_asks_for(rig: &Rig, handler: &str) {
+    let pod = rig.engine.run_sandbox(pod(rig, handler)).await.unwrap();
+    let volume = rig.engine.make_volume(&pod.id, "data").unwrap();
+    let look = "id -u; grep -E 'CapBnd|NoNewPrivs|Seccomp:' /proc/self/status; touch /y 2>/dev/null || echo readonly; \
+                touch /data/y && echo written";
+    let mut config = script("look", look);
+    config.mounts = vec![Mount { host_path: volume.clone(), container_path: "/data".into(), ..Default::default() }];
+    config.security = Security {
+        run_as_user: Some(33),
+        drop_capabilities: vec!["ALL".into()],
+        add_capabilities: vec!["NET_BIND_SERVICE".into()],
+        no_new_privs: true,
+        readonly_rootfs: true,
+        ..Default::default()
+    };
+    let (exit, log) = rig.run(&pod.id, config).await;
+    assert_eq!(exit.code, 0, "{log}");
+    let lines: Vec<_> = log.lines().collect();
+    let expected = ["33", "CapBnd:\t0000000000000400", "NoNewPrivs:\t1", "Seccomp:\t2", "readonly", "written"];
+    assert_eq!(lines, expected);
+    assert!(volume.join("y").exists());
+
+    let mut config =
+        script("strong", "mkdir /m; mount -t tmpfs x /m && echo mounted; test -c /dev/null && echo device");
+    config.security.privileged = true;
+    let (_, log) = rig.run(&pod.id, config).await;
+    assert_eq!(log, "mounted\ndevice\n");
+}
+
+async fn keeps_its_log_when_the_file_is_moved(rig: &Rig, handler: &str) {
+    let pod = rig.engine.run_sandbox(pod(rig, handler)).await.unwrap();
+    let id = rig.start(&pod.id, script("main", "echo ready; trap 'echo more; exit 0' TERM; sleep 1000 & wait")).await;
+    let id = id.unwrap();
+    ready(rig, &id).await;
+    let path = rig.engine.container_status(&id).unwrap().log_path.unwrap();
+    std::fs::rename(&path, path.with_extension("old")).unwrap();
+    rig.engine.reopen_log(&id).await.unwrap();
+    rig.engine.stop_container(&id, Duration::from_secs(20)).await.unwrap();
+    assert_eq!(rig.log(&id), "more\n");
 }
 
 async fn says_why_it_cannot_start(rig: &Rig, handler: &str) {
@@ -207,11 +260,104 @@ async fn says_why_it_cannot_start(rig: &Rig, handler: &str) {
     assert!(error.contains("/no/such/program"), "{error}");
 }
 
+async fn leaves_nothing_when_its_supervisor_is_killed(rig: &Rig, handler: &str) {
+    let pod = rig.engine.run_sandbox(pod(rig, handler)).await.unwrap();
+    let id = rig.start(&pod.id, script("main", LONG)).await.unwrap();
+    ready(rig, &id).await;
+    let socket = shim_socket(rig, &pod.id);
+    kill(Pid::from_raw(pod.supervisor.unwrap()), Signal::SIGKILL).unwrap();
+    while rig.engine.sandbox_status(&pod.id).unwrap().state == SandboxState::Ready {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(rig.engine.container_status(&id).unwrap().exit.unwrap().code, 255);
+    rig.engine.remove_sandbox(&pod.id).await.unwrap();
+    assert_eq!(rig.left(), Vec::<String>::new());
+    assert!(!socket.is_some_and(|socket| socket.exists()));
+}
+
+/// The socket of a pod's shim, if it has one.
+fn shim_socket(rig: &Rig, pod: &str) -> Option<PathBuf> {
+    let text = std::fs::read(rig.engine.paths().pod(pod).join("shim/address")).ok()?;
+    let told: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let socket = PathBuf::from(told["address"].as_str().unwrap().strip_prefix("unix://").unwrap());
+    assert!(socket.exists());
+    Some(socket)
+}
+
+/// The processes of a pod's cgroup for the shim.
+fn shim_pids(rig: &Rig, pod: &str) -> Vec<i32> {
+    let group = format!("/sys/fs/cgroup/memory{}/pod{pod}/shim/cgroup.procs", rig.engine.config().cgroup_parent);
+    std::fs::read_to_string(group).unwrap().lines().map(|pid| pid.parse().unwrap()).collect()
+}
+
+#[test]
+fn one_shim_runs_all_containers_of_a_pod_and_ends_with_it() {
+    rig_with(config(), async |rig| {
+        let pod = rig.engine.run_sandbox(pod(rig, "shim")).await.unwrap();
+        let one = rig.start(&pod.id, script("one", LONG)).await.unwrap();
+        let shims = shim_pids(rig, &pod.id);
+        let two = rig.start(&pod.id, script("two", LONG)).await.unwrap();
+        assert_eq!((shims.len(), &shim_pids(rig, &pod.id)), (1, &shims));
+        ready(rig, &one).await;
+        rig.engine.stop_container(&one, Duration::from_secs(20)).await.unwrap();
+        assert_eq!(rig.engine.container_status(&two).unwrap().state, ContainerState::Running);
+        let socket = shim_socket(rig, &pod.id).unwrap();
+        rig.engine.stop_sandbox(&pod.id).await.unwrap();
+        assert!(!socket.exists() && !Path::new(&format!("/proc/{}", shims[0])).exists());
+        assert_eq!(rig.engine.container_status(&two).unwrap().exit.unwrap().code, 137);
+        assert_eq!(rig.engine.container_status(&one).unwrap().exit.unwrap().code, 9);
+    });
+}
+
+#[test]
+fn when_its_shim_dies_a_container_has_ended_and_the_pod_goes_on() {
+    rig_with(config(), async |rig| {
+        let pod = rig.engine.run_sandbox(pod(rig, "shim")).await.unwrap();
+        let id = rig.start(&pod.id, script("one", LONG)).await.unwrap();
+        kill(Pid::from_raw(shim_pids(rig, &pod.id)[0]), Signal::SIGKILL).unwrap();
+        assert_eq!(rig.engine.wait_container(&id).await.unwrap().code, 137);
+        rig.engine.remove_container(&id).await.unwrap();
+        // The next container gets a new one.
+        let (exit, log) = rig.run(&pod.id, script("two", "echo out; exit 3")).await;
+        assert_eq!((exit.code, log.as_str()), (3, "out\n"));
+        rig.engine.remove_sandbox(&pod.id).await.unwrap();
+        assert_eq!(rig.left(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_shim_that_does_not_start_says_why() {
+    rig_with(config(), async |rig| {
+        let pod = rig.engine.run_sandbox(pod(rig, "broken")).await.unwrap();
+        let error = rig.engine.create_container(&pod.id, script("one", LONG)).await.unwrap_err().to_string();
+        assert!(error.contains("handlers/shim-broken: exit status: 4: no shim today"), "{error}");
+        rig.engine.remove_sandbox(&pod.id).await.unwrap();
+        assert_eq!(rig.left(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn what_a_runtime_would_pass_over_in_silence_is_refused() {
+    rig_with(config(), async |rig| {
+        let mapping = IdMapping { container_id: 0, host_id: 100_000, length: 65_536 };
+        let namespace = UserNamespace { uids: vec![mapping], gids: vec![mapping] };
+        let config = SandboxConfig { user_namespace: Some(namespace), ..pod(rig, "crun") };
+        let error = rig.engine.run_sandbox(config).await.unwrap_err().to_string();
+        assert!(error.contains("handler crun: ") && error.contains("user namespaces"), "{error}");
+        let pod = rig.engine.run_sandbox(pod(rig, "crun")).await.unwrap();
+        let mut config = script("one", LONG);
+        let readonly = Mount { readonly: true, recursive_read_only: true, ..Default::default() };
+        config.mounts = vec![Mount { host_path: "/tmp".into(), container_path: "/x".into(), ..readonly }];
+        let error = rig.engine.create_container(&pod.id, config).await.unwrap_err().to_string();
+        assert!(error.contains("handler crun: ") && error.contains("recursive read-only"), "{error}");
+    });
+}
+
 #[test]
 fn an_unknown_or_unhealthy_handler_is_an_error_and_makes_nothing() {
     rig_with(config(), async |rig| {
         for (handler, words) in [
-            ("kata", "no handler \"kata\" is configured; known are coracle, crun, gone, own, runc, shim, sick"),
+            ("kata", "no handler \"kata\" is configured; known are broken, coracle, crun, gone, own, runc, shim, sick"),
             ("gone", "handler gone: its program /no/such/runtime: No such file"),
             ("sick", "false --version: exit status: 1"),
         ] {

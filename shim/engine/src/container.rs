@@ -52,6 +52,7 @@ impl Engine {
             let object = format!("in sandbox {}", id::short(&sandbox));
             return Err(Error::State { operation: "make container", object, state: state.into() });
         }
+        pod.handler.check_container(&config).await?;
         config.security.without_host_devices |= pod.handler.privileged_without_host_devices;
         let (mut record, creator) = self.begin_container(&sandbox, config).await?;
         match self.make_container(&pod, &mut record, creator.clone()).await {

@@ -15,6 +15,8 @@
 //! Those in containerd's `io.kubernetes.cri.` that tell which pod this is are always there.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use coracle_proto::task::CreateTaskRequest;
@@ -25,7 +27,7 @@ use serde_json::{Value, json};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::record::{ContainerRecord, SandboxRecord};
-use crate::types::{Resources, SandboxConfig};
+use crate::types::{ContainerConfig, Mount, Resources, SandboxConfig};
 
 mod glob;
 mod probe;
@@ -279,13 +281,32 @@ impl Handler {
     pub async fn features(&self) -> Features {
         match &self.kind {
             HandlerKind::Coracle => probe::own_features(),
-            HandlerKind::Oci { .. } => match self.program() {
-                Ok(Some(program)) => probe::features(&program).await,
-                _ => Features::default(),
-            },
+            HandlerKind::Oci { binary, .. } => probe::features_of(binary).await,
+            HandlerKind::Shim { binary, options } if shim_is_runc(binary) => {
+                probe::features_of(options.runtime.as_deref().unwrap_or(Path::new("runc"))).await
+            }
             // The protocol has no question for it.
             HandlerKind::Shim { .. } => Features::default(),
         }
+    }
+
+    /// Refuses what a sandbox asks for and the program would pass over in silence.
+    async fn check_sandbox(&self, config: &SandboxConfig) -> Result<()> {
+        if config.user_namespace.is_some() && !self.features().await.user_namespaces {
+            let text = "it does not say that it has user namespaces with idmapped mounts, which this pod asks for";
+            return Err(self.error(text.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The same for a container.
+    pub(crate) async fn check_container(&self, config: &ContainerConfig) -> Result<()> {
+        let asks = |mount: &Mount| mount.recursive_read_only;
+        if config.mounts.iter().any(asks) && !self.features().await.recursive_read_only_mounts {
+            let text = "it does not say that it has recursive read-only mounts, which a volume asks for";
+            return Err(self.error(text.to_owned()));
+        }
+        Ok(())
     }
 
     fn error(&self, reason: String) -> Error {
@@ -379,11 +400,28 @@ impl Engine {
     pub(crate) async fn handler_for(&self, config: &mut SandboxConfig) -> Result<Handler> {
         let handler = self.config.handlers.find(&config.handler)?.clone();
         handler.check().await?;
+        handler.check_sandbox(config).await?;
         if config.overhead == Resources::default() {
             config.overhead = handler.overhead.clone();
         }
         Ok(handler)
     }
+}
+
+/// Takes away the socket of a pod's shim that was killed with its pod; it lies where the shim wanted it.
+pub(crate) fn forget_shim(pod: &Path) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Listening {
+        address: String,
+    }
+    let listening: Option<Listening> = crate::record::read_json(&pod.join("shim/address"))?;
+    let Some(listening) = listening else { return Ok(()) };
+    let socket = Path::new(listening.address.strip_prefix("unix://").unwrap_or(&listening.address));
+    // Only what is a socket can have been its.
+    if !fs::symlink_metadata(socket).is_ok_and(|meta| meta.file_type().is_socket()) {
+        return Ok(());
+    }
+    fs::remove_file(socket).map_err(Error::io("remove the socket of a shim", socket))
 }
 
 fn is_label(name: &str) -> bool {

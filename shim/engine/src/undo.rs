@@ -13,7 +13,7 @@ use nix::mount::{MntFlags, umount2};
 
 use crate::engine::{Engine, blocking};
 use crate::error::{Error, Result};
-use crate::{cgroup, names};
+use crate::{cgroup, handler, names};
 
 /// A part of a sandbox that was made, or may have been.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,10 +65,12 @@ impl Engine {
                 // A supervisor that ended by itself has removed its cgroup; what a killed one left is ended here.
                 let group = self.cgroup_of(sandbox)?;
                 let deadline = self.config.deadlines.kill;
-                match group {
-                    Some(group) => blocking(move || cgroup::clear(&group, deadline)).await,
-                    None => Ok(()),
-                }
+                let pod = self.paths.pod(sandbox);
+                blocking(move || {
+                    group.map_or(Ok(()), |group| cgroup::clear(&group, deadline))?;
+                    handler::forget_shim(&pod)
+                })
+                .await
             }
             Step::Network => {
                 let (network, sandbox) = (self.network.clone(), sandbox.to_owned());

@@ -143,8 +143,15 @@ fn told(text: &[u8]) -> Features {
     }
 }
 
-/// What an OCI runtime says it can do.
-pub async fn features(program: &Path) -> Features {
+/// What an OCI runtime says it can do; one that is not there can nothing.
+pub async fn features_of(name: &Path) -> Features {
+    match find_program(name) {
+        Ok(program) => features(&program).await,
+        Err(_) => Features::default(),
+    }
+}
+
+async fn features(program: &Path) -> Features {
     let before = known(program);
     if let Some(features) = before.features {
         return features;
