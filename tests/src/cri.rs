@@ -166,8 +166,17 @@ impl Node {
         self.machine.path("config.toml")
     }
 
+    /// The lines of the test, and where they name no other a folder of network configurations that is not the machine's.
     fn write_config(&self) {
-        fs::write(self.config_path(), &self.options.config).expect("write the configuration");
+        let mut text = self.options.config.clone();
+        if !text.contains("cni_conf_dir") {
+            let line = format!("cni_conf_dir = {:?}", self.machine.path("net.d"));
+            match text.contains("[network]") {
+                true => text = text.replacen("[network]", &format!("[network]\n{line}"), 1),
+                false => text.push_str(&format!("\n[network]\n{line}\n")),
+            }
+        }
+        fs::write(self.config_path(), text).expect("write the configuration");
     }
 
     /// The server's pid.

@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::net::Orphan;
 use crate::record;
 use crate::status::{ContainerState, SandboxState};
+use crate::types::NamespaceMode;
 use crate::undo::remove_tree;
 use crate::{cgroup, id, lock, names};
 
@@ -166,12 +167,41 @@ impl Engine {
         let engine = self.clone();
         let mut found = blocking(move || engine.look()).await?;
         found.extend(self.silent_supervisors().await?);
+        found.extend(self.broken_attachments().await?);
         Ok(found)
     }
 
     /// Clears what [`Engine::doctor`] finds and can be cleared. One failure does not stop the rest.
     pub async fn gc(&self) -> Result<Vec<Action>> {
-        self.clear_where(Finding::clearable).await
+        let mut actions = self.clear_where(Finding::clearable).await?;
+        actions.extend(self.collect_network().await);
+        Ok(actions)
+    }
+
+    /// Lets the network's plugins clear what belongs to no pod; what they say if they fail.
+    pub(crate) async fn collect_network(&self) -> Option<Action> {
+        let network = self.network.clone();
+        let failed = blocking(move || Ok(network.collect()?)).await.err()?;
+        let finding = Finding::Trouble { what: "garbage collection by the network's plugins".into() };
+        Some(Action { finding, error: Some(chain(&failed)) })
+    }
+
+    /// Asks the network of each pod whether the pod still has its place there.
+    async fn broken_attachments(&self) -> Result<Vec<Finding>> {
+        let mut asked = tokio::task::JoinSet::new();
+        for id in self.sandbox_ids()? {
+            let lock::Holder::Pid(pid) = self.supervisor_of(&id)? else { continue };
+            let Ok(record) = self.sandbox_record(&id) else { continue };
+            if record.state != SandboxState::Ready || record.config.network == NamespaceMode::Node {
+                continue;
+            }
+            let network = self.network.clone();
+            asked.spawn_blocking(move || {
+                let why = network.check(&id, format!("/proc/{pid}/ns/net").as_ref()).err()?;
+                Some(Finding::Trouble { what: format!("pod {} ({}): {why}", record.config.name, id::short(&id)) })
+            });
+        }
+        Ok(asked.join_all().await.into_iter().flatten().collect())
     }
 
     /// Clears those of the findings that are meant.

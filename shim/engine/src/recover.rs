@@ -19,10 +19,11 @@ impl Engine {
     pub async fn recover(&self) -> Result<Vec<Action>> {
         self.note_started().await?;
         let dead_pod = |finding: &Finding| matches!(finding, Finding::DeadPod { .. });
-        let actions = self.clear_where(|finding| finding.clearable() && !dead_pod(finding)).await?;
+        let mut actions = self.clear_where(|finding| finding.clearable() && !dead_pod(finding)).await?;
         // Unfinished files, and pulls that were cut off. Layers go with the image or container that needed them last.
         let store = self.store.clone();
         blocking(move || Ok(store.gc(&GcOptions::default())?)).await?;
+        actions.extend(self.collect_network().await);
         Ok(actions)
     }
 

@@ -20,6 +20,26 @@ pub(crate) fn fgetxattr_byte(fd: RawFd, name: &str) -> Option<u8> {
     (n > 0).then(|| value[0])
 }
 
+/// Gives a file an extended attribute.
+pub(crate) fn set_xattr(path: &Path, name: &str, value: &[u8]) -> io::Result<()> {
+    let (path, name) = (CString::new(path.as_os_str().as_bytes())?, CString::new(name)?);
+    // SAFETY: two C strings and a buffer of the given length, all alive for the call.
+    match unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A file's extended attribute, its first 256 bytes.
+pub(crate) fn get_xattr(path: &Path, name: &str) -> io::Result<Vec<u8>> {
+    let (path, name) = (CString::new(path.as_os_str().as_bytes())?, CString::new(name)?);
+    let mut value = vec![0u8; 256];
+    // SAFETY: as above; the kernel writes at most the buffer's length.
+    let have = unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    value.truncate(usize::try_from(have).map_err(|_| io::Error::last_os_error())?);
+    Ok(value)
+}
+
 /// A handle on the process `pid`.
 pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: takes two numbers; on success it returns a new fd that nobody else owns.

@@ -292,6 +292,7 @@ fn check_and_gc_are_asked_where_they_may_be() {
     assert_eq!(error, "CNI network two: plugin one: CHECK: lost (exit status: 1)");
 
     host.forget_calls();
+    host.run(|| host.network_in("elsewhere").collect()).unwrap();
     host.conf("10-two.conflist", &two("1.1.0", r#""disableGC": true, "disableCheck": true,"#));
     host.run(|| network.collect()).unwrap();
     host.conf("10-two.conflist", &two("1.0.0", ""));

@@ -39,7 +39,7 @@ use super::port::{self, Holder};
 use super::{Attach, Attachment, Error, NetConfig, NetworkStatus, POD_INTERFACE};
 use crate::types::PortMapping;
 use conf::{Conf, Found, Plugin, Version};
-use native::{Native, Plan};
+use native::{Native, Plan, Store};
 use plugin::{Plugins, Subject, Verb};
 use record::{Exec, How, Record, Records};
 
@@ -56,6 +56,8 @@ pub(super) struct Cni {
     plugins: Plugins,
     records: Records,
     native: Native,
+    /// This is the system's own engine, not one with another state folder.
+    system: bool,
     /// What each program said of its versions, for as long as the program is the same.
     versions: Mutex<HashMap<PathBuf, (Stamp, Vec<String>)>>,
 }
@@ -68,7 +70,8 @@ impl Cni {
     pub(super) fn open(state_dir: &Path, config: NetConfig, kernels: Arc<Pool>) -> Result<Cni, Error> {
         let records = Records::open(state_dir.join("net").join("cni"))?;
         let plugins = Plugins { dirs: config.cni_bin_dirs.clone(), timeout: config.cni_timeout };
-        Ok(Cni { config, plugins, records, native: Native::new(kernels), versions: Mutex::default() })
+        let system = state_dir == Path::new(crate::config::STATE);
+        Ok(Cni { config, plugins, records, native: Native::new(kernels), system, versions: Mutex::default() })
     }
 
     fn patience(&self) -> Duration {
@@ -185,6 +188,7 @@ impl Cni {
         };
         let _shared = self.records.share(self.patience())?;
         self.begin(&record, others)?;
+        self.records.note_use(&record.network)?;
         let made = self.add(&record, exec, netns);
         if made.is_err() {
             // As above.
@@ -211,6 +215,9 @@ impl Cni {
         if place.ips.is_empty() {
             let (network, ifname) = (&record.network, &record.ifname);
             return Err(Error::Invalid(format!("CNI network {network}: its plugins gave {ifname} no address")));
+        }
+        for dir in exec.conf.plugins.iter().filter_map(|plugin| native::store_dir(plugin, &record.network)) {
+            Store::open(&dir)?.sign(&place.ips.iter().map(|net| net.ip).collect::<Vec<_>>());
         }
         exec.result = result;
         self.records.write(&Record { how: How::Exec(exec), ..record.clone() })?;
@@ -313,10 +320,20 @@ impl Cni {
             .collect())
     }
 
-    /// Lets the plugins of the present network clear what belongs to no attachment, where they can and may.
+    /// Clears what is left of pods of other boots, and lets the plugins of the present network clear what belongs to no
+    /// attachment, where they can and may.
+    ///
+    /// A plugin takes all that is not told to be valid for garbage, so only who has the network may ask: the system's own
+    /// engine, and one that attached pods to it since the host started.
     pub(super) fn collect(&self) -> Result<(), Error> {
         let Some(conf) = self.found().conf else { return Ok(()) };
-        if conf.disable_gc || (self.config.native && Plan::of(&conf).is_some()) {
+        for dir in conf.plugins.iter().filter_map(|plugin| native::store_dir(plugin, &conf.name)) {
+            if dir.is_dir() {
+                Store::open(&dir)?.sweep()?;
+            }
+        }
+        let ours = self.system || self.records.is_used(&conf.name);
+        if conf.disable_gc || !ours || (self.config.native && Plan::of(&conf).is_some()) {
             return Ok(());
         }
         let version = self.version(&conf);

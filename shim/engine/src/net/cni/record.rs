@@ -3,6 +3,7 @@
 //! ```text
 //! <state>/net/cni/lock                        flock: shared by ADD and DEL, exclusive for GC, as the specification wants
 //!                 ports                       flock: held while ports are compared and a record with ports is written
+//!                 used-<network>              plugins of this network made attachments since the host started
 //!                 <sandbox>/lock              flock: one act on a sandbox at a time
 //!                 <sandbox>/attachment.json   a `Record`
 //! /run/netns/coracle-<sandbox>                the pod's network namespace, as long as plugins may need it
@@ -128,6 +129,17 @@ impl Records {
     pub(super) fn write(&self, record: &Record) -> Result<(), Error> {
         let text = serde_json::to_vec(record).expect("a record is plain data");
         write_whole(&self.folder(&record.sandbox).join(FILE), &text)
+    }
+
+    /// Notes that plugins of a network make attachments for us.
+    pub(super) fn note_use(&self, network: &str) -> Result<(), Error> {
+        let path = self.dir.join(format!("used-{network}"));
+        File::create(&path).map(drop).map_err(|e| Error::file("create", &path, e))
+    }
+
+    /// Whether they did since the host started.
+    pub(super) fn is_used(&self, network: &str) -> bool {
+        self.dir.join(format!("used-{network}")).exists()
     }
 
     /// Forgets a sandbox: the record first, so that what is left of a crash is an empty folder.

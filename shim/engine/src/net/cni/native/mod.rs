@@ -32,9 +32,10 @@ use crate::net::link::{self, Link, Mac, Veth};
 use crate::net::nl::Socket;
 use crate::net::{Attach, Attachment, Error, IpNet, POD_INTERFACE, conntrack};
 use crate::types::{PortMapping, Protocol};
-pub(super) use plan::Plan;
 use plan::number;
-use store::{Owner, Store};
+pub(super) use plan::{Plan, store_dir};
+use store::Owner;
+pub(super) use store::Store;
 use table::Table;
 
 /// The kernel's MTU of a veth pair, which the plugin takes, too.

@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::super::conf::Conf;
+use super::super::conf::{Conf, Plugin};
 use super::super::result::parse_net;
 use crate::net::{INTERFACE_NAME_MAX, IpNet};
 use crate::types::PortMapping;
@@ -19,6 +19,13 @@ use crate::types::PortMapping;
 /// Where host-local keeps addresses, a folder for each network.
 const DATA_DIR: &str = "/var/lib/cni/networks";
 const BRIDGE: &str = "cni0";
+
+/// Where a plugin's addresses are kept, if `host-local` is who keeps them.
+pub(in crate::net::cni) fn store_dir(plugin: &Plugin, network: &str) -> Option<PathBuf> {
+    let ipam = plugin.body.get("ipam")?;
+    let dir = ipam.get("dataDir").and_then(Value::as_str).filter(|dir| !dir.is_empty()).unwrap_or(DATA_DIR);
+    (ipam.get("type")?.as_str()? == "host-local").then(|| Path::new(dir).join(network))
+}
 
 /// What to do in the plugins' place.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,6 +9,10 @@
 //!
 //! Addresses go in turn, beginning after the last one given out; a range's gateway is passed over. A lease has no name
 //! before it is whole, so that a kill leaves no half of it.
+//!
+//! The folder is on a disk and outlives the boot, our records and the pods do not. So leases of our pods carry the boot
+//! in an extended attribute, which the plugin does not look at; those of another boot are nobody's, and go when they are
+//! in the way or garbage is collected. (Where the disk knows no such attributes, they stay, as with everyone else.)
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -20,14 +24,18 @@ use std::time::Duration;
 use super::plan::{RangeSet, address, number};
 use crate::net::lease::{create_whole, lock_file};
 use crate::net::{Error, IpNet};
+use crate::record::boot_id;
+use crate::sys;
 
 /// The plugin holds its lock for some milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+/// Holds the boot that a lease is of.
+const BOOT: &str = "trusted.coracle.boot";
 /// host-local's leases can be read by all.
 const MODE: u32 = 0o644;
 
 /// The addresses of one network.
-pub(super) struct Store<'a> {
+pub(in crate::net::cni) struct Store<'a> {
     dir: &'a Path,
 }
 
@@ -52,7 +60,7 @@ impl Owner<'_> {
 
 impl<'a> Store<'a> {
     /// The folder, made when it is not there.
-    pub(super) fn open(dir: &'a Path) -> Result<Store<'a>, Error> {
+    pub(in crate::net::cni) fn open(dir: &'a Path) -> Result<Store<'a>, Error> {
         fs::create_dir_all(dir).map_err(|e| Error::file("create", dir, e))?;
         Ok(Store { dir })
     }
@@ -78,6 +86,21 @@ impl<'a> Store<'a> {
     }
 
     fn next(&self, at: usize, set: &RangeSet, owner: Owner) -> Result<IpAddr, Error> {
+        let found = self.first_free(at, set, owner)?;
+        let found = match found {
+            None if self.sweep_locked()? > 0 => self.first_free(at, set, owner)?,
+            found => found,
+        };
+        match found {
+            Some(ip) => Ok(ip),
+            None => {
+                let held = self.names()?.iter().filter(|name| name.parse::<IpAddr>().is_ok()).count();
+                Err(Error::Exhausted { subnet: set.subnet.to_string(), held })
+            }
+        }
+    }
+
+    fn first_free(&self, at: usize, set: &RangeSet, owner: Owner) -> Result<Option<IpAddr>, Error> {
         let mark = self.dir.join(format!("last_reserved_ip.{at}"));
         let last = fs::read_to_string(&mark).ok().and_then(|text| text.trim().parse().ok());
         let mut held: Option<HashSet<String>> = None;
@@ -87,9 +110,10 @@ impl<'a> Store<'a> {
             }
             match create_whole(&self.path(ip), owner.text().as_bytes(), MODE) {
                 Ok(()) => {
+                    self.sign(&[ip]);
                     // Lost or stale, this only makes the turn start elsewhere.
                     let _ = fs::write(&mark, ip.to_string());
-                    return Ok(ip);
+                    return Ok(Some(ip));
                 }
                 // The usual case is that the next one is free; only then is it worth to ask for all.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -98,8 +122,32 @@ impl<'a> Store<'a> {
                 Err(e) => return Err(Error::file("write", &self.path(ip), e)),
             }
         }
-        let held = held.map_or(0, |held| held.iter().filter(|name| name.parse::<IpAddr>().is_ok()).count());
-        Err(Error::Exhausted { subnet: set.subnet.to_string(), held })
+        Ok(None)
+    }
+
+    /// Marks leases as those of pods of this boot.
+    pub(in crate::net::cni) fn sign(&self, ips: &[IpAddr]) {
+        for ip in ips {
+            // Without the mark a lease stays when the host ends before its pod; nothing else is lost.
+            let _ = sys::set_xattr(&self.path(*ip), BOOT, boot_id().as_bytes());
+        }
+    }
+
+    /// Removes leases of our pods of other boots; tells how many.
+    pub(in crate::net::cni) fn sweep(&self) -> Result<usize, Error> {
+        let _lock = self.lock()?;
+        self.sweep_locked()
+    }
+
+    fn sweep_locked(&self) -> Result<usize, Error> {
+        let mut swept = 0;
+        for path in self.names()?.iter().filter_map(|name| name.parse().ok()).map(|ip| self.path(ip)) {
+            if sys::get_xattr(&path, BOOT).is_ok_and(|boot| boot != boot_id().as_bytes()) {
+                fs::remove_file(&path).map_err(|e| Error::file("remove", &path, e))?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
     }
 
     fn names(&self) -> Result<HashSet<String>, Error> {
@@ -230,6 +278,25 @@ mod tests {
         fs::write(dir.path().join("10.9.0.9"), "aaa").unwrap();
         store.release(&[], A).unwrap();
         assert!(!dir.path().join("10.9.0.9").exists(), "leases of old plugins name no interface");
+    }
+
+    #[test]
+    fn leases_of_another_boot_go_when_they_are_in_the_way_and_foreign_ones_stay() {
+        let dir = tempfile::Builder::new().tempdir_in("/var/tmp").unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let sets = sets(r#"[{"subnet": "10.9.0.0/29"}]"#);
+        store.reserve(&sets, A).unwrap();
+        for (at, boot) in [(3, Some("an earlier boot")), (4, None), (5, None), (6, Some("an earlier boot"))] {
+            let path = dir.path().join(format!("10.9.0.{at}"));
+            fs::write(&path, "ddd\r\neth0").unwrap();
+            if let Some(boot) = boot {
+                sys::set_xattr(&path, BOOT, boot.as_bytes()).unwrap();
+            }
+        }
+        assert_eq!(last(store.reserve(&sets, B).unwrap()), 3);
+        assert!(!dir.path().join("10.9.0.6").exists() && dir.path().join("10.9.0.4").exists());
+        assert_eq!(store.sweep().unwrap(), 0);
+        assert!(dir.path().join("10.9.0.2").exists());
     }
 
     #[test]
