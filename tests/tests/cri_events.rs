@@ -189,3 +189,19 @@ fn pods_of_coracle_run_are_not_told_and_a_stopping_server_ends_the_stream() {
 fn exit_file(node: &Node, pod: &str, container: &str) -> std::path::PathBuf {
     node.machine().state().join("pods").join(pod).join("containers").join(container).join("exit.json")
 }
+
+#[test]
+fn a_container_that_is_killed_for_want_of_memory_is_told_so_with_its_event() {
+    node(async |node| {
+        let config = node.pod("web");
+        let pod = node.run_pod(&config).await.unwrap();
+        let mut stream = subscribe(node).await;
+        let mut greedy = script("greedy", "exec tail /dev/zero");
+        let resources = v1::LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() };
+        greedy.linux = Some(v1::LinuxContainerConfig { resources: Some(resources), ..Default::default() });
+        let id = node.launch(&pod, &config, greedy).await;
+        let events = expect(&mut stream, &[(&id, CREATED), (&id, STARTED), (&id, STOPPED)]).await;
+        let told = &events[2].containers_statuses[0];
+        assert_eq!((told.reason.as_str(), told.exit_code), ("OOMKilled", 137));
+    });
+}
