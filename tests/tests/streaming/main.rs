@@ -1,7 +1,17 @@
-//! Streams into and out of containers: commands, logs, attached clients and forwarded ports.
+//! Streams into and out of containers: commands, attached clients, forwarded ports.
 //!
 //! | file | what it asks |
 //! |---|---|
 //! | `engine_streams` | the engine as a library: a command to its end, its input and output, a pod's ports |
+//! | `exec`, `attach`, `forward` | `coracle serve`, through the protocols of kubectl |
+//! | `server` | tokens, limits, TLS, the end of the server |
+//! | `spdy`, `websocket`, `client` | clients of these protocols, written from their specifications and sharing no code with the server |
 
+mod attach;
+mod client;
 mod engine_streams;
+mod exec;
+mod forward;
+mod server;
+mod spdy;
+mod websocket;

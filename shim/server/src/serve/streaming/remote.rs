@@ -10,7 +10,7 @@ use std::time::Duration;
 use coracle_engine::{Engine, ExecConfig, Output, OutputStream, Session, SessionControl, Stdin};
 use serde::Deserialize;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::pipe::{CHUNK, Sink, Source};
 use super::spdy;
@@ -20,6 +20,8 @@ use crate::serve::cri::fault;
 
 /// How long a client may take to open its streams, as in kubelet's own server.
 pub(super) const STREAM_CREATION: Duration = Duration::from_secs(30);
+/// How long a command with a terminal waits for the terminal's size.
+const FIRST_SIZE: Duration = Duration::from_millis(100);
 /// The channels of WebSocket.
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -60,9 +62,10 @@ pub(super) struct Streams {
 
 /// Joins both until the end.
 pub(super) async fn run(engine: &Engine, remote: &Remote, mut streams: Streams) {
-    let end = match begin(engine, remote).await {
+    let mut sizes = streams.resize.take().map(|source| Sizes { source, text: Vec::new() });
+    let end = match begin(engine, remote, sizes.as_mut()).await {
         Err(why) => Some(End::Failed(format!("error executing command in container: {}", fault::chain(&why)))),
-        Ok(session) => copy(remote, session, &mut streams).await,
+        Ok(session) => copy(remote, session, &mut streams, sizes.as_mut()).await,
     };
     let Some(end) = end else { return };
     tracing::debug!(container = %remote.container, ?end, "a stream ended");
@@ -78,11 +81,22 @@ pub(super) async fn run(engine: &Engine, remote: &Remote, mut streams: Streams) 
     }
 }
 
-async fn begin(engine: &Engine, remote: &Remote) -> coracle_engine::Result<Session> {
+async fn begin(engine: &Engine, remote: &Remote, sizes: Option<&mut Sizes>) -> coracle_engine::Result<Session> {
     match &remote.command {
         None => engine.attach(&remote.container, remote.stdin).await,
         Some(cmd) => {
-            let config = ExecConfig { cmd: cmd.clone(), tty: remote.tty, stdin: remote.stdin, ..ExecConfig::default() };
+            // A client that has a terminal tells its size at once: a program that asks at its start should find it.
+            let size = match sizes {
+                Some(sizes) => timeout(FIRST_SIZE, sizes.next()).await.ok().flatten(),
+                None => None,
+            };
+            let config = ExecConfig {
+                cmd: cmd.clone(),
+                tty: remote.tty,
+                stdin: remote.stdin,
+                size: size.map(|size| (size.width, size.height)),
+                ..ExecConfig::default()
+            };
             engine.exec(&remote.container, config).await
         }
     }
@@ -100,13 +114,13 @@ impl Drop for Heard {
 }
 
 /// `None`: the client has left.
-async fn copy(remote: &Remote, session: Session, streams: &mut Streams) -> Option<End> {
+async fn copy(remote: &Remote, session: Session, streams: &mut Streams, sizes: Option<&mut Sizes>) -> Option<End> {
     let Session { stdin, output, control } = session;
     let mut heard = Heard(remote.command.is_some().then(|| control.clone()));
     let copied = tokio::select! {
         copied = copy_output(output, &mut streams.stdout, &mut streams.stderr) => copied?,
         () = feed(streams.stdin.take(), stdin) => return None,
-        () = follow_size(streams.resize.take(), &control) => return None,
+        () = follow_size(sizes, &control) => return None,
     };
     Some(match (copied, &remote.command) {
         (Err(why), _) => End::Failed(fault::chain(&why)),
@@ -168,18 +182,33 @@ struct Size {
     height: u16,
 }
 
-/// Passes sizes on. Never returns.
-async fn follow_size(source: Option<Source>, control: &SessionControl) {
-    if let Some(mut source) = source {
-        let (mut text, mut chunk) = (Vec::new(), vec![0; MAX_RESIZE]);
+/// The sizes that a client's terminal has, one after the other.
+struct Sizes {
+    source: Source,
+    text: Vec<u8>,
+}
+
+impl Sizes {
+    /// The latest size; `None` when no more come. Safe to drop while it waits.
+    async fn next(&mut self) -> Option<Size> {
+        let mut chunk = vec![0; MAX_RESIZE];
         loop {
-            let read = source.read(&mut chunk).await;
-            text.extend_from_slice(&chunk[..read]);
-            let Some(sizes) = sizes(&mut text).filter(|_| read > 0) else { break };
-            // Only the last one matters. A process that has ended has no size.
-            if let Some(Size { width, height }) = sizes.into_iter().next_back() {
-                let _ = control.resize(width, height).await;
+            let read = self.source.read(&mut chunk).await;
+            self.text.extend_from_slice(&chunk[..read]);
+            let found = sizes(&mut self.text).filter(|_| read > 0)?;
+            if let Some(latest) = found.into_iter().next_back() {
+                return Some(latest);
             }
+        }
+    }
+}
+
+/// Passes sizes on. Never returns.
+async fn follow_size(sizes: Option<&mut Sizes>, control: &SessionControl) {
+    if let Some(sizes) = sizes {
+        while let Some(Size { width, height }) = sizes.next().await {
+            // A process that has ended has no size.
+            let _ = control.resize(width, height).await;
         }
     }
     std::future::pending().await

@@ -24,7 +24,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::Utf8Bytes;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::pipe::{AbortOnDrop, CHUNK, LINGER, Sink, Source};
@@ -39,6 +41,8 @@ const OUT_QUEUE: usize = 8;
 const CHANNEL_BUFFER: usize = 64 << 10;
 /// The channel number that means "the channel named next has ended".
 const CLOSE: u8 = 255;
+/// How a connection ends: kubectl takes a close without a code for a failure.
+const NORMAL: CloseFrame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
 
 /// How a subprotocol says things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -165,7 +169,7 @@ where
         () = protocol(channels) => {}
     }
     let end = async {
-        let _ = out.send(Message::Close(None)).await;
+        let _ = out.send(Message::Close(Some(NORMAL))).await;
         drop(out);
         let _ = (&mut writing.0).await;
         while let Some(Ok(_)) = stream.next().await {}
@@ -240,7 +244,7 @@ where
                 return;
             }
         }
-        let _: Result<(), Error> = sink.send(Message::Close(None)).await;
+        let _: Result<(), Error> = sink.send(Message::Close(Some(NORMAL))).await;
     };
     tokio::join!(inwards, outwards);
 }

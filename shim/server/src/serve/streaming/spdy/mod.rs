@@ -70,14 +70,14 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Reads; nothing is the end.
+    /// Reads; nothing is the end. Safe to drop while it waits.
     pub(super) async fn read(&mut self, buffer: &mut [u8]) -> usize {
+        if self.taken >= GRANT {
+            self.shared.send(&Frame::WindowUpdate { stream: self.id, delta: self.taken }).await;
+            self.taken = 0;
+        }
         let read = self.pipe.read(buffer).await.unwrap_or(0);
         self.taken += u32::try_from(read).unwrap_or(0);
-        if self.taken >= GRANT {
-            let delta = std::mem::take(&mut self.taken);
-            self.shared.send(&Frame::WindowUpdate { stream: self.id, delta }).await;
-        }
         read
     }
 }
