@@ -1,6 +1,10 @@
 //! The CRI server as a whole, driven by clients that are not ours.
 
+mod calls;
 mod images;
 mod life;
+mod many;
 mod node;
+mod python;
 mod retry;
+mod server;
