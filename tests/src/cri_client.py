@@ -11,7 +11,9 @@ from cri_api.v1 import api_pb2 as v1
 from cri_api.v1 import api_pb2_grpc as services
 
 SOCKET, LOGS, IMAGE = sys.argv[1:4]
-CHANNEL = grpc.insecure_channel("unix://" + SOCKET)
+# grpcio would name the socket's path, percent-encoded, as the authority, which our HTTP/2 library refuses as malformed;
+# kubelet and crictl say localhost.
+CHANNEL = grpc.insecure_channel("unix://" + SOCKET, options=[("grpc.default_authority", "localhost")])
 RUNTIME = services.RuntimeServiceStub(CHANNEL)
 IMAGES = services.ImageServiceStub(CHANNEL)
 DEADLINE = 60
@@ -130,6 +132,8 @@ def life():
     wanted = v1.PodSandboxFilter(label_selector={"app": "py"})
     assert [p.id for p in call("ListPodSandbox", v1.ListPodSandboxRequest(filter=wanted)).items] == [pod]
     running(pod, config)
+    limits = v1.LinuxContainerResources(memory_limit_in_bytes=256 << 20)
+    call("UpdatePodSandboxResources", v1.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=limits))
     assert next(events).container_id, "no event has come"
     events.cancel()
     call("StopPodSandbox", v1.StopPodSandboxRequest(pod_sandbox_id=pod))

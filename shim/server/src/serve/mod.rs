@@ -84,11 +84,11 @@ impl Serve {
     /// Serves until it is told to stop.
     pub fn run(self, app: App) -> Result<ExitCode> {
         sys::small_heap();
-        let levels = log::start(&app.config.log_level)?;
         let problems = config::problems(app.places.config.as_deref())?;
         if !problems.is_empty() {
             return Err(Coded::usage(problems.join("; ")));
         }
+        let levels = log::start(&app.config.log_level)?;
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_WORKERS));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
         let runtime = runtime.context("start the event loop")?;
