@@ -131,7 +131,11 @@ impl Engine {
             pid: None,
             exit: None,
         };
-        self.write_container(&record)?;
+        if let Err(e) = self.write_container(&record) {
+            // Nothing but this folder was made.
+            let _ = fs::remove_dir_all(&dir);
+            return Err(e);
+        }
         let creator = creator.ok_or_else(|| Error::invalid("id", "the kernel's randomness repeats itself"))?;
         Ok((record, Arc::new(creator)))
     }

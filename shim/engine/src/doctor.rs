@@ -226,7 +226,10 @@ impl Engine {
     fn look(&self) -> Result<Vec<Finding>> {
         let mut found = Vec::new();
         for id in self.sandbox_ids()? {
-            self.look_at_pod(&id, &mut found)?;
+            match self.look_at_pod(&id, &mut found) {
+                Err(e @ Error::Record { .. }) => found.push(Finding::Trouble { what: chain(&e) }),
+                looked => looked?,
+            }
         }
         self.look_at_cgroups(&mut found)?;
         self.look_at_disk(&mut found)?;

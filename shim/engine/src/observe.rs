@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lock::Holder;
 use crate::record::{self, ContainerRecord, SandboxRecord, now};
 use crate::status::{ContainerEvent, ContainerState};
@@ -31,14 +31,14 @@ impl Engine {
             let pod = match self.sandbox_record(&sandbox) {
                 Ok(pod) if filter.local.is_none_or(|local| local == pod.config.exclusive_name) => pod,
                 Ok(_) => continue,
-                // Removed since, or never finished.
-                Err(e) if e.is_not_found() => continue,
+                // Removed since, never finished, or damaged, of which doctor tells.
+                Err(e) if e.is_not_found() || matches!(e, Error::Record { .. }) => continue,
                 Err(e) => return Err(e),
             };
             for id in self.container_ids(&sandbox)?.into_iter().filter(|id| id.starts_with(&filter.id)) {
                 match self.container_record(&sandbox, &id) {
                     Ok(record) => list.push(self.observe_in(Some(&pod), record, Some(holder))?),
-                    Err(e) if e.is_not_found() => {}
+                    Err(e) if e.is_not_found() || matches!(e, Error::Record { .. }) => {}
                     Err(e) => return Err(e),
                 }
             }

@@ -134,6 +134,11 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 pub fn write<T: Serialize>(dir: &Path, record: &T) -> Result<()> {
     let path = dir.join(FILE);
     let bytes = serde_json::to_vec(record).map_err(|source| Error::Record { path: path.clone(), source })?;
+    // What could not be read again is not written.
+    if bytes.len() as u64 > MAX_LEN {
+        let why = format!("takes {} bytes as a record, more than {MAX_LEN}", bytes.len());
+        return Err(Error::invalid("config", why));
+    }
     write_file(&path, &bytes, 0o600)
 }
 
@@ -241,6 +246,15 @@ mod tests {
         write(dir.path(), &vec![3]).unwrap();
         assert_eq!(read::<Vec<u32>>(dir.path()).unwrap(), Some(vec![3]));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_record_too_long_to_be_read_again_is_refused_and_the_old_one_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &"short").unwrap();
+        let error = write(dir.path(), &"x".repeat(MAX_LEN as usize)).unwrap_err();
+        assert!(error.to_string().starts_with("config: "), "{error}");
+        assert_eq!(read::<String>(dir.path()).unwrap().as_deref(), Some("short"));
     }
 
     #[test]

@@ -146,6 +146,7 @@ impl Engine {
             if !self.interrupted(&stale)? && !self.abandoned(&stale)? {
                 return Err(Error::Exists { kind: "sandbox", name: config.name, id: stale });
             }
+            let _turn = self.turn(&stale).await;
             self.destroy(&stale).await?;
         }
         Err(Error::State { operation: "make sandbox", object: config.name, state: "contended by others".into() })
@@ -357,8 +358,9 @@ impl Engine {
             let holder = self.supervisor_of(&id)?;
             match self.sandbox_record(&id) {
                 Ok(record) => list.push(self.status_of(record, Some(holder))),
-                // Removed since, or never finished: not a sandbox.
-                Err(e) if e.is_not_found() => {}
+                // Removed since, or never finished: not a sandbox. One damaged record does not hide all others; doctor
+                // tells of it.
+                Err(e) if e.is_not_found() || matches!(e, Error::Record { .. }) => {}
                 Err(e) => return Err(e),
             }
         }

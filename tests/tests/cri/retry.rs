@@ -133,6 +133,30 @@ fn verbose_statuses_are_json_with_what_people_look_for() {
 }
 
 #[test]
+fn a_request_of_absurd_size_is_refused_and_the_others_go_on() {
+    node(async |node| {
+        let mut config = node.pod("big");
+        // Each byte takes six in a record.
+        config.annotations.insert("note".into(), "\u{1}".repeat(3 << 20));
+        let error = node.run_pod(&config).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{}", error.code());
+        config.annotations.insert("note".into(), "x".repeat(17 << 20));
+        assert!(node.run_pod(&config).await.is_err());
+        assert!(node.pods().await.is_empty());
+        let (pod, _) = node.launch_pod("small", LONG).await;
+        // What is damaged hides nothing else.
+        let (damaged, _) = node.launch_pod("damaged", LONG).await;
+        let record = node.machine().state().join("pods").join(&damaged).join("record.json");
+        let whole = std::fs::read(&record).unwrap();
+        std::fs::write(&record, "{").unwrap();
+        assert_eq!(node.pods().await.into_iter().map(|pod| pod.id).collect::<Vec<_>>(), [pod]);
+        assert_eq!(node.containers().await.len(), 1);
+        assert!(node.pod_status(&damaged).await.unwrap_err().message().contains("record.json"));
+        std::fs::write(&record, whole).unwrap();
+    });
+}
+
+#[test]
 fn ids_that_mean_nothing_are_told_so_and_may_be_stopped_and_removed() {
     node(async |node| {
         let unknown = "0".repeat(64);
