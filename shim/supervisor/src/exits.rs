@@ -4,7 +4,8 @@
 //! {"pid":12,"exit_status":137,"exited_at":"2026-01-02T03:04:05.123456789Z","oom_killed":true,"signal":9}
 //! ```
 //! `exit_status` is the exit code, or 128 + the signal; `signal` is there only if one killed it; `oom_killed` says that
-//! the kernel killed a process of the container for want of memory, whichever process it was.
+//! the kernel killed a process of the container for want of memory, whichever process it was. The kernel counts such a kill
+//! before it sends the signal, so the count that is read after a death has it for certain, with no watch kept.
 
 use crate::sys::Death;
 use coracle_runtime::time;

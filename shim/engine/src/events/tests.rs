@@ -139,6 +139,22 @@ async fn a_pods_life_is_told_in_its_order_and_with_its_state() {
 }
 
 #[tokio::test]
+async fn a_pod_that_cannot_be_read_is_looked_at_again() {
+    let (p, c) = (ids('a'), ids('b'));
+    let mut folder = Folder::new();
+    folder.pod(&p, SandboxState::Ready);
+    let mut subscription = folder.feed().subscribe().await.unwrap();
+    let record = folder.engine.paths().pod(&p).join("record.json");
+    let whole = fs::read(&record).unwrap();
+    fs::write(&record, "{").unwrap();
+    folder.container(&p, &c, ContainerState::Created);
+    quiet(&mut subscription).await;
+    // In place, which makes no noise.
+    fs::write(&record, whole).unwrap();
+    expect(&mut subscription, &[('b', Created)]).await;
+}
+
+#[tokio::test]
 async fn pods_that_are_not_wanted_are_not_told() {
     let (p, c) = (ids('a'), ids('b'));
     let mut folder = Folder::new();

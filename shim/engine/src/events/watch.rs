@@ -31,6 +31,8 @@ use crate::{id, sys};
 pub(super) const STACK: usize = 512 << 10;
 /// Events taken from the kernel at once.
 const BATCH: usize = 32;
+/// When a pod that could not be read (out of descriptors, a damaged record) is looked at again, in milliseconds.
+const RETRY: u16 = 2000;
 
 const INOTIFY: u64 = 0;
 const WAKER: u64 = 1;
@@ -70,6 +72,8 @@ pub(super) struct Watch {
     next_key: u64,
     told: AllTold,
     told_before: AllTold,
+    /// Pods that could not be read when they changed.
+    unread: BTreeSet<Arc<str>>,
     last: AtomicI64,
 }
 
@@ -98,6 +102,7 @@ impl Watch {
             next_key: FIRST_SUPERVISOR,
             told_before: told.clone(),
             told,
+            unread: BTreeSet::new(),
             last: AtomicI64::new(0),
         })
     }
@@ -142,12 +147,13 @@ impl Watch {
     /// Waits for something to happen, and tells which pods to look at.
     fn wait(&mut self) -> Option<BTreeSet<Arc<str>>> {
         let mut ready = [EpollEvent::empty(); BATCH];
-        let count = match self.epoll.wait(&mut ready, EpollTimeout::NONE) {
+        let timeout = if self.unread.is_empty() { EpollTimeout::NONE } else { EpollTimeout::from(RETRY) };
+        let count = match self.epoll.wait(&mut ready, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
             Err(_) => return None,
         };
-        let mut dirty = BTreeSet::new();
+        let mut dirty = std::mem::take(&mut self.unread);
         for event in &ready[..count] {
             match event.data() {
                 INOTIFY => self.notified(&mut dirty)?,
@@ -223,19 +229,26 @@ impl Watch {
             self.watch(&dir, replaced, pod);
         }
         self.watch_supervisor(pod);
-        // What cannot be read now is looked at with the next change of it.
-        let Some(view) = self.view(pod) else { return Vec::new() };
-        track::news(&mut self.told, &Arc::new(view), || self.last.clock())
+        match self.view(pod) {
+            Ok(Some(view)) => track::news(&mut self.told, &Arc::new(view), || self.last.clock()),
+            Ok(None) => Vec::new(),
+            // Just being made or removed: that changes it once more.
+            Err(e) if e.is_not_found() => Vec::new(),
+            Err(_) => {
+                self.unread.insert(pod.clone());
+                Vec::new()
+            }
+        }
     }
 
-    fn view(&self, pod: &str) -> Option<PodView> {
+    fn view(&self, pod: &str) -> Result<Option<PodView>> {
         let filter = ContainerFilter { sandbox_id: pod.to_owned(), ..Default::default() };
-        let sandbox = self.engine.sandbox_status(pod).ok()?;
+        let sandbox = self.engine.sandbox_status(pod)?;
         if self.local.is_some_and(|local| local != sandbox.config.exclusive_name) {
-            return None;
+            return Ok(None);
         }
-        let containers = self.engine.list_containers(&filter).ok()?;
-        Some(PodView { sandbox, containers })
+        let containers = self.engine.list_containers(&filter)?;
+        Ok(Some(PodView { sandbox, containers }))
     }
 
     /// The end of the supervisor is the end of what it ran, and it may be killed without a word.

@@ -1,3 +1,5 @@
+//! Metrics of a pod of which everything is known, and of one of which little is.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_engine::stats::{Pressure, Swap, Tasks, Throttling};
