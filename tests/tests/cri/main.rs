@@ -1,6 +1,7 @@
 //! The CRI server as a whole, driven by clients that are not ours.
 
 mod calls;
+mod handlers;
 mod images;
 mod life;
 mod many;

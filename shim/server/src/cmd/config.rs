@@ -42,7 +42,8 @@ impl Config {
 
 fn check(named: Option<&Path>) -> Result<()> {
     let path = named.unwrap_or(Path::new(config::DEFAULT));
-    let problems = config::problems(named)?;
+    let mut problems = config::problems(named)?;
+    problems.extend(config::missing_programs(named)?);
     let Some((last, others)) = problems.split_last() else {
         return out::line(format!("{}: no problem", path.display()));
     };

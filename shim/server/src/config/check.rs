@@ -99,7 +99,22 @@ pub fn check(config: &Config) -> Vec<Problem> {
         problems.add(&["image", "parallel"], "at least one layer is fetched at once");
     }
     for (name, settings) in &config.handlers {
-        handler(name, settings, &mut problems);
+        if let Err((key, why)) = handler(name, settings) {
+            problems.add(&key.split('.').collect::<Vec<_>>(), why);
+        }
+    }
+    problems.0
+}
+
+/// The handlers whose programs are not there. A server starts all the same: their pods are refused, and others' are not.
+pub fn programs(config: &Config) -> Vec<Problem> {
+    let mut problems = Problems::default();
+    for (name, settings) in &config.handlers {
+        if let Ok(HandlerKind::Oci { binary, .. } | HandlerKind::Shim { binary, .. }) = handler(name, settings)
+            && let Err(why) = program(&binary)
+        {
+            problems.add(&["handlers", name, "binary"], why);
+        }
     }
     problems.0
 }
@@ -177,23 +192,15 @@ fn network(config: &Config, problems: &mut Problems) {
     }
 }
 
-fn handler(name: &str, settings: &HandlerSettings, problems: &mut Problems) {
-    let handlers = match Handlers::new("", [(name.to_owned(), settings.clone())].into()) {
-        Ok(handlers) => handlers,
-        Err(Error::Invalid { field, reason }) => {
-            let key = if field == "handlers" { format!("handlers.{name}") } else { field };
-            return problems.add(&key.split('.').collect::<Vec<_>>(), reason);
-        }
-        Err(other) => return problems.add(&["handlers", name], other.to_string()),
-    };
-    let Some(HandlerKind::Oci { binary, .. } | HandlerKind::Shim { binary, .. }) =
-        handlers.named.get(name).map(|handler| &handler.kind)
-    else {
-        return;
-    };
-    if let Err(why) = program(binary) {
-        problems.add(&["handlers", name, "binary"], why);
-    }
+/// What a handler runs; or the key that is wrong, and why.
+fn handler(name: &str, settings: &HandlerSettings) -> Result<HandlerKind, (String, String)> {
+    let named = |key: &str| format!("handlers.{name}{key}");
+    let handlers = Handlers::new("", [(name.to_owned(), settings.clone())].into()).map_err(|error| match error {
+        Error::Invalid { field, reason } => (if field == "handlers" { named("") } else { field }, reason),
+        other => (named(""), other.to_string()),
+    })?;
+    let found = handlers.named.get(name).map(|handler| handler.kind.clone());
+    found.ok_or_else(|| (named(""), "is not among the handlers".to_owned()))
 }
 
 /// Why a path, or a name in PATH, is no program that can be started.
@@ -220,7 +227,9 @@ mod tests {
     use crate::config::parse;
 
     fn problems(text: &str) -> Vec<String> {
-        check(&parse(text).unwrap()).iter().map(|problem| problem.at(Path::new("c.toml"), text)).collect()
+        let config = parse(text).unwrap();
+        let all = check(&config).into_iter().chain(programs(&config));
+        all.map(|problem| problem.at(Path::new("c.toml"), text)).collect()
     }
 
     #[test]

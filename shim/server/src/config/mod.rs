@@ -221,10 +221,19 @@ pub fn load(named: Option<&Path>) -> Result<Config> {
 
 /// Everything that is wrong with a file that can be read, a line each.
 pub fn problems(named: Option<&Path>) -> Result<Vec<String>> {
+    problems_of(named, check::check)
+}
+
+/// The handlers of a file whose programs are not there, a line each.
+pub fn missing_programs(named: Option<&Path>) -> Result<Vec<String>> {
+    problems_of(named, check::programs)
+}
+
+fn problems_of(named: Option<&Path>, check: fn(&Config) -> Vec<check::Problem>) -> Result<Vec<String>> {
     let text = read(named)?.unwrap_or_default();
     let path = named.unwrap_or(Path::new(DEFAULT));
     let config = parse(&text).map_err(|why| Coded::usage(format!("{}:{why}", path.display())))?;
-    Ok(check::check(&config).iter().map(|problem| problem.at(path, &text)).collect())
+    Ok(check(&config).iter().map(|problem| problem.at(path, &text)).collect())
 }
 
 /// The text of the file that was named, or of the default one; `None` if there is no default one.

@@ -89,6 +89,9 @@ impl Serve {
             return Err(Coded::usage(problems.join("; ")));
         }
         let levels = log::start(&app.config.log_level)?;
+        for missing in config::missing_programs(app.places.config.as_deref())? {
+            tracing::warn!("{missing}; pods of this handler are refused until it is there");
+        }
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_WORKERS));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
         let runtime = runtime.context("start the event loop")?;
