@@ -1,9 +1,11 @@
 //! Benchmarks against the programs that people use today, on the same machine, in the same run.
 //!
 //! `oci`: coracle-oci and other OCI runtimes. `pull`: pulling an image. `pod`: a pod's life and memory.
+//! `cri`: the same through the CRI.
 //! Contestants take turns, so that what else the machine does meets them alike; medians are compared. `scripts/bench` builds and runs it.
 
 mod bundle;
+mod cri;
 mod oci;
 mod pod;
 mod pull;
@@ -28,6 +30,8 @@ enum What {
     Pull(pull::Options),
     /// The life of a pod, and the memory behind it: coracle, podman.
     Pod(pod::Options),
+    /// Pods through the CRI, one by one and ten at a time: coracle, containerd.
+    Cri(cri::Options),
 }
 
 fn main() -> Result<()> {
@@ -35,5 +39,6 @@ fn main() -> Result<()> {
         What::Oci(options) => oci::run(&options),
         What::Pull(options) => pull::run(&options),
         What::Pod(options) => pod::run(&options),
+        What::Cri(options) => cri::run(&options),
     }
 }
