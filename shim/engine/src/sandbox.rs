@@ -25,7 +25,9 @@ use crate::undo::{Step, Undo};
 use crate::{id, names, record, supervisor};
 
 /// The kernel's limit of a hostname.
-const MAX_HOSTNAME: usize = 63;
+const MAX_HOSTNAME: usize = 64;
+/// The length to which a pod's name is cut for one: that of a DNS label.
+const MAX_LABEL: usize = 63;
 /// What an engine that finds a stale owner of a name tries before it gives up.
 const NAME_ATTEMPTS: usize = 3;
 /// Where systemd-resolved keeps the real servers when /etc/resolv.conf names its stub.
@@ -436,13 +438,17 @@ pub(crate) fn hostname(config: &SandboxConfig) -> String {
     if config.network == NamespaceMode::Node {
         return nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
     }
-    let name = if config.hostname.is_empty() { &config.name } else { &config.hostname };
+    // One that was asked for has the kernel's length at most: a fully qualified name may have (setHostnameAsFQDN).
+    if !config.hostname.is_empty() {
+        return config.hostname.clone();
+    }
     // As kubelet does with a pod's name: cut, and then without a trailing dash or dot.
-    let cut: String = name
+    let cut: String = config
+        .name
         .chars()
         .scan(0, |n, c| {
             *n += c.len_utf8();
-            (*n <= MAX_HOSTNAME).then_some(c)
+            (*n <= MAX_LABEL).then_some(c)
         })
         .collect();
     cut.trim_end_matches(['-', '.']).to_owned()
@@ -503,6 +509,7 @@ mod tests {
         assert_eq!(hostname(&pod("web")), "web");
         assert_eq!(hostname(&pod(&format!("{}-tail", "a".repeat(62)))), "a".repeat(62));
         assert_eq!(hostname(&SandboxConfig { hostname: "h".into(), ..pod("web") }), "h");
+        assert_eq!(hostname(&SandboxConfig { hostname: "h".repeat(64), ..pod("web") }), "h".repeat(64));
     }
 
     #[test]
@@ -511,7 +518,7 @@ mod tests {
         let pod = || SandboxConfig { name: "web".into(), ..Default::default() };
         assert!(bad(SandboxConfig::default()).contains("name"));
         assert!(bad(SandboxConfig { name: "a/b".into(), ..Default::default() }).contains("a/b"));
-        assert!(bad(SandboxConfig { hostname: "h".repeat(64), ..pod() }).contains("hostname"));
+        assert!(bad(SandboxConfig { hostname: "h".repeat(65), ..pod() }).contains("hostname"));
         assert!(bad(SandboxConfig { ipc: NamespaceMode::Container, ..pod() }).contains("IPC"));
     }
 }

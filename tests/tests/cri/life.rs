@@ -131,3 +131,53 @@ fn lists_are_filtered_by_prefix_state_label_and_pod() {
         assert_eq!(containers(by_label).await, [running]);
     });
 }
+
+#[test]
+fn a_container_that_cannot_be_made_says_why_and_leaves_its_name_free() {
+    node(async |node| {
+        let config = node.pod("web");
+        let pod = node.run_pod(&config).await.unwrap();
+        let mut missing = script("main", LONG);
+        missing.command = vec!["/no/such/program".into()];
+        // Runtimes differ in when they look; kubelet shows the words of either call.
+        let error = match node.create(&pod, &config, missing).await {
+            Err(error) => error,
+            Ok(id) => {
+                let error = node.start_container(&id).await.unwrap_err();
+                let status = node.container_status(&id).await.unwrap();
+                assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
+                node.remove_container(&id).await.unwrap();
+                error
+            }
+        };
+        assert!(error.message().contains("/no/such/program"), "{error:?}");
+        assert!(node.containers().await.is_empty());
+        let mut nobody = script("main", LONG);
+        let security =
+            v1::LinuxContainerSecurityContext { run_as_username: "nobody-here".into(), ..Default::default() };
+        nobody.linux = Some(v1::LinuxContainerConfig { security_context: Some(security), ..Default::default() });
+        let error = node.create(&pod, &config, nobody).await.unwrap_err();
+        assert!(error.message().contains("nobody-here"), "{error:?}");
+        // The name is free: nothing dead holds it.
+        node.launch(&pod, &config, script("main", LONG)).await;
+        assert_eq!(node.containers().await.len(), 1);
+    });
+}
+
+#[test]
+fn local_pods_are_none_of_a_cri_clients() {
+    node(async |node| {
+        let (pod, _) = node.launch_pod("web", LONG).await;
+        let local = node.machine().script_pod("local", LONG, "");
+        node.machine().ok(&["run", "-d", &local]);
+        node.machine().learn_ids();
+        assert_eq!(node.pods().await.into_iter().map(|pod| pod.id).collect::<Vec<_>>(), [pod.clone()]);
+        assert_eq!(node.containers().await.len(), 1);
+        // Not even by its id, by which it could be ended.
+        let id = node.machine().pods().into_iter().find(|id| *id != pod).unwrap();
+        assert_eq!(node.pod_status(&id).await.unwrap_err().code(), Code::NotFound);
+        node.remove_pod(&id).await.unwrap();
+        assert!(node.machine().pods().contains(&id));
+        node.machine().ok(&["rm", "-f", "local"]);
+    });
+}
