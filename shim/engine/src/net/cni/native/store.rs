@@ -112,7 +112,7 @@ impl<'a> Store<'a> {
                 Ok(()) => {
                     self.sign(&[ip]);
                     // Lost or stale, this only makes the turn start elsewhere.
-                    let _ = fs::write(&mark, ip.to_string());
+                    let _ = overwrite(&mark, &ip.to_string());
                     return Ok(Some(ip));
                 }
                 // The usual case is that the next one is free; only then is it worth to ask for all.
@@ -185,6 +185,18 @@ impl<'a> Store<'a> {
     fn path(&self, ip: IpAddr) -> PathBuf {
         self.dir.join(ip.to_string())
     }
+}
+
+/// Writes a file in place. Cutting it to nothing first, as `fs::write` does, makes ext4 wait for the disk when the file is
+/// closed: 4 ms, and most of an attachment's time. The lock keeps readers out meanwhile.
+fn overwrite(path: &Path, text: &str) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    file.write_all_at(text.as_bytes(), 0)?;
+    if file.metadata()?.len() != text.len() as u64 {
+        file.set_len(text.len() as u64)?;
+    }
+    Ok(())
 }
 
 /// All addresses of a set, in turn after `last`, once around.
