@@ -5,6 +5,7 @@
 //! addresses in the test's own `dataDir`.
 
 mod common;
+mod cri;
 mod engine;
 mod native;
 mod plugins;
