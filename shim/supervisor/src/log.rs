@@ -199,15 +199,21 @@ impl CriLog {
         whole
     }
 
-    /// Renames a full log to NAME.1 and begins a new one. If that fails the old one grows on: better too long than lost.
+    /// Renames a full log to NAME.1 and begins a new one. If that fails the old one grows on, under its own name: better
+    /// too long than lost.
     fn turn_over(&mut self, more: u64) {
         if self.max_size == 0 || self.size == 0 || self.size + more <= self.max_size {
             return;
         }
-        if fs::rename(&self.path, format!("{}.1", self.path)).is_ok()
-            && let Ok((file, size)) = open_append(&self.path)
-        {
-            (self.file, self.size) = (file, size);
+        let aside = format!("{}.1", self.path);
+        if fs::rename(&self.path, &aside).is_err() {
+            return;
+        }
+        match open_append(&self.path) {
+            Ok((file, size)) => (self.file, self.size) = (file, size),
+            Err(_) => {
+                let _ = fs::rename(&aside, &self.path);
+            }
         }
     }
 }
