@@ -61,12 +61,10 @@ fn all_clients_of_a_container_hear_it() {
         for _ in 0..3 {
             let url = attach(node, &id, Wants::All).await;
             let mut socket = websocket::Connection::open(&url, "v4.channel.k8s.io").await.unwrap();
-            // The empty message says that the connection stands, and the output from now on is this client's as well.
+            // The empty message says that the session has begun: from now on all output is this client's as well.
             assert_eq!(socket.next().await, Some((1, Vec::new())));
             clients.push(socket);
         }
-        // Attached is who was greeted and whose session has begun: the last one's input waits for that.
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         clients[2].send(0, b"everybody\n").await;
         for client in &mut clients {
             client.until(1, "everybody\n").await;

@@ -58,12 +58,20 @@ pub(super) struct Streams {
     pub(super) resize: Option<Source>,
     /// The end is told as JSON.
     pub(super) structured: bool,
+    /// An empty message on the lowest channel tells that the session has begun.
+    greet: bool,
 }
 
 /// Joins both until the end.
 pub(super) async fn run(engine: &Engine, remote: &Remote, mut streams: Streams) {
     let mut sizes = streams.resize.take().map(|source| Sizes { source, text: Vec::new() });
-    let end = match begin(engine, remote, sizes.as_mut()).await {
+    let begun = begin(engine, remote, sizes.as_mut()).await;
+    if streams.greet && greet(&mut streams).await.is_err() {
+        // The client has left already.
+        let _ = Heard(begun.ok().map(|session| session.control).filter(|_| remote.command.is_some()));
+        return;
+    }
+    let end = match begun {
         Err(why) => Some(End::Failed(format!("error executing command in container: {}", fault::chain(&why)))),
         Ok(session) => copy(remote, session, &mut streams, sizes.as_mut()).await,
     };
@@ -78,6 +86,14 @@ pub(super) async fn run(engine: &Engine, remote: &Remote, mut streams: Streams) 
         if text.is_empty() || error.send(&text).await.is_ok() {
             error.end().await;
         }
+    }
+}
+
+async fn greet(streams: &mut Streams) -> std::io::Result<()> {
+    let lowest = [&mut streams.stdout, &mut streams.stderr, &mut streams.error].into_iter().flatten().next();
+    match lowest {
+        Some(sink) => sink.send(&[]).await,
+        None => Ok(()),
     }
 }
 
@@ -293,21 +309,15 @@ async fn take(remote: &Remote, stream: spdy::Stream, streams: &mut Streams) -> b
 
 /// The streams of a session over WebSocket: channels 0 stdin, 1 stdout, 2 stderr, 3 error, 4 resize.
 pub(super) async fn over_websocket(engine: &Engine, remote: &Remote, mut channels: Channels) {
-    let mut streams = Streams {
+    let streams = Streams {
         stdin: channels.source(STDIN).filter(|_| remote.stdin),
         stdout: remote.stdout.then(|| channels.sink(STDOUT)),
         stderr: remote.stderr.then(|| channels.sink(STDERR)),
         error: Some(channels.sink(ERROR)),
         resize: channels.source(RESIZE).filter(|_| remote.tty),
         structured: channels.flavour().structured,
+        greet: true,
     };
-    // An empty message on the lowest channel tells that the connection stands.
-    let lowest = [&mut streams.stdout, &mut streams.stderr, &mut streams.error].into_iter().flatten().next();
-    if let Some(sink) = lowest
-        && sink.send(&[]).await.is_err()
-    {
-        return;
-    }
     run(engine, remote, streams).await;
 }
 

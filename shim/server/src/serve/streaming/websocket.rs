@@ -34,9 +34,9 @@ use super::pipe::{AbortOnDrop, CHUNK, LINGER, Sink, Source};
 /// The longest message taken from a client; kubectl's have 32 KiB.
 const MAX_MESSAGE: usize = 1 << 20;
 /// The longest message we send.
-const MAX_SENT: usize = 32 << 10;
+const MAX_SENT: usize = 16 << 10;
 /// Messages that wait to be written, all channels together.
-const OUT_QUEUE: usize = 8;
+const OUT_QUEUE: usize = 4;
 /// Bytes of a channel that wait for its reader.
 const CHANNEL_BUFFER: usize = 64 << 10;
 /// The channel number that means "the channel named next has ended".

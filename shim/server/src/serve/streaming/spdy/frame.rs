@@ -184,36 +184,31 @@ impl Decoder {
 
 /// Writes frames.
 pub(in crate::serve::streaming) struct Encoder {
-    deflater: Option<Deflater>,
+    deflater: Deflater,
 }
 
 impl Encoder {
     pub(in crate::serve::streaming) fn new() -> Encoder {
-        Encoder { deflater: None }
+        Encoder { deflater: Deflater::new() }
     }
 
     /// The bytes of a frame with headers: to be sent in the order in which they are made.
-    pub(in crate::serve::streaming) fn encode(&mut self, frame: &Frame) -> Result<Vec<u8>, Fault> {
-        let mut deflate = |headers| {
-            if self.deflater.is_none() {
-                self.deflater = Some(Deflater::new()?);
-            }
-            self.deflater.as_mut().map_or_else(|| Ok(Vec::new()), |deflater| deflater.block(headers))
-        };
+    pub(in crate::serve::streaming) fn encode(&mut self, frame: &Frame) -> Vec<u8> {
+        let mut deflate = |headers| self.deflater.block(headers);
         let fin_flag = |fin: bool| if fin { FIN } else { 0 };
-        Ok(match frame {
+        match frame {
             Frame::SynStream { stream, fin, unidirectional, headers } => {
                 let flags = fin_flag(*fin) | if *unidirectional { UNIDIRECTIONAL } else { 0 };
-                control(1, flags, &[&stream.to_be_bytes(), &[0; 6], &deflate(headers)?])
+                control(1, flags, &[&stream.to_be_bytes(), &[0; 6], &deflate(headers)])
             }
             Frame::SynReply { stream, fin, headers } => {
-                control(2, fin_flag(*fin), &[&stream.to_be_bytes(), &deflate(headers)?])
+                control(2, fin_flag(*fin), &[&stream.to_be_bytes(), &deflate(headers)])
             }
             Frame::Headers { stream, fin, headers } => {
-                control(8, fin_flag(*fin), &[&stream.to_be_bytes(), &deflate(headers)?])
+                control(8, fin_flag(*fin), &[&stream.to_be_bytes(), &deflate(headers)])
             }
             plain => plain.encode(),
-        })
+        }
     }
 }
 
@@ -314,7 +309,7 @@ mod tests {
         #[test]
         fn frames_survive_any_cutting(frames in prop::collection::vec(frame(), 1..8), cut in 1usize..700) {
             let mut encoder = Encoder::new();
-            let wire: Vec<u8> = frames.iter().flat_map(|frame| encoder.encode(frame).unwrap()).collect();
+            let wire: Vec<u8> = frames.iter().flat_map(|frame| encoder.encode(frame)).collect();
             let (mut decoder, mut back) = (Decoder::new(), Vec::new());
             for mut piece in wire.chunks(cut) {
                 while let Some(frame) = decoder.take(&mut piece).unwrap() {

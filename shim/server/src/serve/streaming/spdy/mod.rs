@@ -29,9 +29,9 @@ use super::pipe::{AbortOnDrop, LINGER, drain};
 /// Read from the client at once.
 const READ_SIZE: usize = 16 << 10;
 /// The longest data frame we send.
-const MAX_DATA: usize = 32 << 10;
+const MAX_DATA: usize = 16 << 10;
 /// Frames that wait to be written, all streams together.
-const OUT_QUEUE: usize = 8;
+const OUT_QUEUE: usize = 4;
 /// New streams that wait for the protocol.
 const NEW_QUEUE: usize = 4;
 /// Bytes taken before their sender is told.
@@ -254,7 +254,7 @@ impl Connection {
         if !fin {
             self.pipes.insert(id, ours);
         }
-        let reply = self.encoder.encode(&Frame::SynReply { stream: id, fin: false, headers: Vec::new() })?;
+        let reply = self.encoder.encode(&Frame::SynReply { stream: id, fin: false, headers: Vec::new() });
         let _ = self.shared.out.send(reply).await;
         let stream = Stream {
             id,
