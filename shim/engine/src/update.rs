@@ -35,6 +35,7 @@ impl Engine {
         let mut wanted = resources.clone();
         // A process has it from its start; the cgroup knows nothing of it.
         wanted.oom_score_adj = None;
+        self.grow_pod(&sandbox, &id, &merged(&status.config.resources, &wanted)).await?;
         let request = task::UpdateTaskRequest {
             id: id.clone(),
             resources: Some(Any { type_url: RESOURCES_TYPE.into(), value: checked(&wanted)?.to_string().into_bytes() }),
@@ -96,6 +97,29 @@ impl Engine {
         if more == limits { Ok(()) } else { self.limit_pod(&pod.id, &more).await }
     }
 
+    /// Raises the limits of a pod in which a container is about to get more than the pod's sum has room for: a kubelet
+    /// that resizes containers states the new sum afterwards, if at all, and cgroup v1 refuses the container meanwhile.
+    async fn grow_pod(&self, sandbox: &str, container: &str, wanted: &Resources) -> Result<()> {
+        let pod = self.sandbox_record(sandbox)?;
+        let stated = sum(&pod.config.resources, &pod.config.overhead);
+        let limited = stated.memory.is_some() || stated.cpu_quota.is_some();
+        if !limited || pod.config.cgroup_parent.is_empty() || matches!(pod.handler.kind, HandlerKind::Shim { .. }) {
+            return Ok(());
+        }
+        let mut all = vec![wanted.clone()];
+        for other in self.container_ids(sandbox)?.into_iter().filter(|other| other != container) {
+            match self.container_record(sandbox, &other) {
+                Ok(other) if matches!(other.state, ContainerState::Created | ContainerState::Running) => {
+                    all.push(other.config.resources)
+                }
+                Err(e) if !e.is_not_found() => return Err(e),
+                _ => {}
+            }
+        }
+        let grown = grown(stated.clone(), &all, &pod.config.overhead);
+        if grown == stated { Ok(()) } else { self.limit_pod(sandbox, &grown).await }
+    }
+
     async fn limit_pod(&self, id: &str, limits: &Resources) -> Result<()> {
         let request = UpdateSandboxRequest { resources: checked(limits)?.to_string().into_bytes() };
         let what = format!("update sandbox {}", id::short(id));
@@ -104,6 +128,22 @@ impl Engine {
         let done = client.call(&what, service::CONTROL, method::UPDATE_SANDBOX, &request, deadline).await;
         done.map(|_: UpdateSandboxResponse| ())
     }
+}
+
+/// A pod's limits with room for those of all its containers together.
+fn grown(mut pod: Resources, containers: &[Resources], overhead: &Resources) -> Resources {
+    for container in containers {
+        pod = lifted(pod, container);
+    }
+    let total = |limit: fn(&Resources, Option<u64>) -> Option<i64>| {
+        let all = containers.iter().chain([overhead]);
+        all.filter_map(|c| limit(c, pod.cpu_period)).filter(|limit| *limit > 0).fold(0, i64::saturating_add)
+    };
+    let (memory, quota) = (total(|c, _| c.memory), total(quota_in));
+    // What was lifted is negative and stays so.
+    let grow = |limit: Option<i64>, least: i64| limit.map(|limit| if limit > 0 { limit.max(least) } else { limit });
+    (pod.memory, pod.cpu_quota) = (grow(pod.memory, memory), grow(pod.cpu_quota, quota));
+    pod
 }
 
 /// A pod's limits without those that one of its containers does not have.
@@ -193,10 +233,10 @@ pub(crate) fn sum(resources: &Resources, overhead: &Resources) -> Resources {
 /// The kernel's period where none is stated.
 const DEFAULT_PERIOD: u64 = 100_000;
 
-/// An overhead's CPU time, counted in another period.
-fn quota_in(overhead: &Resources, period: Option<u64>) -> Option<i64> {
-    let quota = overhead.cpu_quota.filter(|quota| *quota > 0)?;
-    let [from, to] = [overhead.cpu_period, period].map(|p| i128::from(p.filter(|p| *p > 0).unwrap_or(DEFAULT_PERIOD)));
+/// CPU time, counted in another period.
+fn quota_in(resources: &Resources, period: Option<u64>) -> Option<i64> {
+    let quota = resources.cpu_quota.filter(|quota| *quota > 0)?;
+    let [from, to] = [resources.cpu_period, period].map(|p| i128::from(p.filter(|p| *p > 0).unwrap_or(DEFAULT_PERIOD)));
     i64::try_from(i128::from(quota) * to / from).ok()
 }
 
@@ -257,6 +297,18 @@ mod tests {
         let half = Resources { cpu_quota: Some(-1), ..limited };
         let lifted = lifted(pod, &half);
         assert_eq!((lifted.memory, lifted.cpu_quota, lifted.cpu_shares), (Some(100), Some(-1), Some(7)));
+    }
+
+    #[test]
+    fn a_container_that_gets_more_makes_its_pod_grow() {
+        let limits = |memory, quota| Resources { memory: Some(memory), cpu_quota: Some(quota), ..Default::default() };
+        let pod = limits(100, 50_000);
+        let overhead = Resources { memory: Some(5), ..Default::default() };
+        let after = grown(pod.clone(), &[limits(90, 40_000), limits(60, 5_000)], &overhead);
+        assert_eq!((after.memory, after.cpu_quota), (Some(155), Some(50_000)));
+        let free = Resources { memory: Some(1), ..Default::default() };
+        assert_eq!(grown(pod.clone(), &[free], &overhead).cpu_quota, Some(-1), "one of them has no limit");
+        assert_eq!(grown(pod.clone(), &[limits(10, 1000)], &overhead), pod);
     }
 
     #[test]

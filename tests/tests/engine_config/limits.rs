@@ -120,6 +120,38 @@ fn a_pods_cgroup_is_its_resources_and_its_overhead() {
 }
 
 #[test]
+fn a_container_grows_with_its_pod_where_the_client_states_sums() {
+    rig(async |rig| {
+        let parent = format!("{}/kubelets", rig.engine.config().cgroup_parent);
+        let limits = |cpus: i64| Resources {
+            memory: Some(64 * cpus * MIB),
+            cpu_quota: Some(50_000 * cpus),
+            cpu_period: Some(100_000),
+            ..Default::default()
+        };
+        let config = SandboxConfig { cgroup_parent: parent.clone(), resources: limits(1), ..rig.pod("web") };
+        let sandbox = rig.engine.run_sandbox(config).await.unwrap();
+        let mut main = script("main", LONG);
+        main.resources = limits(1);
+        let status = ready(rig, &sandbox.id, main).await;
+        rig.engine.update_container(&status.id, &limits(2)).await.unwrap();
+        let group = format!("{parent}/pod{}", sandbox.id);
+        assert_eq!((memory(&group), memory(&format!("{group}/{}", status.id))), (128 * MIB, 128 * MIB));
+        rig.engine.remove_sandbox(&sandbox.id).await.unwrap();
+        remove_parent(&parent);
+    });
+}
+
+/// Takes away a parent that the test named.
+fn remove_parent(parent: &str) {
+    let relative = parent.trim_start_matches('/');
+    let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(relative));
+    for tree in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let _ = std::fs::remove_dir(tree.path().join(relative));
+    }
+}
+
+#[test]
 fn a_container_without_a_limit_is_not_held_to_the_sum_of_the_others() {
     rig(async |rig| {
         // As kubelet does: a parent that it limits itself, and for the pod the sum of its containers' limits.
@@ -138,9 +170,7 @@ fn a_container_without_a_limit_is_not_held_to_the_sum_of_the_others() {
         rig.engine.update_sandbox(&sandbox.id, None, Some(more)).await.unwrap();
         assert!(memory(&group) > 1 << 40);
         rig.engine.remove_sandbox(&sandbox.id).await.unwrap();
-        for tree in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let _ = std::fs::remove_dir(tree.path().join(parent.trim_start_matches('/')));
-        }
+        remove_parent(&parent);
     });
 }
 
