@@ -152,6 +152,10 @@ async fn a_pod_that_cannot_be_read_is_looked_at_again() {
     // In place, which makes no noise.
     fs::write(&record, whole).unwrap();
     expect(&mut subscription, &[('b', Created)]).await;
+    // A damaged record is not the end of its container.
+    fs::write(folder.engine.paths().container(&p, &c).join("record.json"), "{").unwrap();
+    folder.pod(&p, SandboxState::Ready);
+    quiet(&mut subscription).await;
 }
 
 #[tokio::test]

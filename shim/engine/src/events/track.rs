@@ -51,8 +51,9 @@ fn steps(told: Option<EventKind>, stage: Stage) -> Vec<EventKind> {
     .collect()
 }
 
-/// What is new in a pod that is there, its sandbox first while it comes and last when it goes.
-pub(super) fn news(all: &mut AllTold, pod: &Arc<PodView>, at: impl Fn() -> i64) -> Vec<Event> {
+/// What is new in a pod that is there, its sandbox first while it comes and last when it goes. `folders` are those of its
+/// containers: one without its record is not gone, but just being removed, or damaged.
+pub(super) fn news(all: &mut AllTold, pod: &Arc<PodView>, folders: &[String], at: impl Fn() -> i64) -> Vec<Event> {
     let sandbox = &pod.sandbox;
     let mut events = Vec::new();
     let names = || Some(Names::of(&sandbox.config));
@@ -65,7 +66,7 @@ pub(super) fn news(all: &mut AllTold, pod: &Arc<PodView>, at: impl Fn() -> i64) 
     }
     let mut gone: Vec<String> =
         all.iter().filter(|(_, told)| told.pod == sandbox.id).map(|(id, _)| id.clone()).collect();
-    gone.retain(|id| *id != sandbox.id && !pod.containers.iter().any(|c| c.id == *id));
+    gone.retain(|id| *id != sandbox.id && !pod.containers.iter().any(|c| c.id == *id) && !folders.contains(id));
     gone.sort_unstable();
     for id in gone {
         end(all, &mut events, &id, pod, &at);

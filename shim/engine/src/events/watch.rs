@@ -224,14 +224,15 @@ impl Watch {
             return track::farewell(&mut self.told, pod, || self.last.clock());
         }
         self.watch(&dir.join("containers"), folders, pod);
-        for container in self.engine.container_ids(pod).unwrap_or_default() {
-            let dir = self.engine.paths().container(pod, &container);
+        let containers = self.engine.container_ids(pod);
+        for container in containers.iter().flatten() {
+            let dir = self.engine.paths().container(pod, container);
             self.watch(&dir, replaced, pod);
         }
         self.watch_supervisor(pod);
-        match self.view(pod) {
-            Ok(Some(view)) => track::news(&mut self.told, &Arc::new(view), || self.last.clock()),
-            Ok(None) => Vec::new(),
+        match containers.and_then(|folders| Ok((folders, self.view(pod)?))) {
+            Ok((folders, Some(view))) => track::news(&mut self.told, &Arc::new(view), &folders, || self.last.clock()),
+            Ok((_, None)) => Vec::new(),
             // Just being made or removed: that changes it once more.
             Err(e) if e.is_not_found() => Vec::new(),
             Err(_) => {
