@@ -272,7 +272,7 @@ pub fn update_pod_cgroup(record: &Path, resources: &[u8]) -> Result<Vec<u8>, Fai
 }
 
 /// Where the pod's cgroup is, if it has one.
-fn pod_cgroup(record: &Path) -> Result<Option<CgroupState>, Failure> {
+pub fn pod_cgroup(record: &Path) -> Result<Option<CgroupState>, Failure> {
     let Ok(text) = fs::read(record) else { return Ok(None) };
     let failed = |error| Code::Unknown.failure(format!("read {}: {error}", record.display()));
     serde_json::from_slice(&text).map(Some).map_err(failed)

@@ -144,7 +144,7 @@ impl Sandbox {
         }
     }
 
-    fn check_id(&self, id: &str) -> Result<(), Failure> {
+    pub(crate) fn check_id(&self, id: &str) -> Result<(), Failure> {
         match id == self.id {
             true => Ok(()),
             false => Err(Code::NotFound.failure(format!("sandbox {id}: not found; this is {}", self.id))),

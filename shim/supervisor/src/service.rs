@@ -38,6 +38,7 @@ const SANDBOX: &[(&str, Handler)] = &[
     (method::WAIT_SANDBOX, Supervisor::wait_sandbox),
     (method::SANDBOX_STATUS, Supervisor::sandbox_status),
     (method::PING_SANDBOX, Supervisor::ping_sandbox),
+    (method::SANDBOX_METRICS, Supervisor::sandbox_metrics),
     (method::SHUTDOWN_SANDBOX, Supervisor::shutdown_sandbox),
 ];
 

@@ -1,7 +1,47 @@
-//! Task.Stats: the runtime's statistics as the messages containerd's clients know, one for each cgroup version.
+//! Task.Stats and Sandbox.SandboxMetrics: the runtime's statistics as the messages containerd's clients know, one for each
+//! cgroup version.
 
-use coracle_proto::{Any, any, cgroups_v1 as v1, cgroups_v2 as v2};
-use coracle_runtime::cgroup::{MemoryEntry, Stats, Version};
+use std::path::Path;
+use std::time::SystemTime;
+
+use coracle_proto::sandbox::{SandboxMetricsRequest, SandboxMetricsResponse};
+use coracle_proto::ttrpc::Code;
+use coracle_proto::types::Metric;
+use coracle_proto::{Any, Message, any, cgroups_v1 as v1, cgroups_v2 as v2};
+use coracle_runtime::cgroup::{Cgroup, MemoryEntry, Stats, Version};
+
+use crate::connection::Call;
+use crate::failure::{Fail, Failure};
+use crate::ops;
+use crate::sandbox::CGROUP_RECORD;
+use crate::service::{Outcome, decode};
+use crate::supervisor::{Job, Supervisor};
+
+impl Supervisor {
+    /// Sandbox.SandboxMetrics
+    pub(crate) fn sandbox_metrics(&mut self, call: Call, payload: &[u8]) -> Outcome {
+        let request: SandboxMetricsRequest = decode(payload)?;
+        self.sandbox.check_id(&request.sandbox_id)?;
+        self.sandbox.check_open()?;
+        let record = self.sandbox.bundle.join(CGROUP_RECORD);
+        let body = Box::new(move || of_pod(&record, request.sandbox_id));
+        self.work(Job::Answer { call }, &[], body)?;
+        Ok(None)
+    }
+}
+
+/// What the pod's cgroup has counted.
+fn of_pod(record: &Path, id: String) -> Result<Vec<u8>, Failure> {
+    let Some(state) = ops::pod_cgroup(record)? else {
+        return Err(Code::FailedPrecondition.failure(format!("metrics of sandbox {id}: it was made without a cgroup")));
+    };
+    let failed = |error| Code::Unknown.failure(format!("metrics of sandbox {id}: {error}"));
+    let cgroup = Cgroup::open(&state);
+    let (stats, kills) = (cgroup.stats().map_err(failed)?, cgroup.oom_kill_count().map_err(failed)?);
+    let data = message(&stats, state.version, kills);
+    let metrics = Metric { timestamp: Some(SystemTime::now().into()), id: id.clone(), data: Some(data) };
+    Ok(SandboxMetricsResponse { metrics: Some(metrics) }.encode_to_vec())
+}
 
 /// The message for this version; `oom_kills` is counted apart.
 pub fn message(stats: &Stats, version: Version, oom_kills: u64) -> Any {

@@ -1,6 +1,8 @@
 //! The pod around the containers: namespaces, names, cgroup, tender, stop and shutdown.
 
 use crate::pod::{Pod, Wish, alive, code, on_the_node, until};
+use coracle_proto::any;
+use coracle_proto::cgroups_v1::Metrics;
 use coracle_proto::coracle::{InfoRequest, InfoResponse, NamespaceMode, SandboxOptions};
 use coracle_proto::sandbox::*;
 use coracle_proto::task_types::Status as TaskStatus;
@@ -204,5 +206,27 @@ fn the_supervisor_tells_about_itself() {
         pod.client.call(service::SANDBOX, method::PLATFORM, &PlatformRequest { sandbox_id: pod.id.clone() }).unwrap();
     assert_eq!(platform.platform.unwrap().os, "linux");
     assert_eq!(pod.state("web", "").unwrap().status(), TaskStatus::Running);
+    pod.shutdown();
+}
+
+#[test]
+fn the_pods_metrics_count_its_containers() {
+    let group = format!("/coracle-test-metrics-{}", std::process::id());
+    let mut pod = Pod::with(SandboxOptions { cgroup_parent: group.clone(), ..Default::default() });
+    pod.cgroup = group;
+    pod.run("web", &["sleep", "1000"]);
+    let request = SandboxMetricsRequest { sandbox_id: pod.id.clone() };
+    let answer: Result<SandboxMetricsResponse, _> =
+        pod.client.call(service::SANDBOX, method::SANDBOX_METRICS, &request);
+    let metrics = answer.expect("metrics").metrics.unwrap();
+    assert_eq!(metrics.id, pod.id);
+    // This machine's controllers are of version 1.
+    let counted: Metrics = any::unpack(&metrics.data.unwrap()).expect("that version's message").unwrap();
+    assert!(counted.cpu.unwrap().usage.unwrap().total > 0);
+    assert!(counted.memory.unwrap().usage.unwrap().usage > 0);
+    let request = SandboxMetricsRequest { sandbox_id: "another".into() };
+    let refused: Result<SandboxMetricsResponse, _> =
+        pod.client.call(service::SANDBOX, method::SANDBOX_METRICS, &request);
+    assert_eq!(code(refused), Code::NotFound);
     pod.shutdown();
 }
