@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
@@ -114,8 +115,10 @@ pub fn boot_id() -> &'static str {
 /// Replaces the file at `path` by `bytes`.
 pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     use io::Write;
-    // The pid keeps two processes' temporary files apart; within one, a folder's record has one writer at a time.
-    let tmp = path.with_extension(format!("tmp{}", std::process::id()));
+    // No two writers share a temporary file: the pid keeps processes apart, the number tasks of one.
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    let number = WRITES.fetch_add(1, Ordering::Relaxed);
+    let tmp = path.with_extension(format!("tmp{}-{number}", std::process::id()));
     fs::OpenOptions::new()
         .write(true)
         .create(true)

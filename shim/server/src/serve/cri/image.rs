@@ -56,7 +56,12 @@ impl Cri {
         // Who shows the same credentials asks for the same thing. Who shows others has the registry decide for
         // himself; the store fetches a layer that several pulls want only once.
         let key = pulls::key(&reference, credentials.as_ref());
-        let work = async move { super::blocking(move || pulls::pull(&app, &store, &reference, credentials)).await };
+        let cri = self.clone();
+        let work = async move {
+            // It is never closed.
+            let _slot = cri.shared.pull_slots.acquire().await;
+            super::blocking(move || pulls::pull(&app, &store, &reference, credentials)).await
+        };
         let image_ref = self.shared.pulls.run(key, work).await?;
         Ok(v1::PullImageResponse { image_ref })
     }

@@ -40,6 +40,7 @@ use coracle_engine::events::Feed;
 use coracle_proto::cri as v1;
 use coracle_proto::cri::image_service_server::ImageService;
 use coracle_proto::cri::runtime_service_server::RuntimeService;
+use tokio::sync::Semaphore;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -50,6 +51,9 @@ use crate::serve::streaming;
 
 /// The answer of a call that answers many times.
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Pulls at once; kubelet has one at a time unless it is told otherwise.
+const MAX_PULLS: usize = 32;
 
 /// Both services. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -67,6 +71,8 @@ struct Shared {
     creations: once::Once<String>,
     /// Images that are being pulled; each comes to its id.
     pulls: once::Once<String>,
+    /// The right to pull now: a pull has threads, and registries that hang must leave some for the other calls.
+    pull_slots: Semaphore,
 }
 
 /// Runs what reads many files or waits for the disk on a thread of its own.
@@ -96,7 +102,8 @@ impl Cri {
         // What `coracle run` does is none of a CRI client's.
         let events = Feed::new(engine.clone(), Some(false));
         let (creations, pulls) = Default::default();
-        Cri { shared: Arc::new(Shared { live, engine, streaming, events, creations, pulls }) }
+        let pull_slots = Semaphore::new(MAX_PULLS);
+        Cri { shared: Arc::new(Shared { live, engine, streaming, events, creations, pulls, pull_slots }) }
     }
 
     fn engine(&self) -> &Engine {
