@@ -17,11 +17,15 @@ CHANNEL = grpc.insecure_channel("unix://" + SOCKET, options=[("grpc.default_auth
 RUNTIME = services.RuntimeServiceStub(CHANNEL)
 IMAGES = services.ImageServiceStub(CHANNEL)
 DEADLINE = 60
+# The number 99, with the value 1.
+UNKNOWN_FIELD = b"\x98\x06\x01"
 CALLED = set()
 
 
 def call(name, request, stub=RUNTIME):
-    """One call; its answer."""
+    """One call; its answer. Each request has a field that nobody knows, as a newer client's would."""
+    request.MergeFromString(UNKNOWN_FIELD)
+    assert UNKNOWN_FIELD in request.SerializeToString()
     CALLED.add(name)
     return getattr(stub, name)(request, timeout=DEADLINE)
 

@@ -1,5 +1,6 @@
 //! The CRI server as a whole, driven by clients that are not ours.
 
+mod bad;
 mod calls;
 mod handlers;
 mod images;

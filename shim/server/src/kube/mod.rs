@@ -17,6 +17,7 @@ pub mod pod;
 pub mod quantity;
 pub mod raw;
 pub mod security;
+pub mod service;
 pub mod volume;
 pub mod yaml;
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `cri` | the gRPC services: requests in, engine calls, answers out |
 //! | `streaming` | exec, attach and port-forward over HTTP, whose URLs the services hand out |
+//! | `inject` | variables for the containers of clients that are not kubelet |
 //! | `listen` | the socket |
 //! | `calls` | around every call: its line in the log, and its end when the server stops |
 //! | `log` | the log's lines |
@@ -16,6 +17,7 @@
 
 mod calls;
 pub mod cri;
+mod inject;
 mod listen;
 mod log;
 mod metrics;

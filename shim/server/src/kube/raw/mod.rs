@@ -8,12 +8,14 @@
 mod container;
 mod object;
 mod security;
+mod service;
 mod spec;
 mod volume;
 
 pub use container::{Container, ContainerPort, EnvVar, ResourceRequirements, VolumeMount};
 pub use object::Object;
 pub use security::{PodSecurityContext, SeccompProfile, SecurityContext};
+pub use service::{Service, ServicePort};
 pub use spec::{HostAlias, PodDnsConfig, PodDnsConfigOption, PodSpec};
 pub use volume::{EmptyDir, HostPath, Volume};
 

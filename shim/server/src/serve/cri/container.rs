@@ -7,6 +7,8 @@ use coracle_proto::cri as v1;
 use coracle_rootfs::Store;
 use tonic::{Code, Status};
 
+use crate::serve::inject;
+
 use super::{Answers, Cri, convert, fault, filter, once, verbose};
 
 impl Cri {
@@ -33,8 +35,17 @@ impl Cri {
                 return Err(fault::invalid(field, format!("the pod has no container {target:?}")));
             }
         }
-        let store = self.engine().store().clone();
-        config = super::blocking(move || resolve_images(&store, config)).await?;
+        let (app, engine, pod) = (self.app(), self.engine().clone(), sandbox.clone());
+        config = super::blocking(move || {
+            let mut config = resolve_images(engine.store(), config)?;
+            if app.config.serve.inject_env {
+                let pod = engine.sandbox_status(&pod).map_err(fault::engine)?;
+                inject::apply(&app, &pod, &mut config)
+                    .map_err(|e| fault::status(Code::FailedPrecondition, format!("inject_env: {e:#}")))?;
+            }
+            Ok(config)
+        })
+        .await?;
         let image = config.image.clone();
         match self.engine().create_container(&sandbox, config).await {
             Ok(id) => Ok(id),
