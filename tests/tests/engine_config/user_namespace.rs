@@ -147,6 +147,28 @@ fn the_shared_pid_namespace_belongs_to_it_and_privileges_end_in_it() {
 }
 
 #[test]
+fn what_makes_a_container_strict_works_in_it_too() {
+    rig(async |rig| {
+        let sandbox = rig.engine.run_sandbox(pod(rig, "web")).await.unwrap();
+        let look = "touch /x 2>/dev/null || echo readonly; touch /etc/hosts 2>/dev/null || echo hosts; \
+                    wc -c < /proc/keys; (echo 1 > /proc/sys/kernel/shmmax) 2>/dev/null || echo proc; \
+                    grep -E 'NoNewPrivs|Seccomp:|CapEff' /proc/self/status; touch /dev/shm/x && echo shm";
+        let mut config = script("look", look);
+        config.security = Security {
+            run_as_user: Some(65_534),
+            readonly_rootfs: true,
+            no_new_privs: true,
+            drop_capabilities: vec!["ALL".into()],
+            ..Default::default()
+        };
+        config.resources.oom_score_adj = Some(500);
+        let seen = lines(rig, &sandbox.id, config).await;
+        assert_eq!(seen[..4], ["readonly", "hosts", "0", "proc"]);
+        assert_eq!(seen[4..], ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2", "shm"]);
+    });
+}
+
+#[test]
 fn the_nodes_network_is_seen_and_not_changed() {
     rig(async |rig| {
         let config = SandboxConfig { network: NamespaceMode::Node, ..pod(rig, "web") };

@@ -5,7 +5,8 @@
 //! load; where none is, there is nothing to apply. An administrator loads ours at boot by `apparmor_parser -r`, from a
 //! file that names its profile `coracle-default`.
 //!
-//! SELinux. The types are the host's own, of `contexts/lxc_contexts` in its policy; a pod without a level of its own gets
+//! SELinux. The types are the host's own, of `contexts/lxc_contexts` in its policy, without which nothing is labelled
+//! unless asked for; a pod without a level of its own gets
 //! two categories made from its id, so that pods cannot read each other's files. Where a pod asks for something, that
 //! replaces the parts it names.
 
@@ -25,6 +26,9 @@ use crate::types::{AppArmor, Security, SelinuxOptions};
 const DEFAULT_PROFILES: [&str; 3] = ["coracle-default", "cri-containerd.apparmor.d", "docker-default"];
 /// Categories of SELinux's level.
 const CATEGORIES: u16 = 1024;
+/// Labels of containers' processes and files by the usual policy, where it does not name them.
+const PROCESS: &str = "system_u:system_r:container_t:s0";
+const FILE: &str = "system_u:object_r:container_file_t:s0";
 /// The extended attribute of a file's label.
 const ATTRIBUTE: &str = "security.selinux";
 /// Volumes are labelled this deep.
@@ -143,12 +147,14 @@ impl Host {
                 None => Ok(Default::default()),
             };
         }
-        if privileged && asked.is_none() {
+        let contexts = self.contexts();
+        // A policy without labels for containers confines none by itself.
+        if asked.is_none() && (privileged || contexts.is_none()) {
             return Ok(Default::default());
         }
         let options = asked.cloned().unwrap_or_default();
         check(&options)?;
-        let (process, mount) = self.contexts();
+        let (process, mount) = contexts.unwrap_or_else(|| (PROCESS.to_owned(), FILE.to_owned()));
         let level = if options.level.is_empty() { level_of(id) } else { options.level.clone() };
         let mut process: Vec<&str> = process.split(':').take(3).collect();
         process.resize(3, "");
@@ -161,12 +167,12 @@ impl Host {
         Ok((format!("{}:{level}", process.join(":")), format!("{}:{level}", mount.join(":"))))
     }
 
-    /// The labels of processes and files of containers, as the host's policy names them.
-    fn contexts(&self) -> (String, String) {
-        let text = |path: &str| fs::read_to_string(self.path(path)).unwrap_or_default();
-        let config = text("/etc/selinux/config");
+    /// The labels of processes and files of containers, as the host's policy names them, if it does.
+    fn contexts(&self) -> Option<(String, String)> {
+        let config = fs::read_to_string(self.path("/etc/selinux/config")).unwrap_or_default();
         let policy = config.lines().find_map(|line| line.trim().strip_prefix("SELINUXTYPE=")).unwrap_or("targeted");
-        let contexts = text(&format!("/etc/selinux/{}/contexts/lxc_contexts", policy.trim()));
+        let path = format!("/etc/selinux/{}/contexts/lxc_contexts", policy.trim());
+        let contexts = fs::read_to_string(self.path(&path)).ok()?;
         let get = |key: &str, default: &str| {
             let line = contexts.lines().find_map(|line| {
                 let (name, value) = line.split_once('=')?;
@@ -174,7 +180,7 @@ impl Host {
             });
             line.unwrap_or_else(|| default.to_owned())
         };
-        (get("process", "system_u:system_r:container_t:s0"), get("file", "system_u:object_r:container_file_t:s0"))
+        Some((get("process", PROCESS), get("file", FILE)))
     }
 
     /// Gives a volume the container's label, with all that is in it. On a host without SELinux there is nothing to give.
@@ -317,7 +323,13 @@ mod tests {
 
     #[test]
     fn a_pods_containers_share_a_level_that_others_have_not() {
-        let (_dir, some) = host(&[SELINUX]);
+        let (_dir, bare) = host(&[SELINUX]);
+        assert_eq!(
+            bare.labels(&Security::default(), None, "p").unwrap(),
+            Labels::default(),
+            "no policy for containers"
+        );
+        let (_dir, some) = host(&[SELINUX, ("/etc/selinux/targeted/contexts/lxc_contexts", "")]);
         let label = |pod: &str| some.labels(&Security::default(), None, pod).unwrap().process;
         assert_eq!(label("a"), label("a"));
         assert_ne!(label("a"), label("b"));
