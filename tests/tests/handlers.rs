@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coracle_engine::handler::{HandlerSettings, HandlerType};
+use coracle_engine::handler::{HandlerOptions, HandlerSettings, HandlerType};
 use coracle_engine::{
     ContainerState, EngineConfig, ExecConfig, Handlers, IdMapping, Mount, NamespaceMode, Resources, SandboxConfig,
     SandboxState, Security, UserNamespace,
@@ -22,11 +22,14 @@ fn settings(kind: HandlerType, binary: impl AsRef<Path>) -> HandlerSettings {
 
 fn config() -> EngineConfig {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let crun = HandlerOptions { runtime: Some(here.join("handlers/crun-hybrid")), ..Default::default() };
+    let shim_of_crun = HandlerSettings { options: crun, ..settings(HandlerType::Shim, "containerd-shim-runc-v2") };
     let named = [
         ("runc", settings(HandlerType::Oci, "runc")),
         ("crun", settings(HandlerType::Oci, here.join("handlers/crun-hybrid"))),
         ("own", settings(HandlerType::Oci, coracle_tests::bin("coracle-oci"))),
         ("shim", settings(HandlerType::Shim, "io.containerd.runc.v2")),
+        ("shim-of-crun", shim_of_crun),
         ("broken", settings(HandlerType::Shim, here.join("handlers/shim-broken"))),
         ("gone", settings(HandlerType::Oci, "/no/such/runtime")),
         ("sick", settings(HandlerType::Oci, "false")),
@@ -277,7 +280,7 @@ async fn leaves_nothing_when_its_supervisor_is_killed(rig: &Rig, handler: &str) 
 
 /// The socket of a pod's shim, if it has one.
 fn shim_socket(rig: &Rig, pod: &str) -> Option<PathBuf> {
-    let text = std::fs::read(rig.engine.paths().pod(pod).join("shim/address")).ok()?;
+    let text = std::fs::read(rig.engine.paths().pod(pod).join("shim/listening.json")).ok()?;
     let told: serde_json::Value = serde_json::from_slice(&text).unwrap();
     let socket = PathBuf::from(told["address"].as_str().unwrap().strip_prefix("unix://").unwrap());
     assert!(socket.exists());
@@ -326,6 +329,37 @@ fn when_its_shim_dies_a_container_has_ended_and_the_pod_goes_on() {
 }
 
 #[test]
+fn a_shim_calls_the_runtime_that_it_is_told_to() {
+    rig_with(config(), async |rig| {
+        let pod = rig.engine.run_sandbox(pod(rig, "shim-of-crun")).await.unwrap();
+        let (exit, log) = rig.run(&pod.id, script("main", "echo out; exit 3")).await;
+        assert_eq!((exit.code, log.as_str()), (3, "out\n"));
+        // crun keeps its record differently than runc.
+        let id = rig.start(&pod.id, script("other", LONG)).await.unwrap();
+        let state = rig.engine.paths().pod(&pod.id).join("shim/state/coracle").join(&id);
+        assert!(state.join("status").exists() && !state.join("state.json").exists());
+    });
+}
+
+#[test]
+fn a_pod_that_is_stopped_in_the_middle_of_a_create_leaves_nothing() {
+    for handler in ["runc", "shim"] {
+        rig_with(config(), async |rig| {
+            let pod = rig.engine.run_sandbox(pod(rig, handler)).await.unwrap();
+            let create = rig.engine.create_container(&pod.id, script("main", LONG));
+            let stop = async {
+                tokio::time::sleep(Duration::from_millis(40)).await;
+                rig.engine.stop_sandbox(&pod.id).await
+            };
+            let (_, stopped) = tokio::join!(create, stop);
+            stopped.unwrap();
+            rig.engine.remove_sandbox(&pod.id).await.unwrap();
+            assert_eq!(rig.left(), Vec::<String>::new());
+        });
+    }
+}
+
+#[test]
 fn a_shim_that_does_not_start_says_why() {
     rig_with(config(), async |rig| {
         let pod = rig.engine.run_sandbox(pod(rig, "broken")).await.unwrap();
@@ -357,7 +391,10 @@ fn what_a_runtime_would_pass_over_in_silence_is_refused() {
 fn an_unknown_or_unhealthy_handler_is_an_error_and_makes_nothing() {
     rig_with(config(), async |rig| {
         for (handler, words) in [
-            ("kata", "no handler \"kata\" is configured; known are broken, coracle, crun, gone, own, runc, shim, sick"),
+            (
+                "kata",
+                "no handler \"kata\" is configured; known are broken, coracle, crun, gone, own, runc, shim, shim-of-crun, sick",
+            ),
             ("gone", "handler gone: its program /no/such/runtime: No such file"),
             ("sick", "false --version: exit status: 1"),
         ] {

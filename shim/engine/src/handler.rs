@@ -414,9 +414,13 @@ pub(crate) fn forget_shim(pod: &Path) -> Result<()> {
     struct Listening {
         address: String,
     }
-    let listening: Option<Listening> = crate::record::read_json(&pod.join("shim/address"))?;
-    let Some(listening) = listening else { return Ok(()) };
-    let socket = Path::new(listening.address.strip_prefix("unix://").unwrap_or(&listening.address));
+    let folder = pod.join("shim");
+    let listening: Option<Listening> = crate::record::read_json(&folder.join("listening.json"))?;
+    let Some(Listening { address }) = listening else { return Ok(()) };
+    // One whose starter was killed may have noted its address itself, as text.
+    let address =
+        if address.is_empty() { fs::read_to_string(folder.join("address")).unwrap_or_default() } else { address };
+    let socket = Path::new(address.trim().trim_start_matches("unix://"));
     // Only what is a socket can have been its.
     if !fs::symlink_metadata(socket).is_ok_and(|meta| meta.file_type().is_socket()) {
         return Ok(());

@@ -15,7 +15,7 @@
 //! exits       exit.json                    tender      calling the engine when a container exits
 //! failure     status codes                 stats       runtime's numbers in containerd's messages
 //! oci         what runs a container        foreign     other runtimes than ours; shim: containerd's shims
-//! sys         all of the crate's unsafe code
+//! signals     by pid or by the runtime     sys         all of the crate's unsafe code
 //! ```
 
 mod arguments;
@@ -34,6 +34,7 @@ mod reactor;
 mod sandbox;
 mod service;
 mod shim;
+mod signals;
 mod stats;
 mod stdio;
 mod streams;

@@ -6,7 +6,7 @@
 //! ```text
 //! <sandbox bundle>/shim/           the shim's working directory
 //!   config.json                    its annotations make the shim group all containers of the pod
-//!   address                        {"address":"unix:///...","version":2}: written when it listens
+//!   listening.json                 {"address":"unix:///...","version":2,"cgroup":"..."}: the address when it listens
 //!   lock                           flock: one worker at a time starts a shim
 //!   log, shim.log                  the fifo it writes its messages to, and where the supervisor keeps them
 //!   state/                         where runc's shim keeps runc's state

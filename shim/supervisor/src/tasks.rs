@@ -14,7 +14,7 @@ use crate::task::{Event, State};
 use crate::worker::DIED;
 use coracle_proto::ttrpc::Code;
 use coracle_proto::{Message, Timestamp, task};
-use nix::libc::{SIGKILL, SIGRTMAX};
+use nix::libc::SIGKILL;
 use std::path::{Path, PathBuf};
 
 /// Containers of one pod.
@@ -52,7 +52,7 @@ impl Process {
     }
 
     /// After a worker's report: the machine allows it in whatever state the process is by now.
-    fn report(&mut self, event: Event) {
+    pub(crate) fn report(&mut self, event: Event) {
         debug_assert!(self.state.after(event).is_ok(), "{event:?} in {:?}", self.state);
         self.state = self.state.after(event).unwrap_or(self.state);
     }
@@ -203,50 +203,7 @@ impl Supervisor {
         done()
     }
 
-    /// Task.Kill
-    pub(crate) fn kill(&mut self, call: Call, payload: &[u8]) -> Outcome {
-        let request: task::KillRequest = decode(payload)?;
-        let id = request.id.clone();
-        let signal = i32::try_from(request.signal).ok().filter(|signal| (0..=SIGRTMAX()).contains(signal));
-        let Some(signal) = signal else {
-            return Err(Code::InvalidArgument.failure(format!("kill {id}: {} is no signal", request.signal)));
-        };
-        if request.all && request.exec_id.is_empty() {
-            self.container(&id)?;
-            self.act(Job::Answer { call }, &id, Act::KillAll(signal))?;
-            self.thaw_to_die(&id, signal);
-            return Ok(None);
-        }
-        let by_runtime = self.container(&id)?.oci.signals(&request.exec_id, signal);
-        let process = self.process(&id, &request.exec_id)?;
-        if !process.state.alive() || process.pid == 0 {
-            return Err(Code::NotFound.failure(format!("kill {id}: the process is {}", process.state)));
-        }
-        if by_runtime {
-            self.act(Job::Answer { call }, &id, Act::Kill { exec: request.exec_id, signal })?;
-            self.thaw_to_die(&id, signal);
-            return Ok(None);
-        }
-        // The pid is ours until we reap it, so no other process can be hit.
-        sys::kill(process.pid, signal).map_err(|error| Code::Unknown.failure(format!("kill {id}: {error}")))?;
-        self.thaw_to_die(&id, signal);
-        done()
-    }
-
-    /// A frozen process dies of SIGKILL only once it is thawed.
-    pub(crate) fn thaw_to_die(&mut self, id: &str, signal: i32) {
-        let Ok(container) = self.container(id) else { return };
-        if signal == SIGKILL && container.init.state == State::Paused {
-            container.init.report(Event::Resume);
-            if self.freeze(None, id, false).is_err()
-                && let Ok(container) = self.container(id)
-            {
-                container.init.report(Event::ResumeFailed);
-            }
-        }
-    }
-
-    fn freeze(&mut self, call: Option<Call>, id: &str, frozen: bool) -> Result<(), Failure> {
+    pub(crate) fn freeze(&mut self, call: Option<Call>, id: &str, frozen: bool) -> Result<(), Failure> {
         self.act(Job::Freeze { call, container: id.to_owned(), frozen }, id, Act::Freeze(frozen))
     }
 

@@ -22,8 +22,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The file that tells where it listens.
-const ADDRESS: &str = "address";
+/// The file that tells where it listens; with no address in it while it is being started.
+const ADDRESS: &str = "listening.json";
+/// The same as text, as some shims write it themselves: all there is when its starter was killed.
+const OWN_ADDRESS: &str = "address";
 /// The fifo for its messages.
 pub const LOG: &str = "log";
 /// Ours among containerd's namespaces.
@@ -92,7 +94,17 @@ impl Address {
 
 /// Where the shim of this folder listens.
 pub fn read_address(folder: &Path) -> io::Result<Address> {
-    Ok(serde_json::from_slice(&fs::read(folder.join(ADDRESS))?)?)
+    let address: Address = serde_json::from_slice(&fs::read(folder.join(ADDRESS))?)?;
+    match address.address.is_empty() {
+        false => Ok(address),
+        true => Ok(Address { address: fs::read_to_string(folder.join(OWN_ADDRESS))?.trim().to_owned(), ..address }),
+    }
+}
+
+fn write_address(folder: &Path, address: &Address) -> io::Result<()> {
+    let new = folder.join(".listening.json.new");
+    fs::write(&new, serde_json::to_vec(address)?)?;
+    fs::rename(&new, folder.join(ADDRESS))
 }
 
 fn failed(what: impl std::fmt::Display, error: impl std::fmt::Display) -> Failure {
@@ -134,6 +146,9 @@ fn start(shim: &Shim) -> Result<Client, Failure> {
     let file = shim.folder.join("config.json");
     fs::write(&file, config.to_string()).map_err(|error| failed(format!("write {}", file.display()), error))?;
     let cgroup = enter_cgroup(shim).map_err(|error| failed(&what, error))?;
+    let none = Address { address: String::new(), version: oldest(), protocol: String::new(), cgroup };
+    let _ = fs::remove_file(shim.folder.join(OWN_ADDRESS));
+    write_address(&shim.folder, &none).map_err(|error| failed(&what, error))?;
     coracle_runtime::leave_mount_namespace(shim.folder.parent().unwrap_or(&shim.folder))?;
 
     let events = events_address(&shim.folder);
@@ -149,14 +164,10 @@ fn start(shim: &Shim) -> Result<Client, Failure> {
         return Err(failed(what, format!("{}: {words}", output.status)));
     }
     let address = Address::parse(&String::from_utf8_lossy(&output.stdout)).map_err(|why| failed(&what, why))?;
-    let address = Address { cgroup, ..address };
+    let address = Address { cgroup: none.cgroup, ..address };
     let client = Client::connect(&address)?;
-    let (new, file) = (shim.folder.join(".address.new"), shim.folder.join(ADDRESS));
-    let text = serde_json::to_vec(&address).map_err(|error| failed(&what, error))?;
-    fs::write(&new, text).and_then(|()| fs::rename(&new, &file)).map_err(|error| {
-        // Nobody could find it again; its cgroup has it killed with the pod.
-        failed(format!("write {}", file.display()), error)
-    })?;
+    // If that fails nobody finds it again, and its cgroup has it killed with the pod.
+    write_address(&shim.folder, &address).map_err(|error| failed(&what, error))?;
     Ok(client)
 }
 
@@ -180,26 +191,35 @@ fn events_address(folder: &Path) -> String {
 /// Ends the shim of a pod whose containers are all gone, and takes away what it leaves on the machine. No shim is no
 /// error.
 pub fn end(folder: &Path, sandbox: &str) -> Result<(), Failure> {
-    let Ok(address) = read_address(folder) else { return Ok(()) };
-    let socket = address.path().map_err(|why| failed("end the shim", why))?;
-    if let Ok(mut client) = Client::connect(&address) {
-        let request = task::ShutdownRequest { id: sandbox.to_owned(), now: true };
-        // It may end before it answers.
-        let _ = client.call::<Empty>(method::SHUTDOWN, &request, Some(SHORT));
+    let Ok(text) = fs::read(folder.join(ADDRESS)) else { return Ok(()) };
+    let started: Address = serde_json::from_slice(&text).map_err(|error| failed("end the shim", error))?;
+    let listening = read_address(folder).ok();
+    if let Some(address) = &listening {
+        shut_down(address, sandbox);
     }
-    let deadline = Instant::now() + END_WAIT;
-    while Client::connect(&address).is_ok() && Instant::now() < deadline {
-        std::thread::sleep(END_PAUSE);
-    }
-    if !address.cgroup.is_empty() {
-        clear(&address.cgroup).map_err(|error| failed("end the shim", error))?;
+    if !started.cgroup.is_empty() {
+        clear(&started.cgroup).map_err(|error| failed("end the shim", error))?;
     }
     // The name of a file that is no socket was not made by a shim.
-    if fs::symlink_metadata(&socket).is_ok_and(|meta| meta.file_type().is_socket()) {
+    if let Some(socket) = listening.and_then(|address| address.path().ok())
+        && fs::symlink_metadata(&socket).is_ok_and(|meta| meta.file_type().is_socket())
+    {
         let _ = fs::remove_file(&socket);
     }
     let _ = fs::remove_dir_all(folder);
     Ok(())
+}
+
+/// Asks a shim to end and waits until it has. One that does not is killed with its cgroup.
+fn shut_down(address: &Address, sandbox: &str) {
+    let Ok(mut client) = Client::connect(address) else { return };
+    let request = task::ShutdownRequest { id: sandbox.to_owned(), now: true };
+    // It may end before it answers.
+    let _ = client.call::<Empty>(method::SHUTDOWN, &request, Some(SHORT));
+    let deadline = Instant::now() + END_WAIT;
+    while Client::connect(address).is_ok() && Instant::now() < deadline {
+        std::thread::sleep(END_PAUSE);
+    }
 }
 
 fn clear(path: &str) -> Result<(), coracle_runtime::cgroup::Error> {

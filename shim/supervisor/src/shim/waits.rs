@@ -114,38 +114,6 @@ impl Supervisor {
         }
     }
 
-    /// Signals a process on behalf of nobody who waits for an answer.
-    pub(crate) fn signal(&mut self, id: &str, exec: &str, signal: i32) {
-        let Ok(container) = self.container(id) else { return };
-        let by_shim = matches!(container.oci, Oci::Shim(_));
-        let Ok(process) = self.process(id, exec) else { return };
-        if !process.state.alive() || process.pid == 0 {
-            return;
-        }
-        if by_shim {
-            // What cannot be signalled will be found alive by whoever wants it dead.
-            let _ = self.act(Job::Quiet, id, Act::Kill { exec: exec.to_owned(), signal });
-        } else {
-            // It may have died this very moment; its exit is on the way.
-            let _ = sys::kill(process.pid, signal);
-        }
-    }
-
-    /// Kills the init of a container that was never started.
-    pub(crate) fn kill_created(&mut self, id: &str) {
-        let Ok(container) = self.container(id) else { return };
-        let pid = container.init.pid;
-        match container.oci {
-            Oci::Shim(_) => {
-                let kill = Act::Kill { exec: String::new(), signal: SIGKILL };
-                if let Err(failure) = self.act(Job::Quiet, id, kill) {
-                    eprintln!("kill {id}: {}", failure.message);
-                }
-            }
-            _ => drop(sys::kill(pid, SIGKILL)),
-        }
-    }
-
     /// Events.Forward: a shim's events. What they tell is known by other ways.
     pub(crate) fn forward_event(&mut self, _: crate::connection::Call, _: &[u8]) -> Outcome {
         done()
