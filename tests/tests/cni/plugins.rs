@@ -90,6 +90,24 @@ fn plugins_are_run_in_order_with_all_that_the_specification_says_and_undone_in_r
 }
 
 #[test]
+fn those_who_detach_at_once_run_each_plugin_once() {
+    let host = two_givers("1.0.0", "");
+    let (network, pods) = (host.network(), [Pod::new(), Pod::new(), Pod::new()]);
+    for pod in &pods {
+        host.attach(&network, pod, &Wish::default()).unwrap();
+        host.forget_calls();
+        host.run(|| {
+            std::thread::scope(|scope| {
+                let workers: Vec<_> = (0..8).map(|_| scope.spawn(|| network.detach(&pod.id))).collect();
+                workers.into_iter().for_each(|worker| worker.join().unwrap().unwrap());
+            });
+        });
+        assert_eq!(host.calls(), ["DEL other", "DEL one"]);
+        assert!(host.is_clean());
+    }
+}
+
+#[test]
 fn before_0_4_no_result_is_given_to_del_and_addresses_say_their_version() {
     let host = two_givers("0.3.1", "");
     let (network, pod) = (host.network(), Pod::new());

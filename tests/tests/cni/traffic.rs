@@ -124,6 +124,72 @@ fn without_snat_a_near_client_keeps_its_address() {
     }
 }
 
+/// Sends the first packet of an SCTP association, made by hand: the kernel may have no sockets for it.
+const SCTP_CLIENT: &str = r#"
+import socket, struct, sys
+def crc(data):
+    c = 0xffffffff
+    for byte in data:
+        c ^= byte
+        for _ in range(8):
+            c = (c >> 1) ^ (0x82f63b78 if c & 1 else 0)
+    return c ^ 0xffffffff
+init = struct.pack('!BBHIIHHI', 1, 0, 20, 7, 65535, 1, 1, 1)
+def packet(checksum):
+    return struct.pack('!HHI', 4000, int(sys.argv[2]), 0) + struct.pack('<I', checksum) + init
+socket.socket(socket.AF_INET, socket.SOCK_RAW, 132).sendto(packet(crc(packet(0))), (sys.argv[1], 0))
+"#;
+const SCTP_SERVER: &str = r#"
+import socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 132)
+s.settimeout(10)
+print('ready', flush=True)
+p = s.recv(2048)
+h = (p[0] & 15) * 4
+print(socket.inet_ntoa(p[12:16]), *struct.unpack('!HH', p[h:h + 4]), p[h + 12], flush=True)
+"#;
+
+#[test]
+fn sctp_ports_lead_to_the_pod() {
+    use std::io::BufRead;
+    use std::process::{Command, Stdio};
+    for local in [true, false] {
+        let (host, outside) = connected(true, &conf("", RANGE));
+        let (network, pod) = (host.network(), Pod::new());
+        let wish = Wish { ports: vec![port("", 5000, 38412, Protocol::Sctp)], local, ..Wish::default() };
+        host.attach(&network, &pod, &wish).unwrap();
+        let mut command = Command::new("python3");
+        command.args(["-c", SCTP_SERVER]).stdout(Stdio::piped());
+        let mut server = pod.netns.run(|| command.spawn()).expect("start python3");
+        let mut said = std::io::BufReader::new(server.stdout.take().unwrap()).lines();
+        assert_eq!(said.next().unwrap().unwrap(), "ready");
+        outside.run(|| Command::new("python3").args(["-c", SCTP_CLIENT, "192.0.2.1", "5000"]).status()).unwrap();
+        assert_eq!(said.next().expect("the packet comes").unwrap(), "192.0.2.2 4000 38412 1", "local: {local}");
+        assert!(server.wait().unwrap().success());
+        host.detach(&network, &pod).unwrap();
+    }
+}
+
+#[test]
+fn who_binds_a_host_port_later_is_told_by_doctor_and_what_networks_share_goes_at_the_end() {
+    let (host, _outside) = connected(true, &conf("", RANGE));
+    let (network, web) = (host.network(), Pod::new());
+    let wish = Wish { ports: vec![port("", 8080, 80, Protocol::Tcp)], ..Wish::default() };
+    host.attach(&network, &web, &wish).unwrap();
+    let troubles = || host.run(|| network.troubles()).unwrap();
+    assert!(troubles().is_empty());
+    let listener = host.run(|| TcpListener::bind("0.0.0.0:8080").unwrap());
+    let told = troubles().join("; ");
+    assert!(told.contains("hostPort 0.0.0.0:8080/tcp leads to sandbox") && told.contains("process"), "{told}");
+    drop(listener);
+    host.run(|| network.remove()).unwrap();
+    assert!(host.sh("nft list tables").contains("coracle-cni"), "it is in use");
+    host.detach(&network, &web).unwrap();
+    host.run(|| network.remove()).unwrap();
+    assert_eq!(host.sh("nft list tables"), "");
+    assert!(host.sh("ip link").contains("cni9"), "the bridge is the administrator's");
+}
+
 #[test]
 fn udp_clients_that_keep_their_port_reach_the_pod_that_is_there_now() {
     let (host, outside) = connected(true, &conf("", RANGE));

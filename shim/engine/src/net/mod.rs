@@ -279,12 +279,26 @@ impl Network {
 
     /// What keeps attached pods from the network though all of ours stands for them, for `doctor`. Changes nothing.
     pub fn troubles(&self) -> Result<Vec<String>, Error> {
-        self.embedded.troubles()
+        let mut troubles = self.embedded.troubles()?;
+        for holder in self.embedded.holders()?.into_iter().chain(self.cni.holders()?) {
+            for port in &holder.ports {
+                // Nothing holds a hostPort bound; who binds it later is told so by nobody else.
+                if let Some(owner) = port::listener(port) {
+                    let sandbox = &holder.sandbox;
+                    troubles.push(format!(
+                        "hostPort {port} leads to sandbox {sandbox}: {owner}, which has it too, is not reached there"
+                    ));
+                }
+            }
+        }
+        Ok(troubles)
     }
 
     /// Removes the embedded network's bridge and table, and says whether: not while anything holds a lease, and not when
-    /// nothing was made. The next pod makes them again.
+    /// nothing was made. The next pod makes them again. The table of CNI networks goes, too, when no pod has part in it;
+    /// their bridges are the administrator's.
     pub fn remove(&self) -> Result<bool, Error> {
+        self.cni.remove()?;
         self.embedded.remove()
     }
 }

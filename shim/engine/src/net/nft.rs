@@ -24,6 +24,7 @@
 
 use std::io::Write;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
@@ -126,6 +127,11 @@ pub(super) fn create(config: &NetConfig) -> Result<(), Error> {
 /// Removes a table; that it is not there is no error.
 pub(super) fn remove(table: &str) -> Result<(), Error> {
     run(table, &format!("add table inet {table}\ndelete table inet {table}\n"))
+}
+
+/// Whether there is an `nft` to run.
+pub(super) fn is_installed() -> bool {
+    super::ADMIN_PATH.split(':').any(|dir| Path::new(dir).join("nft").exists())
 }
 
 /// Runs one transaction of `nft` on a table.

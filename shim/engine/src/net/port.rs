@@ -120,7 +120,7 @@ pub(super) fn check_free(ports: &[PortMapping], holders: &[Holder]) -> Result<()
 
 /// Who on the host listens at the port, found by trying to bind it. Nothing is held afterwards: the forwarding is the
 /// kernel's and needs no process, so a program that binds the port later is simply not reached from outside.
-fn listener(port: &PortMapping) -> Option<String> {
+pub(super) fn listener(port: &PortMapping) -> Option<String> {
     if port.host_ip.is_some_and(|ip| ip.is_ipv6() && !ip.is_unspecified()) {
         return None; // who listens at one IPv6 address is left to the network
     }

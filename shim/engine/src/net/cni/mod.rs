@@ -36,7 +36,7 @@ use serde_json::{Value, json};
 use super::kernel::{Pool, inside, open_netns, up};
 use super::nl::Socket;
 use super::port::{self, Holder};
-use super::{Attach, Attachment, Error, NetConfig, NetworkStatus, POD_INTERFACE};
+use super::{Attach, Attachment, Error, NetConfig, NetworkStatus, POD_INTERFACE, nft};
 use crate::types::PortMapping;
 use conf::{Conf, Found, Plugin, Version};
 use native::{Native, Plan, Store};
@@ -78,6 +78,12 @@ impl Cni {
         self.plugins.timeout * PATIENCE
     }
 
+    /// How to do a network's work without its plugins; `None` when they have to be run.
+    fn plan(&self, conf: &Conf) -> Option<Plan> {
+        let plan = Plan::of(conf).filter(|_| self.config.native)?;
+        (!plan.translates() || nft::is_installed()).then_some(plan)
+    }
+
     /// What the folder of configurations says now.
     pub(super) fn found(&self) -> Found {
         conf::read(&self.config.cni_conf_dir)
@@ -104,7 +110,7 @@ impl Cni {
         let netns = open_netns(attach.netns)?;
         self.detach(attach.sandbox)?;
         let _held = self.records.hold(attach.sandbox, self.patience())?;
-        let plan = if self.config.native { Plan::of(&conf).filter(|plan| plan.fits(&ports)) } else { None };
+        let plan = self.plan(&conf).filter(|plan| plan.fits(&ports));
         let notes = notes(&conf, &ports);
         let attached = match plan {
             Some(plan) => self.attach_natively(plan, &conf, attach, ports, others, &netns),
@@ -333,7 +339,7 @@ impl Cni {
             }
         }
         let ours = self.system || self.records.is_used(&conf.name);
-        if conf.disable_gc || !ours || (self.config.native && Plan::of(&conf).is_some()) {
+        if conf.disable_gc || !ours || self.plan(&conf).is_some() {
             return Ok(());
         }
         let version = self.version(&conf);
@@ -356,6 +362,15 @@ impl Cni {
         first
     }
 
+    /// Removes what native attachments share, when there are none.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        let native = |record: &Record| matches!(record.how, How::Native(_));
+        if self.records.all()?.iter().any(native) {
+            return Ok(());
+        }
+        self.native.remove()
+    }
+
     /// Whether the network that was found can be joined.
     pub(super) fn status(&self, found: &Found) -> NetworkStatus {
         let Some(conf) = &found.conf else { return not_ready(self.absence(found)) };
@@ -364,7 +379,7 @@ impl Cni {
             false => format!("passed over: {}", found.skipped.join("; ")),
         };
         let ready = NetworkStatus { ready: true, reason: String::new(), message: passed_over };
-        if self.config.native && Plan::of(conf).is_some() {
+        if self.plan(conf).is_some() {
             return ready;
         }
         match self.trouble(conf) {

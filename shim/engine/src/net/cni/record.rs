@@ -157,12 +157,20 @@ impl Records {
 
     /// The right to act on a sandbox's attachment.
     pub(super) fn hold(&self, sandbox: &str, patience: Duration) -> Result<File, Error> {
+        const ATTEMPTS: u32 = 10;
         let folder = self.folder(sandbox);
-        match fs::create_dir(&folder) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::file("create", &folder, e)),
-            _ => {}
+        for attempt in 1.. {
+            match fs::create_dir(&folder) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::file("create", &folder, e)),
+                _ => {}
+            }
+            match lock_file(&folder.join("lock"), false, patience) {
+                // Somebody has just finished with the sandbox, and took the folder away.
+                Err(Error::File { why, .. }) if why.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {}
+                locked => return locked,
+            }
         }
-        lock_file(&folder.join("lock"), false, patience)
+        unreachable!("the last attempt returned")
     }
 
     /// The right to run ADD or DEL; no GC runs meanwhile.

@@ -30,7 +30,7 @@ use super::record::{How, Record, Records};
 use crate::net::kernel::{Kernel, Pool, inside, up};
 use crate::net::link::{self, Link, Mac, Veth};
 use crate::net::nl::Socket;
-use crate::net::{Attach, Attachment, Error, IpNet, POD_INTERFACE, conntrack};
+use crate::net::{Attach, Attachment, Error, IpNet, POD_INTERFACE, conntrack, nft};
 use crate::types::{PortMapping, Protocol};
 use plan::number;
 pub(super) use plan::{Plan, store_dir};
@@ -240,6 +240,16 @@ impl Native {
         match held.store.is_dir() {
             true => Store::open(&held.store)?
                 .release(&held.ips, Owner { container: &record.sandbox, ifname: &record.ifname }),
+            false => Ok(()),
+        }
+    }
+
+    /// Removes the table; no attachment may be there.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        let filter = &mut self.kernels.kernel()?.filter;
+        let there = nft::exists(filter, table::TABLE);
+        match there.map_err(|e| Error::kernel(format!("look up nftables table {}", table::TABLE), e))? {
+            true => nft::remove(table::TABLE),
             false => Ok(()),
         }
     }

@@ -197,6 +197,11 @@ impl Plan {
         self.portmap.is_none() || ports.is_empty() || (v4_only && ports.iter().all(plain))
     }
 
+    /// Whether addresses or ports are translated for some pod.
+    pub(in crate::net::cni) fn translates(&self) -> bool {
+        self.masquerade || self.portmap.is_some()
+    }
+
     /// The next hop of a route for a pod of this network.
     pub(super) fn next_hop(&self, route: &Route) -> Option<IpAddr> {
         let same_family = |set: &&RangeSet| set.gateway.is_ipv4() == route.to.ip.is_ipv4();
