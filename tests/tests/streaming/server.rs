@@ -1,9 +1,10 @@
 //! The server itself: who is let in, its limits, its end.
 
-use std::process::Command;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 
 use coracle_tests::cri::{LONG, Node, Options, node, node_with};
-use coracle_tests::machine::sh;
+use coracle_tests::registry::Authority;
 use k8s_cri::v1;
 use tonic::Code;
 
@@ -190,13 +191,8 @@ fn commands_pass_no_network_unencrypted() {
         let error = String::from_utf8_lossy(&said.stderr).into_owned();
         assert!(error.contains("streaming_address") && error.contains("streaming_cert"), "{error}");
 
-        let (cert, key) = (node.path("cert.pem"), node.path("key.pem"));
-        sh(&format!(
-            "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=node -addext subjectAltName=IP:127.0.0.1 -days 2 \
-             -keyout {} -out {} 2>&1",
-            key.display(),
-            cert.display()
-        ));
+        let authority = Authority::create();
+        let (cert, key) = authority.issue("node", "IP:127.0.0.1");
         node.set_config(&format!(
             "[serve]\nstreaming_address = '0.0.0.0:0'\nstreaming_cert = '{}'\nstreaming_key = '{}'\n",
             cert.display(),
@@ -208,8 +204,68 @@ fn commands_pass_no_network_unencrypted() {
         assert!(url.starts_with("https://127.0.0.1:"), "{url}");
         // An independent client of TLS shakes hands and is answered: without an upgrade, by a refusal.
         let mut curl = Command::new("curl");
-        curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--cacert"]).arg(&cert).arg(&url);
+        curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--cacert"]).arg(authority.cert()).arg(&url);
         let said = node.machine().run(|| curl.output().expect("run curl"));
         assert_eq!(String::from_utf8_lossy(&said.stdout), "400", "{}", String::from_utf8_lossy(&said.stderr));
+    });
+}
+
+/// Upgrades by the `openssl` program and reads until `end` comes, or nothing more. Gives what came.
+fn talk(node: &Node, url: &str, more: &[String], end: &str) -> String {
+    let (host, path) = url.strip_prefix("https://").and_then(|rest| rest.split_once('/')).expect("an https URL");
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-quiet", "-verify_return_error", "-connect", host]).args(more);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut client = node.machine().run(|| command.spawn().expect("run openssl"));
+    let request = format!(
+        "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    // A client that was turned away has closed its end.
+    let _ = client.stdin.as_mut().expect("a pipe").write_all(request.as_bytes());
+    let (mut said, mut byte) = (Vec::new(), [0; 1]);
+    let output = client.stdout.as_mut().expect("a pipe");
+    while !said.ends_with(end.as_bytes()) && output.read(&mut byte).expect("read") == 1 {
+        said.push(byte[0]);
+    }
+    client.kill().expect("end openssl");
+    client.wait().expect("wait for it");
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+#[test]
+fn clients_show_a_certificate_where_one_is_asked_for() {
+    node(async |node| {
+        node.stop().await;
+        let authority = Authority::create();
+        let (cert, key) = authority.issue("node", "IP:127.0.0.1");
+        let (client, client_key) = authority.issue("kubelet", "DNS:kubelet");
+        let ca = authority.cert();
+        node.set_config(&format!(
+            "[serve]\nstreaming_cert = '{}'\nstreaming_key = '{}'\nstreaming_client_ca = '{}'\n",
+            cert.display(),
+            key.display(),
+            ca.display()
+        ));
+        node.start().await;
+        let (_, id) = node.launch_pod("web", LONG).await;
+        let trust = ["-CAfile".to_owned(), ca.display().to_string()];
+        let url = exec(node, &id, "echo hidden", Wants::Output).await;
+        assert_eq!(talk(node, &url, &trust, "hidden\n"), "", "without a certificate");
+        let shown = ["-cert".to_owned(), client.display().to_string(), "-key".into(), client_key.display().to_string()];
+        let said = talk(node, &url, &[&trust[..], &shown].concat(), "hidden\n");
+        assert!(said.starts_with("HTTP/1.1 101") && said.ends_with("hidden\n"), "{said:?}");
+    });
+}
+
+#[test]
+fn a_head_that_is_too_long_is_refused() {
+    node(async |node| {
+        let (_, id) = node.launch_pod("web", LONG).await;
+        let url = exec(node, &id, "echo still", Wants::Output).await;
+        let refused = request("GET", &url, &[format!("X-Long: {}", "x".repeat(64 << 10))]).await;
+        assert_eq!(refused.answer.status, 431);
+        let all = websocket::Connection::open(&url, "v4.channel.k8s.io").await.unwrap().rest().await;
+        assert_eq!(all[&1], b"still\n");
     });
 }
