@@ -74,7 +74,9 @@ fn an_idmap_that_cannot_be_is_an_error_and_leaves_nothing() {
     if !ours() {
         return;
     }
-    let cases: &[(&str, &str, &[&str], bool, bool, &str)] = &[
+    /// Type, source, options; which maps; words of the error.
+    type Case = (&'static str, &'static str, &'static [&'static str], bool, bool, &'static str);
+    let cases: [Case; 4] = [
         // No maps anywhere; half of them; a filesystem that knows none; a mount that is made new.
         ("bind", "/tmp", &["rbind", "idmap"], false, false, "idmap"),
         ("bind", "/tmp", &["rbind"], true, false, "map"),
