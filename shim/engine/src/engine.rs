@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::client::Client;
 use crate::config::{EngineConfig, Paths};
 use crate::error::{Error, Result};
+use crate::handler::Handlers;
 use crate::lock::{self, Holder, LifeLock};
 use crate::net::Network;
 use crate::record::{self, ContainerRecord, SandboxRecord};
@@ -32,6 +33,7 @@ pub struct Engine {
     pub(crate) store: Store,
     pub(crate) network: Arc<Network>,
     pub(crate) stats: Arc<crate::stats::Cache>,
+    handlers: Arc<Mutex<Arc<Handlers>>>,
     clients: Arc<Mutex<HashMap<String, Arc<Client>>>>,
     turns: Arc<Turns>,
 }
@@ -68,6 +70,7 @@ impl Engine {
             store: Store::open(&paths.root)?,
             network: Arc::new(Network::open(&paths.state, config.network.clone())?),
             paths: Arc::new(paths),
+            handlers: Arc::new(Mutex::new(Arc::new(config.handlers.clone()))),
             config: Arc::new(config),
             stats: Arc::default(),
             clients: Arc::default(),
@@ -88,6 +91,16 @@ impl Engine {
     /// The settings it was opened with.
     pub fn config(&self) -> &EngineConfig {
         &self.config
+    }
+
+    /// The handlers that pods are made with from now on.
+    pub fn handlers(&self) -> Arc<Handlers> {
+        self.handlers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the handlers. Pods that there are keep theirs, which their records hold.
+    pub fn set_handlers(&self, handlers: Handlers) {
+        *self.handlers.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(handlers);
     }
 
     /// The pod network.

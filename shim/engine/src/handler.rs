@@ -398,7 +398,7 @@ impl Overhead {
 impl Engine {
     /// The handler for a sandbox that is to be made, ready to be used; what it has for the sandbox is filled in.
     pub(crate) async fn handler_for(&self, config: &mut SandboxConfig) -> Result<Handler> {
-        let handler = self.config.handlers.find(&config.handler)?.clone();
+        let handler = self.handlers().find(&config.handler)?.clone();
         handler.check().await?;
         handler.check_sandbox(config).await?;
         if config.overhead == Resources::default() {

@@ -56,12 +56,17 @@ impl App {
     pub fn engine(&self) -> Result<Engine> {
         let config = EngineConfig {
             network: self.net_config(),
-            handlers: Handlers::new(&self.config.default_handler, self.config.handlers.clone())?,
+            handlers: self.handlers()?,
             cgroup_parent: self.cgroup_parent()?,
             restrict_oom_score_adj: self.config.serve.restrict_oom_score_adj,
             ..EngineConfig::default()
         };
         Ok(Engine::open(self.paths.clone(), config)?)
+    }
+
+    /// The handlers as configured.
+    pub fn handlers(&self) -> Result<Handlers> {
+        Ok(Handlers::new(&self.config.default_handler, self.config.handlers.clone())?)
     }
 
     /// The network as configured.

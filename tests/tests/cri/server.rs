@@ -95,6 +95,33 @@ fn a_reload_takes_over_what_it_can_and_names_the_rest() {
 }
 
 #[test]
+fn a_reload_brings_handlers_and_variables_to_what_is_made_later() {
+    node(async |node| {
+        let services = node.path("services");
+        fs::create_dir(&services).unwrap();
+        let db = "kind: Service\nmetadata: {name: db}\nspec: {clusterIP: 10.9.8.7, ports: [{port: 5432}]}\n";
+        fs::write(services.join("db.yaml"), db).unwrap();
+        let config = node.pod("web");
+        let pod = node.run_pod(&config).await.unwrap();
+        let (_, before) = node.run_to_end(&pod, &config, script("before", "env")).await;
+        assert!(before.contains("HOSTNAME=web\n") && !before.contains("POD_NAME"), "{before}");
+        node.set_config(&format!(
+            "[serve]\ninject_env = true\nservices_dir = {services:?}\n[handlers.other]\ntype = 'coracle'\n"
+        ));
+        node.signal(Signal::SIGHUP);
+        until("the reload", || node.server_log().contains("reloaded; changed: handlers.other, serve.inject_env"));
+        let mut wanted = script("after", "env");
+        wanted.envs = vec![v1::KeyValue { key: "POD_NAME".into(), value: "mine".into() }];
+        let (_, after) = node.run_to_end(&pod, &config, wanted).await;
+        for line in ["POD_NAME=mine\n", "POD_NAMESPACE=default\n", "POD_IP=10.", "DB_SERVICE_HOST=10.9.8.7\n"] {
+            assert!(after.contains(line), "{line}: {after}");
+        }
+        let other = v1::RunPodSandboxRequest { config: Some(node.pod("other")), runtime_handler: "other".into() };
+        node.runtime().run_pod_sandbox(other).await.unwrap();
+    });
+}
+
+#[test]
 fn a_call_that_changes_something_is_one_line_of_the_log() {
     node(async |node| {
         let (pod, container) = node.launch_pod("web", "exit 0").await;

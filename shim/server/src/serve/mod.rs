@@ -67,6 +67,7 @@ pub struct Serve {
 /// The running server.
 struct Running {
     live: Live,
+    engine: Engine,
     levels: Levels,
     notify: Arc<Notify>,
     /// Turns true when the server stops.
@@ -117,11 +118,11 @@ impl Serve {
         let streaming = Arc::new(streaming::Server::start(engine.clone(), &streaming_config(&live)).await?);
         tracing::info!("streams are served at {}", streaming.base());
         let server = services(&live, &engine, &streaming, socket.listener()?, stopped);
-        tokio::spawn(notify::watch(notify.clone(), engine));
+        tokio::spawn(notify::watch(notify.clone(), engine.clone()));
         let serving = format!("serving {}", socket.path().display());
         tracing::info!(version = crate::cmd::version::VERSION, "{serving}");
         notify.ready(&serving);
-        let mut running = Running { live, levels, notify, stop, streaming, server: tokio::spawn(server) };
+        let mut running = Running { live, engine, levels, notify, stop, streaming, server: tokio::spawn(server) };
         loop {
             tokio::select! {
                 ended = &mut running.server => {
@@ -194,6 +195,10 @@ impl Running {
         };
         if let Err(error) = self.levels.set(&self.live.app().config.log_level) {
             tracing::error!("{error:#}");
+        }
+        match self.live.app().handlers() {
+            Ok(handlers) => self.engine.set_handlers(handlers),
+            Err(error) => tracing::error!("{error:#}"),
         }
         tracing::info!("reloaded; changed: {}", list(&changes.applied));
         for key in &changes.waiting {

@@ -65,6 +65,8 @@ fn merge(old: &Config, new: Config) -> Config {
     };
     Config {
         log_level: new.log_level,
+        default_handler: new.default_handler,
+        handlers: new.handlers,
         serve,
         image: Image { parallel: old.image.parallel, ..new.image },
         ..old.clone()

@@ -68,7 +68,7 @@ impl Cri {
 
     /// The handlers by name, and the default one once more without.
     async fn handlers(&self) -> Vec<v1::RuntimeHandler> {
-        let handlers = &self.engine().config().handlers;
+        let handlers = self.engine().handlers();
         let mut shown = Vec::new();
         for name in std::iter::once("").chain(handlers.named.keys().map(String::as_str)) {
             let features = handlers.features(name).await.ok().map(|features| v1::RuntimeHandlerFeatures {
