@@ -371,6 +371,19 @@ fn a_shim_that_does_not_start_says_why() {
 }
 
 #[test]
+fn a_pod_of_another_runtime_that_can_has_a_user_namespace() {
+    rig_with(config(), async |rig| {
+        let mapping = IdMapping { container_id: 0, host_id: 100_000, length: 65_536 };
+        let namespace = UserNamespace { uids: vec![mapping], gids: vec![mapping] };
+        let config = SandboxConfig { user_namespace: Some(namespace), ..pod(rig, "own") };
+        let pod = rig.engine.run_sandbox(config).await.unwrap();
+        let script = script("main", "id -u; stat -c %u /bin/sh; touch /mine; head -1 /proc/self/uid_map | tr -s ' '");
+        let (exit, log) = rig.run(&pod.id, script).await;
+        assert_eq!((exit.code, log.as_str()), (0, "0\n0\n 0 100000 65536\n"));
+    });
+}
+
+#[test]
 fn what_a_runtime_would_pass_over_in_silence_is_refused() {
     rig_with(config(), async |rig| {
         let mapping = IdMapping { container_id: 0, host_id: 100_000, length: 65_536 };
