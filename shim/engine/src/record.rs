@@ -149,7 +149,13 @@ pub fn write<T: Serialize>(dir: &Path, record: &T) -> Result<()> {
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     use io::Read;
     let mut bytes = Vec::new();
-    match fs::File::open(path).and_then(|f| f.take(MAX_LEN).read_to_end(&mut bytes)) {
+    let read = fs::File::open(path).and_then(|file| {
+        // At once: a list of all pods reads some hundred of these.
+        let length = file.metadata()?.len().min(MAX_LEN);
+        bytes.reserve_exact(usize::try_from(length).unwrap_or(0) + 1);
+        file.take(MAX_LEN).read_to_end(&mut bytes)
+    });
+    match read {
         Ok(_) => {}
         // ENOTDIR: something else stands where the folder would be.
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),

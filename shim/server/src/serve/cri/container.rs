@@ -16,8 +16,7 @@ impl Cri {
         &self,
         request: v1::CreateContainerRequest,
     ) -> Result<v1::CreateContainerResponse, Status> {
-        let sandbox = filter::known_sandbox(self.engine(), &request.pod_sandbox_id)?;
-        let pod = self.engine().sandbox_config(&sandbox).map_err(fault::engine)?;
+        let (sandbox, pod) = filter::sandbox_and_config(self.engine(), &request.pod_sandbox_id)?;
         let config = convert::container::config(request.config, &pod)?;
         let key = format!("{sandbox}/{}/{}", config.name, config.attempt);
         let cri = self.clone();

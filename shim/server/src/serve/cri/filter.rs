@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 
-use coracle_engine::{ContainerFilter, ContainerState, ContainerStatus, Engine, Error, SandboxFilter, SandboxState};
+use coracle_engine::{
+    ContainerFilter, ContainerState, ContainerStatus, Engine, Error, SandboxConfig, SandboxFilter, SandboxState,
+};
 use coracle_proto::{Message, cri as v1};
 use tokio_stream::iter;
 use tonic::Status;
@@ -38,12 +40,16 @@ pub fn batches<T: Message, R: Send + 'static>(items: Vec<T>, answer: impl Fn(Vec
 
 /// The sandbox that a call means; `None` if there is none.
 pub fn sandbox(engine: &Engine, field: &str, id: &str) -> Result<Option<String>, Status> {
+    Ok(found_sandbox(engine, field, id)?.map(|(id, _)| id))
+}
+
+fn found_sandbox(engine: &Engine, field: &str, id: &str) -> Result<Option<(String, SandboxConfig)>, Status> {
     if id.is_empty() {
         return Err(fault::invalid(field, "must not be empty"));
     }
     let found = engine.find_sandbox_by_id(id).and_then(|id| Ok((engine.sandbox_config(&id)?, id)));
     match found {
-        Ok((config, id)) => Ok((!config.exclusive_name).then_some(id)),
+        Ok((config, id)) => Ok((!config.exclusive_name).then_some((id, config))),
         Err(e) if e.is_not_found() => Ok(None),
         Err(e) => Err(fault::engine(e)),
     }
@@ -51,7 +57,12 @@ pub fn sandbox(engine: &Engine, field: &str, id: &str) -> Result<Option<String>,
 
 /// As [`sandbox`]; its absence is an error.
 pub fn known_sandbox(engine: &Engine, id: &str) -> Result<String, Status> {
-    sandbox(engine, "pod_sandbox_id", id)?.ok_or_else(|| absent("sandbox", id))
+    Ok(sandbox_and_config(engine, id)?.0)
+}
+
+/// The sandbox that a call means, and what it was asked to be; its absence is an error.
+pub fn sandbox_and_config(engine: &Engine, id: &str) -> Result<(String, SandboxConfig), Status> {
+    found_sandbox(engine, "pod_sandbox_id", id)?.ok_or_else(|| absent("sandbox", id))
 }
 
 /// The container that a call means; `None` if there is none.
