@@ -68,12 +68,11 @@ pub(super) async fn run(engine: &Engine, remote: &Remote, mut streams: Streams) 
     let begun = begin(engine, remote, sizes.as_mut()).await;
     if streams.greet && greet(&mut streams).await.is_err() {
         // The client has left already.
-        let _ = Heard(begun.ok().map(|session| session.control).filter(|_| remote.command.is_some()));
         return;
     }
     let end = match begun {
         Err(why) => Some(End::Failed(format!("error executing command in container: {}", fault::chain(&why)))),
-        Ok(session) => copy(remote, session, &mut streams, sizes.as_mut()).await,
+        Ok((session, heard)) => copy(session, heard, &mut streams, sizes.as_mut()).await,
     };
     let Some(end) = end else { return };
     tracing::debug!(container = %remote.container, ?end, "a stream ended");
@@ -97,24 +96,41 @@ async fn greet(streams: &mut Streams) -> std::io::Result<()> {
     }
 }
 
-async fn begin(engine: &Engine, remote: &Remote, sizes: Option<&mut Sizes>) -> coracle_engine::Result<Session> {
-    match &remote.command {
-        None => engine.attach(&remote.container, remote.stdin).await,
-        Some(cmd) => {
-            // A client that has a terminal tells its size at once: a program that asks at its start should find it.
-            let size = match sizes {
-                Some(sizes) => timeout(FIRST_SIZE, sizes.next()).await.ok().flatten(),
-                None => None,
-            };
-            let config = ExecConfig {
-                cmd: cmd.clone(),
-                tty: remote.tty,
-                stdin: remote.stdin,
-                size: size.map(|size| (size.width, size.height)),
-                ..ExecConfig::default()
-            };
-            engine.exec(&remote.container, config).await
-        }
+/// Begins a session. A client that leaves meanwhile does not stop a command halfway into being: it is made, hung up on
+/// and heard.
+async fn begin(
+    engine: &Engine,
+    remote: &Remote,
+    sizes: Option<&mut Sizes>,
+) -> coracle_engine::Result<(Session, Heard)> {
+    let Some(cmd) = &remote.command else {
+        return Ok((engine.attach(&remote.container, remote.stdin).await?, Heard(None)));
+    };
+    // A client that has a terminal tells its size at once: a program that asks at its start should find it.
+    let size = match sizes {
+        Some(sizes) => timeout(FIRST_SIZE, sizes.next()).await.ok().flatten(),
+        None => None,
+    };
+    let config = ExecConfig {
+        cmd: cmd.clone(),
+        tty: remote.tty,
+        stdin: remote.stdin,
+        size: size.map(|size| (size.width, size.height)),
+        ..ExecConfig::default()
+    };
+    let (engine, container) = (engine.clone(), remote.container.clone());
+    let begun = tokio::spawn(async move {
+        let session = engine.exec(&container, config).await?;
+        let heard = Heard(Some(session.control.clone()));
+        Ok((session, heard))
+    });
+    match begun.await {
+        Ok(begun) => begun,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The whole server ends.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 
@@ -130,15 +146,14 @@ impl Drop for Heard {
 }
 
 /// `None`: the client has left.
-async fn copy(remote: &Remote, session: Session, streams: &mut Streams, sizes: Option<&mut Sizes>) -> Option<End> {
+async fn copy(session: Session, mut heard: Heard, streams: &mut Streams, sizes: Option<&mut Sizes>) -> Option<End> {
     let Session { stdin, output, control } = session;
-    let mut heard = Heard(remote.command.is_some().then(|| control.clone()));
     let copied = tokio::select! {
         copied = copy_output(output, &mut streams.stdout, &mut streams.stderr) => copied?,
         () = feed(streams.stdin.take(), stdin) => return None,
         () = follow_size(sizes, &control) => return None,
     };
-    Some(match (copied, &remote.command) {
+    Some(match (copied, &heard.0) {
         (Err(why), _) => End::Failed(fault::chain(&why)),
         (Ok(()), None) => End::Detached,
         (Ok(()), Some(_)) => match control.wait().await {
