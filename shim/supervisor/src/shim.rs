@@ -199,6 +199,8 @@ impl Shim {
     /// has passed on all output.
     fn wait(&self, id: &str, exec: String, oom_file: &str) -> Result<Vec<u8>, Failure> {
         let request = task::WaitRequest { id: id.to_owned(), exec_id: exec.clone() };
+        // This may take as long as the pod lives.
+        crate::sys::forget_own_text();
         let ended: task::WaitResponse = self.client()?.call(method::WAIT, &request, None)?;
         if exec.is_empty() && !oom_file.is_empty() {
             // With the container goes its cgroup.
