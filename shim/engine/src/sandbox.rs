@@ -148,7 +148,6 @@ impl Engine {
             if !self.interrupted(&stale)? && !self.abandoned(&stale)? {
                 return Err(Error::Exists { kind: "sandbox", name: config.name, id: stale });
             }
-            let _turn = self.turn(&stale).await;
             self.destroy(&stale).await?;
         }
         Err(Error::State { operation: "make sandbox", object: config.name, state: "contended by others".into() })
