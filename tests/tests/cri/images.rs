@@ -82,7 +82,7 @@ fn an_image_is_known_by_every_name_at_once_and_gone_at_once() {
         let id = pull(node, &name, Some(auth())).await.unwrap();
         let image = status(node, &name).await.unwrap();
         assert_eq!(image.id, id);
-        assert_eq!(image.repo_tags, [name.clone()]);
+        assert_eq!(image.repo_tags, std::slice::from_ref(&name));
         assert_eq!((image.uid.as_ref().map(|uid| uid.value), image.username.as_str()), (Some(1000), ""));
         assert!(image.size > 0);
         let digest = image.repo_digests[0].clone();

@@ -108,9 +108,18 @@ fn lists_are_filtered_by_prefix_state_label_and_pod() {
         };
         let ready = v1::PodSandboxStateValue { state: v1::PodSandboxState::SandboxReady.into() };
         let app = || [("app".to_owned(), "a".to_owned())].into();
-        assert_eq!(pods(v1::PodSandboxFilter { state: Some(ready), ..Default::default() }).await, [pod.clone()]);
-        assert_eq!(pods(v1::PodSandboxFilter { label_selector: app(), ..Default::default() }).await, [pod.clone()]);
-        assert_eq!(pods(v1::PodSandboxFilter { id: other[..12].into(), ..Default::default() }).await, [other.clone()]);
+        assert_eq!(
+            pods(v1::PodSandboxFilter { state: Some(ready), ..Default::default() }).await,
+            std::slice::from_ref(&pod)
+        );
+        assert_eq!(
+            pods(v1::PodSandboxFilter { label_selector: app(), ..Default::default() }).await,
+            std::slice::from_ref(&pod)
+        );
+        assert_eq!(
+            pods(v1::PodSandboxFilter { id: other[..12].into(), ..Default::default() }).await,
+            std::slice::from_ref(&other)
+        );
         assert_eq!(node.pods().await.len(), 2);
         let listed = node.pods().await.into_iter().find(|listed| listed.id == pod).unwrap();
         assert_eq!((listed.labels, listed.annotations), (config.labels.clone(), config.annotations.clone()));
@@ -123,7 +132,7 @@ fn lists_are_filtered_by_prefix_state_label_and_pod() {
         let state = v1::ContainerStateValue { state: v1::ContainerState::ContainerCreated.into() };
         assert_eq!(
             containers(v1::ContainerFilter { state: Some(state), ..Default::default() }).await,
-            [created.clone()]
+            std::slice::from_ref(&created)
         );
         let of_a = v1::ContainerFilter { pod_sandbox_id: pod.clone(), ..Default::default() };
         assert_eq!(containers(of_a).await, [running.clone(), created]);
@@ -171,7 +180,7 @@ fn local_pods_are_none_of_a_cri_clients() {
         let local = node.machine().script_pod("local", LONG, "");
         node.machine().ok(&["run", "-d", &local]);
         node.machine().learn_ids();
-        assert_eq!(node.pods().await.into_iter().map(|pod| pod.id).collect::<Vec<_>>(), [pod.clone()]);
+        assert_eq!(node.pods().await.into_iter().map(|pod| pod.id).collect::<Vec<_>>(), std::slice::from_ref(&pod));
         assert_eq!(node.containers().await.len(), 1);
         // Not even by its id, by which it could be ended.
         let id = node.machine().pods().into_iter().find(|id| *id != pod).unwrap();

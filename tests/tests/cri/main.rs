@@ -10,3 +10,4 @@ mod node;
 mod python;
 mod retry;
 mod server;
+mod spans;

@@ -170,6 +170,13 @@ fn serve(config: &Config, problems: &mut Problems) {
             "clients show certificates to a server that has one: set streaming_cert",
         );
     }
+    if let Some(endpoint) = &serve.otlp_endpoint {
+        let parsed = endpoint.parse::<hyper::Uri>();
+        if !parsed.is_ok_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()))
+        {
+            problems.add(&["serve", "otlp_endpoint"], format!("{endpoint:?}: expected http://HOST:PORT"));
+        }
+    }
     if let Some(dir) = &serve.services_dir {
         problems.folder(&["serve", "services_dir"], dir);
     }
@@ -244,6 +251,10 @@ mod tests {
             ("state = 'run'\n", "c.toml:1:1: state: run is no absolute path"),
             ("default_handler = 'kata'\n", "c.toml:1:1: default_handler: no handler \"kata\": known are coracle"),
             ("log_level = 'coracle=loud'\n", "c.toml:1:1: log_level: \"coracle=loud\": "),
+            (
+                "[serve]\notlp_endpoint = 'collector:4317'\n",
+                "c.toml:2:1: serve.otlp_endpoint: \"collector:4317\": expected http://HOST:PORT",
+            ),
             (
                 "[serve]\nstreaming_address = '0.0.0.0:1'\n",
                 "c.toml:2:1: serve.streaming_address: 0.0.0.0:1 is no loopback",

@@ -108,6 +108,8 @@ pub struct Serve {
     /// Where Prometheus' metrics are served.
     #[serde(deserialize_with = "value::parsed_option")]
     pub metrics_address: Option<SocketAddr>,
+    /// Where the calls' spans are sent by OTLP over gRPC: `http://HOST:PORT`.
+    pub otlp_endpoint: Option<String>,
     /// Clamp oom_score_adj to what this process may set.
     pub restrict_oom_score_adj: bool,
     /// Images that are never collected.
@@ -134,6 +136,7 @@ impl Default for Serve {
             inject_env: false,
             services_dir: None,
             metrics_address: None,
+            otlp_endpoint: None,
             restrict_oom_score_adj: false,
             pinned_images: Vec::new(),
             pull_progress_interval: Duration::from_secs(10),

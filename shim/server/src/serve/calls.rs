@@ -15,7 +15,7 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 use tracing::{Instrument, Span, field};
 
-use crate::serve::metrics;
+use crate::serve::{metrics, spans};
 
 /// Digits of an id that the log shows.
 const SHORT: usize = 12;
@@ -95,6 +95,7 @@ where
             sandbox = field::Empty,
             container = field::Empty,
         );
+        spans::adopt(&span, &rpc, request.headers());
         let stop = self.stop.clone();
         let counted = metrics::Call::begin(&rpc);
         let inner = span.in_scope(|| self.inner.call(request));

@@ -16,12 +16,15 @@ use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{DefaultFields, FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormattedFields};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use crate::serve::spans::Spans;
 
 /// Names the filter that wins over the configuration.
 const VARIABLE: &str = "RUST_LOG";
@@ -43,8 +46,8 @@ fn filter(level: &str) -> Result<EnvFilter> {
     level.parse().with_context(|| format!("log_level {level:?}"))
 }
 
-/// Starts to log.
-pub fn start(level: &str) -> Result<Levels> {
+/// Starts to log; what is logged is the spans' as well, down to information and whatever the log's level is.
+pub fn start(level: &str, spans: Option<&Spans>) -> Result<Levels> {
     let variable = std::env::var(VARIABLE).ok().filter(|text| !text.is_empty());
     let first = match &variable {
         Some(text) => text.parse().with_context(|| format!("{VARIABLE}={text:?}"))?,
@@ -54,8 +57,10 @@ pub fn start(level: &str) -> Result<Levels> {
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .fmt_fields(DefaultFields::new())
-        .event_format(Line { journal: is_journal() });
-    let started = tracing_subscriber::registry().with(layer).with(lines).try_init();
+        .event_format(Line { journal: is_journal() })
+        .with_filter(layer);
+    let spans = spans.map(|spans| spans.layer().with_filter(LevelFilter::INFO));
+    let started = tracing_subscriber::registry().with(lines).with(spans).try_init();
     started.context("start the log")?;
     Ok(Levels(variable.is_none().then_some(handle)))
 }

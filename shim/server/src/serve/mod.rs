@@ -9,6 +9,7 @@
 //! | `calls` | around every call: its line in the log, and its end when the server stops |
 //! | `log` | the log's lines |
 //! | `metrics` | the server's own metrics, for Prometheus |
+//! | `spans` | the calls' spans, for OpenTelemetry |
 //! | `notify` | what systemd is told |
 //! | `reload` | settings that change while the server runs |
 //!
@@ -23,6 +24,7 @@ mod log;
 mod metrics;
 mod notify;
 mod reload;
+mod spans;
 pub mod streaming;
 
 use std::path::PathBuf;
@@ -49,6 +51,7 @@ use crate::serve::cri::Cri;
 use crate::serve::log::Levels;
 use crate::serve::notify::Notify;
 use crate::serve::reload::Live;
+use crate::serve::spans::Spans;
 use crate::sys;
 
 /// The longest request, as kubelet's and containerd's limit.
@@ -91,14 +94,21 @@ impl Serve {
         if !problems.is_empty() {
             return Err(Coded::usage(problems.join("; ")));
         }
-        let levels = log::start(&app.config.log_level)?;
-        for missing in config::missing_programs(app.places.config.as_deref())? {
-            tracing::warn!("{missing}; pods of this handler are refused until it is there");
-        }
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_WORKERS));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
         let runtime = runtime.context("start the event loop")?;
+        let spans = {
+            let _inside = runtime.enter();
+            app.config.serve.otlp_endpoint.as_deref().map(Spans::start).transpose()?
+        };
+        let levels = log::start(&app.config.log_level, spans.as_ref())?;
+        for missing in config::missing_programs(app.places.config.as_deref())? {
+            tracing::warn!("{missing}; pods of this handler are refused until it is there");
+        }
         let result = runtime.block_on(self.serve(app, levels));
+        if let Some(spans) = spans {
+            spans.stop();
+        }
         // A thread that waits for something outside must not keep the server from ending.
         runtime.shutdown_background();
         result
