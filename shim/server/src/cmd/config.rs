@@ -45,7 +45,8 @@ fn check(named: Option<&Path>) -> Result<()> {
     let mut problems = config::problems(named)?;
     problems.extend(config::missing_programs(named)?);
     let Some((last, others)) = problems.split_last() else {
-        return out::line(format!("{}: no problem", path.display()));
+        let found = if path.exists() { "no problem" } else { "no such file, so all settings are the defaults" };
+        return out::line(format!("{}: {found}", path.display()));
     };
     others.iter().for_each(|problem| eprintln!("coracle: {problem}"));
     Err(Coded::usage(last.clone()))
