@@ -111,7 +111,7 @@ fn a_wrong_configuration_is_told_with_its_line_and_column() {
     };
     config("\nrooot = '/x'\n", &["config.toml:2:1: unknown key `rooot`: did you mean `root`?"]);
     config("[network]\nmtu = 'big'\n", &["config.toml:2:7: invalid type"]);
-    config("[network]\nsubnet = '10.0.0.0'\n", &["network.subnet"]);
+    config("[network]\nsubnet = '10.0.0.0'\n", &["config.toml:2:10: ", "10.0.0.0", "IPv4 subnet"]);
     config("cgroup_parent = 'x'\n", &["cgroup_parent"]);
     refused(&machine, USAGE, &["--config", "/no/such.toml", "ps"], &["/no/such.toml", "No such file"]);
 }

@@ -175,6 +175,8 @@ pub struct Kept {
     pub stdin: Option<OwnedFd>,
     /// For the life of the process.
     pub outputs: Vec<OwnedFd>,
+    /// A second reader of a shim's input, for the life of the process; never read.
+    pub reader: Option<OwnedFd>,
 }
 
 /// Opens or makes all ends.

@@ -327,10 +327,10 @@ impl Streams {
         self.ios.get(key).is_some_and(|io| io.input.closed)
     }
 
-    /// Closes what held both ends of the fifos open.
+    /// Closes what held the outputs' fifos open.
     pub fn let_go(&mut self, key: u32) {
         if let Some(io) = self.ios.get_mut(key) {
-            io.kept = Kept::default();
+            io.kept.outputs.clear();
         }
     }
 

@@ -1,7 +1,9 @@
 //! The streams of a shim's processes: fifos, whose other ends it opens by their names.
 //!
 //! The supervisor's ends are then those of any process, logs and attach clients included. Until the shim has opened its
-//! own a keeper stands for it: a fifo that nobody writes to reads as its end.
+//! own a keeper stands for it: a fifo that nobody writes to reads as its end. Of the input a reader is kept as long as the
+//! process lives, since a shim may open its end some time after it has answered Start (runc's does): what was written until
+//! then would be refused, or be dropped with the last descriptor.
 
 use crate::failure::{Fail, Failure};
 use crate::stdio::{self, Input, Names, OurEnds, Output, ProcessEnds};
@@ -29,7 +31,7 @@ fn open_all(names: &Names, folder: &Path, name: &str, fifos: &mut Names, ours: &
         Input::Attach { .. } => {
             fifos.stdin = path("stdin");
             let (keeper, end) = make(&fifos.stdin, true)?;
-            (ours.kept.stdin, ours.stdin) = (Some(keeper), Some(end));
+            (ours.kept.reader, ours.stdin) = (Some(keeper), Some(end));
         }
         Input::Fifo(path) => fifos.stdin = path.to_owned(),
     }
@@ -53,13 +55,14 @@ fn open_all(names: &Names, folder: &Path, name: &str, fifos: &mut Names, ours: &
     Ok(())
 }
 
-/// A new fifo: a keeper that holds both ends, and our end.
+/// A new fifo: a keeper, and our end. The keeper of what we read holds both ends, that of what we write never the
+/// writing one: the end of the input is then ours to make.
 fn make(path: &str, write: bool) -> Result<(OwnedFd, OwnedFd), Failure> {
     let failed = |error: io::Error| Code::Unknown.failure(format!("make fifo {path}: {error}"));
     let mode = Mode::S_IRUSR | Mode::S_IWUSR;
     nix::unistd::mkfifo(path, mode).map_err(|error| failed(error.into()))?;
     let open = |options: &mut OpenOptions| options.custom_flags(nix::libc::O_NONBLOCK).open(path).map(OwnedFd::from);
-    let keeper = open(OpenOptions::new().read(true).write(true)).map_err(failed)?;
+    let keeper = open(OpenOptions::new().read(true).write(!write)).map_err(failed)?;
     let end = open(OpenOptions::new().read(!write).write(write)).map_err(failed)?;
     Ok((keeper, end))
 }
@@ -78,6 +81,20 @@ pub fn forget(fifos: &Names) {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
+
+    #[test]
+    fn input_that_is_written_and_ended_before_the_shim_opens_it_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = Names { stdin: "attach:".into(), ..Default::default() };
+        let (theirs, mut ours) = open(&names, dir.path(), "x-").unwrap();
+        let mut writer = fs::File::from(ours.stdin.take().unwrap());
+        writer.write_all(b"early").unwrap();
+        drop(writer);
+        (ours.kept.stdin, ours.kept.outputs) = (None, Vec::new());
+        let mut text = String::new();
+        fs::File::open(&theirs.fifos.stdin).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "early");
+    }
 
     #[test]
     fn what_the_shim_writes_is_read_and_ends_when_it_closes() {

@@ -34,7 +34,7 @@ impl Supervisor {
         let (keeper, end) = (open(true).map_err(failed)?, open(false).map_err(failed)?);
         let log = format!("cri:{}", folder.join("shim.log").display());
         let io = self.streams.create(&Names { stdout: log, ..Names::default() }, false, MAX_LOG)?;
-        let kept = Kept { stdin: None, outputs: vec![keeper.into()] };
+        let kept = Kept { outputs: vec![keeper.into()], ..Kept::default() };
         self.streams.connect(&self.reactor, io, OurEnds { stdout: Some(end.into()), kept, ..OurEnds::default() })
     }
 
