@@ -92,7 +92,9 @@ mod tests {
         drop(writer);
         (ours.kept.stdin, ours.kept.outputs) = (None, Vec::new());
         let mut text = String::new();
-        fs::File::open(&theirs.fifos.stdin).unwrap().read_to_string(&mut text).unwrap();
+        // As shims open it: without waiting for a writer.
+        let shim = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&theirs.fifos.stdin);
+        shim.unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "early");
     }
 
