@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use crate::cgroup::{Cgroup, CgroupPath};
+use crate::cgroup::{Cgroup, CgroupOptions};
 use crate::channel::{Channel, Message};
 use crate::error::{Context, Error, Result};
 use crate::identity::{Identity, set_rlimits};
@@ -29,10 +29,6 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     let bundle = fs::canonicalize(&options.bundle).path("open bundle", &options.bundle)?;
     let (spec, config) = Spec::load(&bundle.join(CONFIG))?;
     refuse::check(&spec)?;
-    if options.systemd_cgroup {
-        let reason = "the systemd cgroup driver is not done yet: use the cgroupfs driver".to_owned();
-        return Err(Error::Refused { field: "--systemd-cgroup".into(), reason });
-    }
     let process = spec.process.as_ref().ok_or_else(|| Error::invalid("config.json: process is missing"))?;
 
     // Everything that can be parsed or opened beforehand is, so that most errors come before anything exists.
@@ -62,9 +58,13 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     let listener = listen(&dir)?;
 
     // Limits are there before anyone runs under them.
-    let cgroup_path = spec.linux.cgroups_path.as_deref().map(Path::new);
-    let cgroup_path = CgroupPath::new(cgroup_path, id).map_err(cgroup_error)?;
-    let cgroup = Cgroup::create(&cgroup_path, spec.linux.resources.as_ref()).map_err(cgroup_error)?;
+    let cgroup_options = CgroupOptions {
+        systemd: options.systemd_cgroup,
+        rootless: options.rootless,
+        annotations: Some(&spec.annotations),
+        ..CgroupOptions::new(spec.linux.cgroups_path.as_deref().map(Path::new), id)
+    };
+    let cgroup = Cgroup::create(&cgroup_options, spec.linux.resources.as_ref()).map_err(cgroup_error)?;
     undo.push({
         let cgroup = Cgroup::open(&cgroup.state());
         move || drop(cgroup.remove())

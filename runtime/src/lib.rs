@@ -129,8 +129,10 @@ pub struct CreateOptions {
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
-    /// Refused until done.
+    /// The cgroup is a unit of systemd's.
     pub systemd_cgroup: bool,
+    /// What to do about cgroups that this user may not make.
+    pub rootless: cgroup::Rootless,
     /// Mounted inside the container's mount namespace at root.path; the host never sees them.
     pub rootfs_mounts: Vec<RootfsMount>,
     /// More variables for the program (LISTEN_FDS).

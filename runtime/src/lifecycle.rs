@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use oci_spec::runtime::LinuxResources;
 
-use crate::cgroup::{Cgroup, CgroupPath, Stats};
+use crate::cgroup::{Cgroup, CgroupOptions, Stats};
 use crate::create::{cgroup_error, socket_path};
 use crate::error::{Context, Error, Result};
 use crate::spec::{NamespaceKind, Process, Spec};
@@ -136,9 +136,10 @@ impl Runtime {
         let dir = self.root.join(id);
         if let Ok((spec, _)) = Spec::load(&dir.join(state::CONFIG)) {
             let path = spec.linux.cgroups_path.as_deref().map(Path::new);
-            let path = CgroupPath::new(path, id).map_err(cgroup_error)?;
             // Opened by making it again, which changes nothing of what is there; removed only when it is empty.
-            Cgroup::create(&path, None).and_then(|cgroup| cgroup.remove()).map_err(cgroup_error)?;
+            Cgroup::create(&CgroupOptions::new(path, id), None)
+                .and_then(|cgroup| cgroup.remove())
+                .map_err(cgroup_error)?;
         }
         match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -140,6 +140,7 @@ impl Cgroup {
 
     /// Stops every process in the kernel's freezer; returns when all have stopped.
     pub fn freeze(&self) -> Result<()> {
+        self.require_one("pause")?;
         match self.state.version {
             Version::V1 => self.freeze_v1(),
             Version::V2 => freeze_v2(&self.state.groups[0].path),
@@ -164,6 +165,7 @@ impl Cgroup {
 
     /// The freezer's file, and its word for "thawed".
     fn freezer(&self) -> Result<(PathBuf, &'static str)> {
+        self.require_one("pause and resume")?;
         match self.state.version {
             Version::V2 => Ok((self.state.groups[0].path.join("cgroup.freeze"), "0")),
             Version::V1 => match self.dir_of("freezer") {

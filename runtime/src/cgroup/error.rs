@@ -59,6 +59,12 @@ pub enum Error {
     /// No cgroup file system is mounted where this process could see it.
     #[error("find the cgroup hierarchies: no cgroup file system is mounted (mount cgroup2 at /sys/fs/cgroup)")]
     NotMounted,
+    /// A rootless container without a cgroup is asked for what only a cgroup can do.
+    #[error("{what}: the container has no cgroup (its rootless creator had no right to make one)")]
+    NoCgroup {
+        /// What needs one.
+        what: &'static str,
+    },
     /// A new container's cgroup holds processes of someone else.
     #[error("cgroup {} already holds processes ({}); choose another cgroupsPath", path.display(), list(pids))]
     NotEmpty {
@@ -108,6 +114,11 @@ fn list(pids: &[i32]) -> String {
 }
 
 impl Error {
+    /// Whether the kernel denied a right.
+    pub(super) fn denied(&self) -> bool {
+        matches!(self.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::EPERM))
+    }
+
     pub(super) fn io(operation: &'static str, path: impl Into<PathBuf>, cause: io::Error) -> Self {
         Error::Io { operation, path: path.into(), cause }
     }

@@ -18,6 +18,7 @@ mod device_program;
 mod devices;
 mod error;
 mod mounts;
+mod options;
 mod plan;
 mod process;
 mod stats;
@@ -39,7 +40,8 @@ use serde::{Deserialize, Serialize};
 
 pub use error::{Error, Result};
 pub use mounts::CgroupPath;
-use mounts::{Layout, OwnCgroups};
+use mounts::Layout;
+pub use options::{CgroupOptions, Rootless};
 pub use stats::{
     Blkio, BlkioEntry, Cpu, CpuUsage, Cpuset, Hugetlb, Memory, MemoryEntry, Pids, Psi, PsiData, Stats, Throttling,
 };
@@ -69,7 +71,7 @@ pub struct Group {
 pub struct CgroupState {
     /// Generation.
     pub version: Version,
-    /// Its directories; exactly one on v2.
+    /// Its directories; exactly one on v2. None when a rootless container has no cgroup.
     pub groups: Vec<Group>,
 }
 
@@ -84,16 +86,21 @@ impl Cgroup {
     ///
     /// Device rules are set when `resources.devices` is there, even as an empty list (then only the default devices
     /// are allowed); without it they are inherited, as a pod's cgroup needs it.
-    pub fn create(path: &CgroupPath, resources: Option<&LinuxResources>) -> Result<Cgroup> {
-        Self::create_in(&Layout::detect()?, path, resources)
+    pub fn create(options: &CgroupOptions, resources: Option<&LinuxResources>) -> Result<Cgroup> {
+        if options.systemd {
+            return Err(Error::refused(
+                "--systemd-cgroup",
+                "the systemd driver is not done yet: use the cgroupfs driver",
+            ));
+        }
+        Self::create_in(&Layout::detect()?, options, resources)
     }
 
-    fn create_in(layout: &Layout, path: &CgroupPath, resources: Option<&LinuxResources>) -> Result<Cgroup> {
+    fn create_in(layout: &Layout, options: &CgroupOptions, resources: Option<&LinuxResources>) -> Result<Cgroup> {
         let mut made = Made::default();
-        let own = &mut OwnCgroups::default();
         let cgroup = match layout {
-            Layout::V1(hierarchies) => v1::create(hierarchies, path, resources, own, &mut made)?,
-            Layout::V2(hierarchy) => v2::create(hierarchy, path, resources, own, &mut made)?,
+            Layout::V1(hierarchies) => v1::create(hierarchies, options, resources, &mut made)?,
+            Layout::V2(hierarchy) => v2::create(hierarchy, options, resources, &mut made)?,
         };
         made.keep();
         Ok(cgroup)
@@ -112,6 +119,7 @@ impl Cgroup {
     /// Changes the limits of a living cgroup. Fields that are absent keep their value; when one is refused, those that
     /// were written before it get their old values back.
     pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
+        self.require_one("limits")?;
         let steps = match self.state.version {
             Version::V1 => plan::v1(resources)?,
             Version::V2 => plan::v2(resources)?,
@@ -146,7 +154,7 @@ impl Cgroup {
         if self.state.version == Version::V1 {
             return Ok(None);
         }
-        let path = &self.state.groups[0].path;
+        let Some(Group { path, .. }) = self.state.groups.first() else { return Ok(None) };
         let open = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_PATH).open(path);
         Ok(Some(open.map_err(|e| Error::io("open cgroup", path, e))?.into()))
     }
@@ -170,6 +178,11 @@ impl Cgroup {
             put(&path, &pid.to_string()).map_err(|e| Error::io("move a process into cgroup", &group.path, e))?;
         }
         Ok(())
+    }
+
+    /// A rootless container may have none; what needs one says so.
+    fn require_one(&self, what: &'static str) -> Result<()> {
+        if self.state.groups.is_empty() { Err(Error::NoCgroup { what }) } else { Ok(()) }
     }
 
     /// The directory where a controller's files are.
@@ -242,16 +255,15 @@ impl Cgroup {
     /// Why the file of a write is not there.
     fn missing(&self, write: &plan::Write) -> Error {
         let why = match (self.state.version, self.dir_of(write.controller)) {
-            (Version::V1, None) => "is not mounted on this host".to_owned(),
+            (Version::V1, None) => "is not mounted on this host, or this user has no cgroup in it".to_owned(),
+            (Version::V2, None) => "is not in reach: this user has no cgroup to limit (delegate one)".to_owned(),
             (_, Some(dir)) if self.state.version == Version::V1 || v2::enabled(dir, write.controller) => {
                 format!("has no file {} in this kernel", write.file)
             }
-            (_, dir) => {
-                let dir = dir.unwrap_or(Path::new("/")).display();
-                format!(
-                    "is not enabled in {dir} (is it in cgroup.controllers at the root, and no process in a parent?)"
-                )
-            }
+            (_, Some(dir)) => format!(
+                "is not enabled in {} (is it in cgroup.controllers at the root, and no process in a parent?)",
+                dir.display()
+            ),
         };
         Error::MissingController { field: write.field.clone(), controller: write.controller.to_owned(), why }
     }

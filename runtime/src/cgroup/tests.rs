@@ -10,7 +10,10 @@ use std::{
 
 use nix::{sys::signal::Signal, unistd::Pid};
 
-use super::{mounts::Hierarchy, *};
+use super::{
+    mounts::{Hierarchy, OwnCgroups},
+    *,
+};
 
 /// A cgroup that goes when the test ends, with what runs in it.
 struct Scratch {
@@ -52,8 +55,7 @@ fn name(what: &str) -> String {
 fn make(layout: &Layout, resources: &str) -> Result<Scratch> {
     let name = name("leaf");
     let resources: LinuxResources = serde_json::from_str(resources).unwrap();
-    let path = CgroupPath::new(Some(Path::new(&name)), "x").unwrap();
-    let cgroup = Cgroup::create_in(layout, &path, Some(&resources))?;
+    let cgroup = Cgroup::create_in(layout, &CgroupOptions::new(Some(Path::new(&name)), "x"), Some(&resources))?;
     let parent = cgroup.state.groups.iter().filter_map(|g| g.path.parent().map(Path::to_path_buf)).collect();
     Ok(Scratch { cgroup, parent })
 }
@@ -151,7 +153,7 @@ fn a_cgroup_with_processes_of_others_is_not_taken_over() {
             Layout::V2(Hierarchy { mount, .. }) => mount,
         };
         let spec = Path::new("/").join(path.strip_prefix(mount).unwrap());
-        let again = Cgroup::create_in(&layout, &CgroupPath::new(Some(&spec), "x").unwrap(), None);
+        let again = Cgroup::create_in(&layout, &CgroupOptions::new(Some(&spec), "x"), None);
         assert!(matches!(again.unwrap_err(), Error::NotEmpty { .. }));
         scratch.cgroup.kill_all(libc::SIGKILL).unwrap();
         child.wait().unwrap();
@@ -176,7 +178,7 @@ fn what_cannot_be_enforced_is_named_and_leaves_nothing_behind() {
 fn a_failed_creation_is_undone() {
     for layout in layouts() {
         let name = name("leaf");
-        let path = CgroupPath::new(Some(Path::new(&name)), "x").unwrap();
+        let path = CgroupOptions::new(Some(Path::new(&name)), "x");
         let resources = r#"{"rdma":{"none0":{"hcaHandles":1}}}"#;
         Cgroup::create_in(&layout, &path, Some(&serde_json::from_str(resources).unwrap())).unwrap_err();
         let mounts: Vec<PathBuf> = match layout {
@@ -285,7 +287,7 @@ fn a_parent_that_another_process_has_only_just_made_is_no_obstacle() {
     let directory = path.in_v1(cpuset, &mut OwnCgroups::default()).unwrap();
     // The state between the other's mkdir and its first write: a parent without cpus and nodes.
     fs::create_dir(directory.parent().unwrap()).unwrap();
-    let cgroup = Cgroup::create_in(&layout, &path, None).unwrap();
+    let cgroup = Cgroup::create_in(&layout, &CgroupOptions::new(Some(Path::new(&name)), "x"), None).unwrap();
     let parent = cgroup.state.groups.iter().filter_map(|g| g.path.parent().map(Path::to_path_buf)).collect();
     let scratch = Scratch { cgroup, parent };
     sleeper(&scratch).kill().unwrap();

@@ -9,7 +9,7 @@ use std::{
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 
 use super::{
-    Cgroup, CgroupPath, CgroupState, Group, Made, Version, control,
+    Cgroup, CgroupOptions, CgroupPath, CgroupState, Group, Made, Version, control,
     devices::{self, V1State},
     error::{Error, Result},
     mounts::{Hierarchy, OwnCgroups},
@@ -19,29 +19,32 @@ use super::{
 /// Makes the directories, then writes the limits.
 pub(super) fn create(
     hierarchies: &[Hierarchy],
-    path: &CgroupPath,
+    options: &CgroupOptions,
     resources: Option<&LinuxResources>,
-    own: &mut OwnCgroups,
     made: &mut Made,
 ) -> Result<Cgroup> {
     // Refusals that need no kernel come before anything is made.
     let steps = resources.map(plan::v1).transpose()?.unwrap_or_default();
     let rules = resources.and_then(|r| r.devices().as_deref());
+    let (path, mut own) = (CgroupPath::new(options.path, options.id)?, OwnCgroups::default());
     let mut groups = Vec::with_capacity(hierarchies.len());
     for hierarchy in hierarchies {
-        let directory = path.in_v1(hierarchy, own)?;
+        let directory = path.in_v1(hierarchy, &mut own)?;
         match make(hierarchy, &directory, made) {
             Ok(()) => groups.push(Group { controllers: hierarchy.controllers.clone(), path: directory }),
-            // A hierarchy that is shown read-only (in a container, say) is as one that is not mounted: it matters when a
-            // field needs it, and then that field's error says so.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::EPERM)) => {}
+            // For a rootless container a hierarchy that it may not write is as one that is not mounted: it matters when
+            // a field needs it, and then that field's error says so.
+            Err(e) if e.denied() && options.may_go_without() => {}
             Err(e) => return Err(e),
         }
     }
     let cgroup = Cgroup { state: CgroupState { version: Version::V1, groups } };
     cgroup.execute(&steps)?;
     if let Some(rules) = rules {
-        reset_devices(&cgroup, rules)?;
+        match reset_devices(&cgroup, rules) {
+            Err(e) if (e.denied() || cgroup.dir_of("devices").is_none()) && options.rootless.applies() => {}
+            outcome => outcome?,
+        }
     }
     Ok(cgroup)
 }

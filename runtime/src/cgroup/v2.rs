@@ -8,7 +8,7 @@ use std::{
 use oci_spec::runtime::LinuxResources;
 
 use super::{
-    Cgroup, CgroupPath, CgroupState, Group, Made, Version, control, device_program, devices,
+    Cgroup, CgroupOptions, CgroupPath, CgroupState, Group, Made, Version, control, device_program, devices,
     error::{Error, Result},
     mounts::{Hierarchy, OwnCgroups},
     plan, put,
@@ -22,16 +22,19 @@ const EXTRA: &[&str] = &["hugetlb", "rdma", "misc"];
 /// Makes the directory, gets the controllers into it, then writes the limits.
 pub(super) fn create(
     hierarchy: &Hierarchy,
-    path: &CgroupPath,
+    options: &CgroupOptions,
     resources: Option<&LinuxResources>,
-    own: &mut OwnCgroups,
     made: &mut Made,
 ) -> Result<Cgroup> {
     // Refusals that need no kernel come before anything is made.
     let steps = resources.map(plan::v2).transpose()?.unwrap_or_default();
     let rules = resources.and_then(|r| r.devices().as_deref()).map(devices::rules).transpose()?;
-    let directory = path.in_v2(hierarchy, own)?;
-    let new = made.directory(&directory).map_err(|e| Error::io("make cgroup", &directory, e))?;
+    let path = CgroupPath::new(options.path, options.id)?;
+    let directory = path.in_v2(hierarchy, &mut OwnCgroups::default())?;
+    let new = match made.directory(&directory).map_err(|e| Error::io("make cgroup", &directory, e)) {
+        Err(e) if e.denied() && options.may_go_without() => return go_without(&steps, e),
+        outcome => outcome?,
+    };
     if !new {
         control::require_empty(&directory)?;
     }
@@ -40,9 +43,23 @@ pub(super) fn create(
     let cgroup = Cgroup { state: CgroupState { version: Version::V2, groups } };
     cgroup.execute(&steps)?;
     if let Some(rules) = rules {
-        device_program::install(&directory, &rules)?;
+        match device_program::install(&directory, &rules) {
+            Err(e) if e.denied() && options.rootless.applies() => {}
+            outcome => outcome?,
+        }
     }
     Ok(cgroup)
+}
+
+/// A rootless container without a cgroup: fine as long as nothing is asked of it.
+fn go_without(steps: &[plan::Step], denied: Error) -> Result<Cgroup> {
+    match steps.iter().flatten().find(|write| !write.optional) {
+        Some(write) => Err(Error::refused(
+            write.field.clone(),
+            format!("a rootless container can only be limited in a cgroup that this user may write ({denied})"),
+        )),
+        None => Ok(Cgroup { state: CgroupState { version: Version::V2, groups: Vec::new() } }),
+    }
 }
 
 /// Changes the limits of a living cgroup.

@@ -24,10 +24,10 @@ pub struct Cli {
     /// Where the state of containers is kept (should be on a tmpfs)
     #[arg(long, value_name = "DIR", default_value = "/run/coracle-oci")]
     pub root: PathBuf,
-    /// Use the systemd cgroup driver (refused: not done yet)
+    /// Use the systemd cgroup driver: cgroupsPath is then slice:prefix:name
     #[arg(long)]
     pub systemd_cgroup: bool,
-    /// Ignore cgroup permission errors: true, false or auto (true is refused: not done yet)
+    /// Ignore cgroup permission errors: true, false or auto
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub rootless: String,
     /// What to do

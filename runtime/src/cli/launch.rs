@@ -4,9 +4,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use coracle_runtime::cgroup::Rootless;
 use coracle_runtime::{CreateOptions, ExecOptions, Process, Runtime, spec};
 
-use super::args::{Create, Exec, Run};
+use super::args::{Cli, Create, Exec, Run};
 use super::terminal::Session;
 
 /// Descriptors handed over by socket activation come after the preserved ones' count, as in runc.
@@ -18,7 +19,27 @@ fn listen_fds(options: u32) -> (u32, Vec<String>) {
     (options + count, vec![format!("LISTEN_FDS={count}"), "LISTEN_PID=1".to_owned()])
 }
 
-fn options(args: &Create) -> Result<CreateOptions> {
+/// What the global flags say of a new container's cgroup.
+#[derive(Debug, Clone, Copy)]
+pub struct CgroupDriver {
+    systemd: bool,
+    rootless: Rootless,
+}
+
+impl CgroupDriver {
+    /// Reads the flags; the words for true and false are those of Go's strconv.ParseBool.
+    pub fn of(cli: &Cli) -> Result<CgroupDriver> {
+        let rootless = match cli.rootless.as_str() {
+            "" | "auto" => Rootless::Auto,
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Rootless::Yes,
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Rootless::No,
+            other => bail!("--rootless {other:?}: it must be auto, true or false"),
+        };
+        Ok(CgroupDriver { systemd: cli.systemd_cgroup, rootless })
+    }
+}
+
+fn options(args: &Create, driver: CgroupDriver) -> Result<CreateOptions> {
     if args.pidfd_socket.is_some() {
         bail!("--pidfd-socket is not supported yet");
     }
@@ -30,14 +51,16 @@ fn options(args: &Create) -> Result<CreateOptions> {
         preserve_fds,
         no_pivot: args.no_pivot,
         no_new_keyring: args.no_new_keyring,
+        systemd_cgroup: driver.systemd,
+        rootless: driver.rootless,
         extra_env,
         ..Default::default()
     })
 }
 
 /// create
-pub fn create(runtime: &Runtime, args: Create) -> Result<()> {
-    runtime.create(&args.id, options(&args)?)?;
+pub fn create(runtime: &Runtime, args: Create, driver: CgroupDriver) -> Result<()> {
+    runtime.create(&args.id, options(&args, driver)?)?;
     Ok(())
 }
 
@@ -62,14 +85,14 @@ fn session(terminal: bool, detach: bool, socket: Option<&PathBuf>) -> Result<(Se
 }
 
 /// run
-pub fn run(runtime: &Runtime, args: Run) -> Result<i32> {
+pub fn run(runtime: &Runtime, args: Run, driver: CgroupDriver) -> Result<i32> {
     let id = &args.create.id;
     let terminal = wants_terminal(&args.create.bundle)?;
     let (session, console_fd) = session(terminal, args.detach, args.create.console_socket.as_ref())?;
     if !args.detach && !args.no_subreaper {
         nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
     }
-    let pid = runtime.create(id, CreateOptions { console_fd, ..options(&args.create)? })?;
+    let pid = runtime.create(id, CreateOptions { console_fd, ..options(&args.create, driver)? })?;
     let outcome = runtime.start(id).map_err(anyhow::Error::from).and_then(|()| session.wait(pid));
     if outcome.is_err() || (!args.detach && !args.keep) {
         let removed = runtime.delete(id, true);

@@ -8,20 +8,13 @@ mod template;
 mod terminal;
 mod update;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use args::{Cli, Command};
 use coracle_runtime::Runtime;
 
 /// Runs one verb; the exit code is the program's for `run` and `exec`, else 0.
 pub fn run(cli: Cli) -> Result<i32> {
-    if cli.systemd_cgroup {
-        bail!("--systemd-cgroup is not supported yet: use the cgroupfs driver");
-    }
-    match cli.rootless.as_str() {
-        "auto" | "false" => {}
-        "true" => bail!("--rootless=true is not supported yet: run as root"),
-        other => bail!("--rootless {other:?}: it must be auto, true or false"),
-    }
+    let driver = launch::CgroupDriver::of(&cli)?;
     // Only these become, for a moment, a process of a container.
     if matches!(cli.command, Command::Create(_) | Command::Run(_) | Command::Exec(_)) {
         coracle_runtime::seal_self()?;
@@ -29,8 +22,8 @@ pub fn run(cli: Cli) -> Result<i32> {
     let root = std::path::absolute(&cli.root).context("--root")?;
     let runtime = Runtime::new(root);
     match cli.command {
-        Command::Create(args) => launch::create(&runtime, args)?,
-        Command::Run(args) => return launch::run(&runtime, args),
+        Command::Create(args) => launch::create(&runtime, args, driver)?,
+        Command::Run(args) => return launch::run(&runtime, args, driver),
         Command::Exec(args) => return launch::exec(&runtime, *args),
         Command::Start(args) => runtime.start(&args.id)?,
         Command::State(args) => inspect::state(&runtime, &args.id)?,

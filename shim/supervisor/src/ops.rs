@@ -8,7 +8,7 @@ use coracle_proto::task_types::ProcessInfo;
 use coracle_proto::ttrpc::Code;
 use coracle_proto::types::Mount;
 use coracle_proto::{Message, any, task};
-use coracle_runtime::cgroup::{Cgroup, CgroupPath, CgroupState, Stats, Version};
+use coracle_runtime::cgroup::{Cgroup, CgroupOptions, CgroupPath, CgroupState, Stats, Version};
 use coracle_runtime::{CreateOptions, ExecOptions, Parent, Process, RootfsMount, Runtime, Stdio};
 use nix::libc::SIGKILL;
 use oci_spec::runtime::LinuxResources;
@@ -242,8 +242,9 @@ pub fn stats_answer(stats: &Stats, version: Version, oom_file: &str) -> Vec<u8> 
 pub fn make_pod_cgroup(record: &Path, path: &str, resources: &[u8]) -> Result<Vec<u8>, Failure> {
     let unknown = |text: String| Code::Unknown.failure(text);
     let resources = if resources.is_empty() { None } else { Some(pod_resources(resources)?) };
-    let path = CgroupPath::new(Some(Path::new(path)), path).map_err(|error| invalid(error.to_string()))?;
-    let cgroup = Cgroup::create(&path, resources.as_ref()).map_err(|error| unknown(error.to_string()))?;
+    CgroupPath::new(Some(Path::new(path)), path).map_err(|error| invalid(error.to_string()))?;
+    let options = CgroupOptions::new(Some(Path::new(path)), path);
+    let cgroup = Cgroup::create(&options, resources.as_ref()).map_err(|error| unknown(error.to_string()))?;
     let saved = serde_json::to_vec(&cgroup.state()).map_err(|error| unknown(error.to_string()));
     let saved = saved.and_then(|text| {
         fs::write(record, text).map_err(|error| unknown(format!("write {}: {error}", record.display())))

@@ -9,7 +9,7 @@ use super::{SHORT, Shim};
 use crate::failure::{Fail, Failure};
 use coracle_proto::ttrpc::{Code, method};
 use coracle_proto::{Empty, task};
-use coracle_runtime::cgroup::{Cgroup, CgroupPath};
+use coracle_runtime::cgroup::{Cgroup, CgroupOptions, CgroupPath};
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc::SIGKILL;
 use nix::sys::stat::Mode;
@@ -177,7 +177,7 @@ fn enter_cgroup(shim: &Shim) -> Result<String, coracle_runtime::cgroup::Error> {
         return Ok(String::new());
     }
     let path = format!("{}/shim", shim.cgroup);
-    let cgroup = CgroupPath::new(Some(Path::new(&path)), "shim")?;
+    let cgroup = CgroupOptions::new(Some(Path::new(&path)), "shim");
     Cgroup::create(&cgroup, None)?.join(std::process::id() as i32)?;
     Ok(path)
 }
