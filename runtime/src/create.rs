@@ -16,6 +16,7 @@ use crate::error::{Context, Error, Result};
 use crate::identity::{Identity, set_rlimits};
 use crate::idmap::{self, Maps};
 use crate::mounts::Planner;
+use crate::schedule::Schedule;
 use crate::spawn::{Side, Spawn};
 use crate::spec::{NamespaceKind, Process, Spec};
 use crate::state::{self, CONFIG, Record, SOCKET};
@@ -33,7 +34,12 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
 
     // Everything that can be parsed or opened beforehand is, so that most errors come before anything exists.
     let rootfs = rootfs_path(&spec, &bundle)?;
-    let identity = plan_identity(&spec, id, &bundle, process, &options)?;
+    let mut identity = plan_identity(&spec, id, &bundle, process, &options)?;
+    // Nobody in a user namespace has rights over the host's CPUs: there it is ours to apply.
+    let schedule = match identity.in_user_namespace && nix::unistd::geteuid().is_root() {
+        true => std::mem::take(&mut identity.schedule),
+        false => Schedule::default(),
+    };
     let mut planner = Planner::new(&spec, &bundle, &rootfs)?;
     let root = planner.root(&options.rootfs_mounts)?;
     let planned = planner.mounts()?;
@@ -127,6 +133,8 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     if message != Message::Ready {
         return Err(Error::Init(format!("unexpected message {message:?} from the container's process")));
     }
+    // When nothing is left to be done: a deadline process could not start hooks.
+    schedule.apply(pid)?;
     let (start_time, _) =
         state::process_start(pid).ok_or_else(|| Error::Init("the container's process died".into()))?;
     let record = Record {
@@ -194,7 +202,7 @@ fn plan_identity(spec: &Spec, id: &str, bundle: &Path, process: &Process, option
         }
         None => None,
     };
-    let mut identity = Identity::plan(process, filter, listener)?;
+    let mut identity = Identity::plan(process, &spec.linux, filter, listener)?;
     identity.in_user_namespace = spec.namespace(NamespaceKind::User).is_some();
     for fd in 3..3 + options.preserve_fds as i32 {
         if !sys::is_open(fd) {

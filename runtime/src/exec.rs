@@ -13,8 +13,9 @@ use crate::channel::{Channel, Message};
 use crate::error::{Context, Error, Result};
 use crate::identity::{Identity, set_rlimits};
 use crate::init::keep_only;
+use crate::schedule::Affinity;
 use crate::spawn::{Side, Spawn};
-use crate::spec::{ConsoleSize, NamespaceKind};
+use crate::spec::{ConsoleSize, NamespaceKind, Process, Spec};
 use crate::state::{Record, Status};
 use crate::undo::Undo;
 use crate::{ExecOptions, Runtime, Stdio, console, create, refuse, seccomp, sys};
@@ -31,10 +32,11 @@ struct Plan {
     stdio: Stdio,
     preserve_fds: u32,
     keyring: Option<String>,
+    affinity: Affinity,
 }
 
 /// Runs a process in a container.
-pub(crate) fn exec(runtime: &Runtime, id: &str, options: ExecOptions) -> Result<i32> {
+pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Result<i32> {
     let mut undo = Undo::default();
     let record = Record::load(&runtime.root, id)?;
     refuse::check_process(&options.process)?;
@@ -57,7 +59,9 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, options: ExecOptions) -> Result<
         Some(profile) => Some(seccomp::compile(profile).map_err(|e| Error::invalid(format!("linux.seccomp: {e}")))?),
         None => None,
     };
-    let mut identity = Identity::plan(&options.process, filter, None)?;
+    inherit(&mut options.process, &spec);
+    let affinity = Affinity::plan(&options.process)?;
+    let mut identity = Identity::plan(&options.process, &spec.linux, filter, None)?;
     identity.in_user_namespace = record.namespaces & NamespaceKind::User.flag() != 0;
     for variable in &options.extra_env {
         identity.add_env(variable.clone());
@@ -83,6 +87,7 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, options: ExecOptions) -> Result<
         preserve_fds: options.preserve_fds,
         keyring: None,
         pidfd,
+        affinity,
     };
     let pid_namespace = match record.namespaces & NamespaceKind::Pid.flag() {
         0 => None,
@@ -91,7 +96,12 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, options: ExecOptions) -> Result<
     let spawn = Spawn::into_pid_namespace(pid_namespace, options.parent);
     let rlimits = plan.identity.rlimits.clone();
     let (ours, theirs) = Channel::pair().op(|| "make a socket pair")?;
-    let pid = match spawn.clone(cgroup_dir.as_ref(), &ours, &theirs)? {
+    let before = plan.affinity.begin()?;
+    let side = spawn.clone(cgroup_dir.as_ref(), &ours, &theirs);
+    if !matches!(side, Ok(Side::Child)) {
+        Affinity::end(before)?;
+    }
+    let pid = match side? {
         Side::Child => {
             drop(ours);
             run(plan, theirs)
@@ -124,6 +134,14 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, options: ExecOptions) -> Result<
     Ok(pid)
 }
 
+/// What a process of the container gets unless it has its own, as in runc.
+fn inherit(process: &mut Process, spec: &Spec) {
+    let Some(init) = &spec.process else { return };
+    process.scheduler = process.scheduler.take().or_else(|| init.scheduler.clone());
+    process.io_priority = process.io_priority.take().or_else(|| init.io_priority.clone());
+    process.exec_cpu_affinity = process.exec_cpu_affinity.take().or_else(|| init.exec_cpu_affinity.clone());
+}
+
 /// A cgroup inside the container's; it must exist, as with runc.
 fn beneath(state: &CgroupState, path: &str) -> Result<Cgroup> {
     let relative = Path::new(path.trim_start_matches('/'));
@@ -154,6 +172,9 @@ fn set_up(mut plan: Plan, _channel: &Channel) -> Result<(Identity, crate::identi
     nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
     setsid().op(|| "start a session")?;
     crate::init::join_cgroup(std::mem::take(&mut plan.cgroup_files))?;
+    plan.affinity.finish()?;
+    // With the host's rights, which a user namespace ends.
+    std::mem::take(&mut plan.identity.schedule).apply(0)?;
     if plan.identity.labelled() {
         // Through the host's /proc, before it is out of sight.
         plan.identity.open_labels(&create::open_proc()?)?;

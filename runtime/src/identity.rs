@@ -16,7 +16,8 @@ use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, fchown, setgroups, setre
 
 use crate::error::{Context, Error, Result};
 use crate::lsm::{self, Label};
-use crate::spec::{Process, Rlimit};
+use crate::schedule::{Domain, Schedule};
+use crate::spec::{Linux, Process, Rlimit};
 use crate::{seccomp, sys};
 
 /// Where programs are looked for when the environment has no PATH.
@@ -54,6 +55,9 @@ pub(crate) struct Identity {
     listener: Option<(Option<OwnedFd>, Vec<u8>)>,
     /// Of AppArmor and SELinux.
     labels: Vec<Label>,
+    /// Taken out by who applies it elsewhere.
+    pub schedule: Schedule,
+    domain: Domain,
 }
 
 /// How many labels a process can have.
@@ -103,6 +107,7 @@ impl Identity {
     /// The parent's part.
     pub fn plan(
         process: &Process,
+        linux: &Linux,
         filter: Option<seccomp::Program>,
         listener: Option<(OwnedFd, Vec<u8>)>,
     ) -> Result<Identity> {
@@ -136,6 +141,8 @@ impl Identity {
             filter,
             listener: listener.map(|(socket, message)| (Some(socket), message)),
             labels: lsm::plan(process)?,
+            schedule: Schedule::plan(process)?,
+            domain: Domain::plan(linux)?,
         })
     }
 
@@ -192,6 +199,9 @@ impl Identity {
         if !self.in_user_namespace {
             set_rlimits(0, &self.rlimits)?;
         }
+        // While the rights to raise a priority are there.
+        self.schedule.apply(0)?;
+        self.domain.apply()?;
         // Without it nothing a set-user-id program does could give privileges back.
         if self.no_new_privileges {
             nix::sys::prctl::set_no_new_privs().op(|| "set no_new_privs")?;

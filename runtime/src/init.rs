@@ -17,7 +17,7 @@ use crate::error::{Context, Error, Result};
 use crate::identity::{Identity, Program};
 use crate::mounts::{Planned, Root};
 use crate::spec::{NamespaceKind, Spec};
-use crate::{Stdio, console, devices, hooks, mounts, refuse, sys};
+use crate::{Stdio, console, devices, hooks, mounts, refuse, schedule, sys};
 
 /// Everything the init needs, opened and parsed by the parent.
 pub(crate) struct Plan<'a> {
@@ -86,6 +86,8 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     // Before the cgroup namespace is made, whose root is the cgroup of this moment; and before anything is allocated
     // that should be charged to the container.
     join_cgroup(std::mem::take(&mut plan.cgroup_files))?;
+    // After it: the cpuset limits what this comes to.
+    schedule::reset_affinity();
     // In a user namespace the folders above may be closed to who this process becomes; the host's root may pass still.
     let point = open_directory(&plan.rootfs)?;
     if spec.namespace(NamespaceKind::User).is_some() {

@@ -8,7 +8,7 @@
 //! spec      config.json            refuse    what of it is done, refused, wrong
 //! spawn     clone3                 channel   words between the halves
 //! mounts    options, idmap, beneath, copyup, cgroupfs, devices, console
-//! identity  user, capabilities, limits, program; lsm
+//! identity  user, capabilities, limits, program; lsm; schedule
 //! hooks     state (on disk), time  undo      what a failed create takes back
 //! seal      the program itself     apart     for containers of other programs
 //! cgroup    seccomp                sys       all of the crate's unsafe code
@@ -36,6 +36,7 @@ mod lsm;
 mod mounts;
 mod options;
 mod refuse;
+mod schedule;
 mod seal;
 pub mod seccomp;
 mod spawn;
@@ -186,6 +187,11 @@ impl Runtime {
 /// Every mount option known, for `features`.
 pub fn known_mount_options() -> Vec<String> {
     options::known_words()
+}
+
+/// Every mode and every flag of a memory policy, for `features`.
+pub fn known_memory_policies() -> (Vec<&'static str>, Vec<&'static str>) {
+    schedule::known_memory_policies()
 }
 
 /// Every capability the kernel and this runtime know, for `features`.

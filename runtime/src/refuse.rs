@@ -5,6 +5,7 @@
 //! never a warning.
 
 use crate::error::{Error, Result};
+use crate::schedule::Affinity;
 use crate::spec::{Linux, Mount, NamespaceKind, Process, Spec};
 
 /// Longest container id: it becomes a directory and a cgroup name.
@@ -84,16 +85,13 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
         apparmor_profile: _,
         oom_score_adj: _,
         selinux_label: _,
-        io_priority,
-        scheduler,
-        exec_cpu_affinity,
+        io_priority: _,
+        scheduler: _,
+        exec_cpu_affinity: _,
     } = process;
-    table(&[
-        ("process.commandLine", set(command_line), "it is for Windows"),
-        ("process.ioPriority", io_priority.is_some(), "I/O priorities are not done yet"),
-        ("process.scheduler", scheduler.is_some(), "scheduler policies are not done yet"),
-        ("process.execCPUAffinity", exec_cpu_affinity.is_some(), "the CPU affinity of exec is not done yet"),
-    ])?;
+    table(&[("process.commandLine", set(command_line), "it is for Windows")])?;
+    // Applied at exec alone, but a wrong one is told at create.
+    Affinity::plan(process)?;
     if args.is_empty() {
         return Err(Error::invalid("process.args must not be empty"));
     }
@@ -133,15 +131,13 @@ fn check_linux(linux: &Linux) -> Result<()> {
         readonly_paths: _,
         mount_label: _,
         intel_rdt,
-        memory_policy,
-        personality,
+        memory_policy: _,
+        personality: _,
         time_offsets: _,
     } = linux;
     table(&[
         ("linux.netDevices", !net_devices.is_empty(), "moving network devices is not done yet"),
         ("linux.intelRdt", intel_rdt.is_some(), "Intel RDT is not done yet"),
-        ("linux.memoryPolicy", memory_policy.is_some(), "memory policies are not done yet"),
-        ("linux.personality", personality.is_some(), "personalities are not done yet"),
     ])?;
     for (index, namespace) in namespaces.iter().enumerate() {
         if namespaces[..index].iter().any(|n| n.kind == namespace.kind) {

@@ -95,9 +95,38 @@ oci! {
         apparmor_profile: Option<String>,
         oom_score_adj: Option<i32>,
         selinux_label: Option<String>,
-        io_priority: Option<IgnoredAny>,
-        scheduler: Option<IgnoredAny>,
-        #[serde(rename = "execCPUAffinity")] exec_cpu_affinity: Option<IgnoredAny>,
+        io_priority: Option<IoPriority>,
+        scheduler: Option<Scheduler>,
+        #[serde(rename = "execCPUAffinity")] exec_cpu_affinity: Option<CpuAffinity>,
+    }
+}
+
+oci! {
+    /// How the CPU is given to the process: sched_setattr(2).
+    Scheduler {
+        policy: String,
+        nice: i32,
+        priority: i32,
+        flags: Vec<String>,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+}
+
+oci! {
+    /// How its input and output are scheduled: ioprio_set(2).
+    IoPriority {
+        class: String,
+        priority: i32,
+    }
+}
+
+oci! {
+    /// The CPUs of an exec, before and after it joined the cgroup.
+    CpuAffinity {
+        initial: String,
+        #[serde(rename = "final")] last: String,
     }
 }
 
@@ -179,9 +208,26 @@ oci! {
         readonly_paths: Vec<PathBuf>,
         mount_label: Option<String>,
         intel_rdt: Option<IgnoredAny>,
-        memory_policy: Option<IgnoredAny>,
-        personality: Option<IgnoredAny>,
+        memory_policy: Option<MemoryPolicy>,
+        personality: Option<Personality>,
         time_offsets: BTreeMap<String, TimeOffset>,
+    }
+}
+
+oci! {
+    /// The execution domain: personality(2).
+    Personality {
+        domain: String,
+        flags: Vec<String>,
+    }
+}
+
+oci! {
+    /// Which nodes memory comes from: set_mempolicy(2).
+    MemoryPolicy {
+        mode: String,
+        nodes: String,
+        flags: Vec<String>,
     }
 }
 

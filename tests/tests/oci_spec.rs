@@ -412,13 +412,8 @@ fn fields_that_are_not_done_are_refused_by_name() {
     for (pointer, value) in [
         ("/process/apparmorProfile", json!("p")),
         ("/process/selinuxLabel", json!("l")),
-        ("/process/scheduler", json!({ "policy": "SCHED_BATCH" })),
-        ("/process/ioPriority", json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 0 })),
-        ("/process/execCPUAffinity", json!({ "initial": "0" })),
         ("/linux/mountLabel", json!("l")),
         ("/linux/intelRdt", json!({ "closID": "c" })),
-        ("/linux/memoryPolicy", json!({ "mode": "MPOL_BIND", "nodes": "0" })),
-        ("/linux/personality", json!({ "domain": "LINUX32" })),
         ("/linux/netDevices", json!({ "eth0": {} })),
         ("/vm", json!({})),
     ] {

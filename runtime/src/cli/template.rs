@@ -80,6 +80,7 @@ fn config(rootless: bool) -> Value {
 
 /// features
 pub fn features() -> Result<()> {
+    let (policies, policy_flags) = coracle_runtime::known_memory_policies();
     let features = json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": coracle_runtime::OCI_VERSION,
@@ -92,7 +93,7 @@ pub fn features() -> Result<()> {
             "apparmor": { "enabled": true },
             "selinux": { "enabled": true },
             "intelRdt": { "enabled": false },
-            "memoryPolicy": {},
+            "memoryPolicy": { "modes": policies, "flags": policy_flags },
             "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": false },
         },

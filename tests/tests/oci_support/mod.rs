@@ -207,6 +207,14 @@ impl Bundle {
         self.oci(&all)
     }
 
+    /// `exec` with its flags before the id.
+    pub fn exec_first(&self, flags: &[&str]) -> Answer {
+        let mut all = vec!["exec"];
+        all.extend(flags);
+        all.push(&self.id);
+        self.oci(&all)
+    }
+
     pub fn state(&self) -> Value {
         serde_json::from_str(&self.oci(&["state", &self.id]).ok().out).expect("JSON")
     }

@@ -1,0 +1,209 @@
+//! What a process is given beyond who it is: scheduling, I/O priority, CPUs, execution domain, memory policy. Seen from
+//! inside, at create and at exec.
+
+mod oci_support;
+
+use std::fs;
+use std::process::Command;
+
+use oci_support::{Answer, Bundle, ours, wait_for};
+use serde_json::{Value, json};
+
+/// Debian 12's runc and crun know few of these settings and pass over the rest.
+fn peers_lack_it() -> bool {
+    !ours()
+}
+
+/// Fields of /proc/PID/stat, counted from 1 as proc(5) does.
+fn stat(text: &str, field: usize) -> i64 {
+    let rest = text.rsplit_once(')').expect("a name in parentheses").1;
+    rest.split_whitespace().nth(field - 3).expect("a field").parse().expect("a number")
+}
+
+/// The scheduling policy and the nice value.
+fn policy_and_nice(text: &str) -> (i64, i64) {
+    (stat(text, 41), stat(text, 19))
+}
+
+fn started(bundle: &Bundle) {
+    bundle.create().ok();
+    bundle.oci(&["start", &bundle.id]).ok();
+}
+
+/// Runs a process of the specification in a container.
+fn exec_process(bundle: &Bundle, args: &[&str], extra: Value) -> Answer {
+    let mut process = bundle.config["process"].clone();
+    process["args"] = json!(args);
+    for (key, value) in extra.as_object().expect("an object") {
+        process[key] = value.clone();
+    }
+    let file = bundle.dir.path().join("process.json");
+    fs::write(&file, process.to_string()).expect("process.json");
+    bundle.exec_first(&["--process", file.to_str().expect("UTF-8")])
+}
+
+#[test]
+fn the_scheduler_is_set_for_init_and_exec() {
+    if peers_lack_it() {
+        return;
+    }
+    let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    bundle.set("/process/scheduler", json!({ "policy": "SCHED_BATCH", "nice": 7 }));
+    started(&bundle);
+    let init = bundle.exec(&["/bin/cat", "/proc/1/stat"]).ok().out;
+    assert_eq!(policy_and_nice(&init), (3, 7));
+    let exec = bundle.exec(&["/bin/cat", "/proc/self/stat"]).ok().out;
+    assert_eq!(policy_and_nice(&exec), (3, 7), "an exec has the container's");
+    let own = json!({ "scheduler": { "policy": "SCHED_IDLE" } });
+    let exec = exec_process(&bundle, &["/bin/cat", "/proc/self/stat"], own).ok().out;
+    assert_eq!(policy_and_nice(&exec).0, 5, "unless it has its own");
+}
+
+#[test]
+fn a_priority_is_raised_in_a_user_namespace_and_for_another_user() {
+    if peers_lack_it() {
+        return;
+    }
+    for namespace in [false, true] {
+        let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
+        if namespace {
+            let maps = json!([{ "containerID": 0, "hostID": 100000, "size": 1000 }]);
+            bundle.namespace("user", Some(None));
+            bundle.set("/linux/uidMappings", maps.clone()).set("/linux/gidMappings", maps);
+        }
+        bundle.set("/process/user", json!({ "uid": 7, "gid": 7 }));
+        bundle.set("/process/scheduler", json!({ "policy": "SCHED_OTHER", "nice": -5 }));
+        bundle.set("/process/ioPriority", json!({ "class": "IOPRIO_CLASS_RT", "priority": 2 }));
+        started(&bundle);
+        for pid in ["1", "self"] {
+            let text = bundle.exec(&["/bin/cat", &format!("/proc/{pid}/stat")]).ok().out;
+            assert_eq!(policy_and_nice(&text), (0, -5), "{pid}, user namespace: {namespace}");
+        }
+        let io = bundle.exec(&["/bin/busybox", "ionice", "-p", "1"]).ok().out;
+        assert_eq!(io.trim(), "realtime: prio 2");
+    }
+}
+
+#[test]
+fn the_io_priority_is_set_for_init_and_exec() {
+    if peers_lack_it() {
+        return;
+    }
+    let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    bundle.set("/process/ioPriority", json!({ "class": "IOPRIO_CLASS_BE", "priority": 6 }));
+    started(&bundle);
+    let ionice = |pid: &str| bundle.exec(&["/bin/busybox", "ionice", "-p", pid]).ok().out;
+    assert_eq!(ionice("1").trim(), "best-effort: prio 6");
+    assert_eq!(bundle.exec(&["/bin/busybox", "ionice"]).ok().out.trim(), "best-effort: prio 6");
+    let own = json!({ "ioPriority": { "class": "IOPRIO_CLASS_IDLE" } });
+    let out = exec_process(&bundle, &["/bin/busybox", "ionice"], own).ok().out;
+    assert!(out.starts_with("idle"), "{out}");
+}
+
+#[test]
+fn a_32_bit_domain_shows_in_uname() {
+    if peers_lack_it() {
+        return;
+    }
+    let mut bundle = Bundle::sh("uname -m; sleep 1000");
+    bundle.set("/linux/personality", json!({ "domain": "LINUX32" }));
+    started(&bundle);
+    wait_for("output", || !bundle.file("out").is_empty());
+    assert_eq!(bundle.file("out").trim(), "i686");
+    assert_eq!(bundle.exec(&["/bin/uname", "-m"]).ok().out.trim(), "i686");
+    let mut plain = Bundle::new(&["/bin/uname", "-m"]);
+    plain.set("/linux/personality", json!({ "domain": "LINUX" }));
+    assert_eq!(plain.run().ok().out.trim(), std::env::consts::ARCH);
+}
+
+#[test]
+fn memory_comes_from_the_nodes_of_the_policy() {
+    if peers_lack_it() {
+        return;
+    }
+    for (policy, shown) in [
+        (json!({ "mode": "MPOL_BIND", "nodes": "0" }), " bind:0 "),
+        (json!({ "mode": "MPOL_INTERLEAVE", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"] }), " interleave=static:0 "),
+        (json!({ "mode": "MPOL_PREFERRED", "nodes": "0" }), " prefer:0 "),
+        (json!({ "mode": "MPOL_LOCAL" }), " local "),
+        (json!({ "mode": "MPOL_DEFAULT" }), " default "),
+    ] {
+        let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
+        bundle.set("/linux/memoryPolicy", policy);
+        started(&bundle);
+        // Of the kernel's own pages ([vvar], [vdso]) each has its own.
+        let out = bundle.exec(&["/bin/cat", "/proc/1/numa_maps"]).ok().out;
+        assert!(out.contains(shown), "{shown}: {out}");
+        let out = bundle.exec(&["/bin/cat", "/proc/self/numa_maps"]).ok().out;
+        assert!(out.contains(shown), "exec, {shown}: {out}");
+    }
+}
+
+fn allowed(status: &str) -> String {
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("a list of CPUs");
+    line.trim().to_owned()
+}
+
+#[test]
+fn an_exec_runs_on_the_cpus_it_is_given_and_init_does_not() {
+    if peers_lack_it() {
+        return;
+    }
+    let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    bundle.set("/process/execCPUAffinity", json!({ "initial": "0", "final": "1" }));
+    started(&bundle);
+    let all = allowed(&fs::read_to_string("/proc/1/status").expect("status"));
+    assert_ne!(all, "1", "this test wants two CPUs");
+    let read = |pid: &str| allowed(&bundle.exec(&["/bin/cat", &format!("/proc/{pid}/status")]).ok().out);
+    assert_eq!(read("1"), all);
+    assert_eq!(read("self"), "1", "the container's");
+    let cat = ["/bin/cat", "/proc/self/status"];
+    let only_initial = json!({ "execCPUAffinity": { "initial": "0" } });
+    assert_eq!(allowed(&exec_process(&bundle, &cat, only_initial).ok().out), "0");
+    let only_final = json!({ "execCPUAffinity": { "final": "0" } });
+    assert_eq!(allowed(&exec_process(&bundle, &cat, only_final).ok().out), "0");
+    let absent = json!({ "execCPUAffinity": { "initial": "0", "final": "4000" } });
+    exec_process(&bundle, &cat, absent).fails("process.execCPUAffinity.final");
+}
+
+#[test]
+fn the_cpus_of_the_caller_are_not_those_of_the_container() {
+    if peers_lack_it() {
+        return;
+    }
+    let bundle = Bundle::new(&["/bin/cat", "/proc/self/status"]);
+    bundle.write_config();
+    let plain = bundle.command(&["run", "--bundle", bundle.dir.path().to_str().expect("UTF-8"), &bundle.id]);
+    let bound = Command::new("taskset").args(["-c", "0"]).arg(plain.get_program()).args(plain.get_args()).output();
+    let answer = Answer::from(bound.expect("taskset (util-linux) runs")).ok();
+    assert_eq!(allowed(&answer.out), allowed(&fs::read_to_string("/proc/1/status").expect("status")));
+}
+
+#[test]
+fn a_value_that_cannot_be_is_refused_by_its_field_and_leaves_nothing() {
+    if peers_lack_it() {
+        return;
+    }
+    for (pointer, value, words) in [
+        ("/process/scheduler", json!({ "policy": "SCHED_FAST" }), "process.scheduler.policy"),
+        ("/process/scheduler", json!({ "policy": "SCHED_ISO" }), "process.scheduler.policy"),
+        ("/process/scheduler", json!({ "policy": "SCHED_FIFO", "priority": 100 }), "process.scheduler.priority"),
+        (
+            "/process/scheduler",
+            json!({ "policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_UTIL_CLAMP_MIN", "SCHED_FLAG_NO"] }),
+            "process.scheduler.flags",
+        ),
+        ("/process/ioPriority", json!({ "class": "IOPRIO_CLASS_BE", "priority": 8 }), "process.ioPriority.priority"),
+        ("/process/execCPUAffinity", json!({ "initial": "x" }), "process.execCPUAffinity.initial"),
+        ("/linux/personality", json!({ "domain": "BSD" }), "linux.personality.domain"),
+        ("/linux/personality", json!({ "domain": "LINUX", "flags": ["X"] }), "linux.personality.flags"),
+        ("/linux/memoryPolicy", json!({ "mode": "MPOL_BIND" }), "linux.memoryPolicy.nodes"),
+        // Known to the kernel alone: there is no such node.
+        ("/linux/memoryPolicy", json!({ "mode": "MPOL_BIND", "nodes": "63" }), "linux.memoryPolicy"),
+    ] {
+        let mut bundle = Bundle::new(&["/bin/true"]);
+        bundle.set(pointer, value);
+        bundle.create().fails(words);
+        bundle.assert_gone();
+    }
+}
