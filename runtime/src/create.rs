@@ -21,7 +21,7 @@ use crate::spawn::{Side, Spawn};
 use crate::spec::{NamespaceKind, Process, Spec};
 use crate::state::{self, CONFIG, Record, SOCKET};
 use crate::undo::Undo;
-use crate::{CreateOptions, Parent, Runtime, Stdio, console, devices, hooks, init, refuse, seccomp, sys};
+use crate::{CreateOptions, Parent, Runtime, Stdio, console, devices, hooks, init, netdev, refuse, seccomp, sys};
 
 /// Creates a container up to the point where its process waits for `start`.
 pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Result<i32> {
@@ -118,8 +118,13 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
         // Raising a hard limit takes rights over the host that nobody inside has.
         set_rlimits(pid, &rlimits)?;
     }
+    if let Some(moved) = netdev::give(&spec, pid)? {
+        undo.push(move || moved.back());
+    }
     if spec.makes(NamespaceKind::User) {
         write_id_maps(&spec, pid)?;
+    }
+    if spec.init_waits_first() {
         ours.send(&Message::Go).op(|| "answer the container's process")?;
     }
     let mut message = ours.expect()?;

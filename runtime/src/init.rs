@@ -90,9 +90,12 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     schedule::reset_affinity();
     // In a user namespace the folders above may be closed to who this process becomes; the host's root may pass still.
     let point = open_directory(&plan.rootfs)?;
+    // Nothing can be made as root of the new user namespace before the parent wrote its maps.
+    if spec.init_waits_first() {
+        channel.wait_go()?;
+    }
     if spec.namespace(NamespaceKind::User).is_some() {
-        // Nothing can be made as root of the new user namespace before the parent wrote its maps.
-        become_namespace_root(spec, channel)?;
+        become_root_of_namespace()?;
     }
     for (kind, file) in std::mem::take(&mut plan.joins) {
         sys::setns(file.as_fd(), kind.flag() as i32).op(|| format!("join the {} namespace", kind.name()))?;
@@ -240,13 +243,6 @@ pub(crate) fn keep_only<const N: usize>(preserve: u32, fds: [Option<OwnedFd>; N]
 
 pub(crate) fn join_cgroup(files: Vec<OwnedFd>) -> Result<()> {
     files.iter().try_for_each(|file| nix::unistd::write(file, b"0").map(drop).op(|| "join the container's cgroup"))
-}
-
-fn become_namespace_root(spec: &Spec, channel: &Channel) -> Result<()> {
-    if spec.makes(NamespaceKind::User) {
-        channel.wait_go()?;
-    }
-    become_root_of_namespace()
 }
 
 /// User and group 0 of the user namespace this process is in.

@@ -9,6 +9,7 @@
 //! spawn     clone3                 channel   words between the halves
 //! mounts    options, idmap, beneath, copyup, cgroupfs, devices, console
 //! identity  user, capabilities, limits, program; lsm; schedule
+//! netdev    network devices that move into the container
 //! hooks     state (on disk), time  undo      what a failed create takes back
 //! seal      the program itself     apart     for containers of other programs
 //! cgroup    seccomp                sys       all of the crate's unsafe code
@@ -34,6 +35,7 @@ mod init;
 mod lifecycle;
 mod lsm;
 mod mounts;
+mod netdev;
 mod options;
 mod refuse;
 mod schedule;

@@ -66,6 +66,7 @@ pub(crate) fn check(spec: &Spec) -> Result<()> {
         None => return Err(Error::invalid("config.json: process is missing: there is nothing to run")),
     }
     check_linux(linux)?;
+    crate::netdev::check(spec)?;
     check_coherence(spec)
 }
 
@@ -124,7 +125,7 @@ fn check_linux(linux: &Linux) -> Result<()> {
         resources: _,
         cgroups_path: _,
         namespaces,
-        net_devices,
+        net_devices: _,
         seccomp: _,
         rootfs_propagation,
         masked_paths: _,
@@ -135,10 +136,7 @@ fn check_linux(linux: &Linux) -> Result<()> {
         personality: _,
         time_offsets: _,
     } = linux;
-    table(&[
-        ("linux.netDevices", !net_devices.is_empty(), "moving network devices is not done yet"),
-        ("linux.intelRdt", intel_rdt.is_some(), "Intel RDT is not done yet"),
-    ])?;
+    table(&[("linux.intelRdt", intel_rdt.is_some(), "Intel RDT is not done yet")])?;
     for (index, namespace) in namespaces.iter().enumerate() {
         if namespaces[..index].iter().any(|n| n.kind == namespace.kind) {
             return Err(Error::invalid(format!("config.json: two {} namespaces", namespace.kind.name())));

@@ -201,7 +201,7 @@ oci! {
         resources: Option<LinuxResources>,
         cgroups_path: Option<String>,
         namespaces: Vec<Namespace>,
-        net_devices: BTreeMap<String, IgnoredAny>,
+        net_devices: BTreeMap<String, NetDevice>,
         seccomp: Option<LinuxSeccomp>,
         rootfs_propagation: Option<String>,
         masked_paths: Vec<PathBuf>,
@@ -211,6 +211,13 @@ oci! {
         memory_policy: Option<MemoryPolicy>,
         personality: Option<Personality>,
         time_offsets: BTreeMap<String, TimeOffset>,
+    }
+}
+
+oci! {
+    /// A network device that moves into the container.
+    NetDevice {
+        name: String,
     }
 }
 
@@ -346,6 +353,11 @@ impl Spec {
     /// Whether a namespace of this kind is to be made new.
     pub fn makes(&self, kind: NamespaceKind) -> bool {
         self.namespace(kind).is_some_and(|n| n.joins().is_none())
+    }
+
+    /// Whether the parent has something to do to the init before that goes on: its id maps, its network devices.
+    pub fn init_waits_first(&self) -> bool {
+        self.makes(NamespaceKind::User) || !self.linux.net_devices.is_empty()
     }
 
     /// The flags of all namespaces that differ from the host's.

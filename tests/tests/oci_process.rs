@@ -207,3 +207,87 @@ fn a_value_that_cannot_be_is_refused_by_its_field_and_leaves_nothing() {
         bundle.assert_gone();
     }
 }
+
+/// Runs a container, and commands before and after it, in a network namespace of the test's own.
+fn in_own_network(bundle: &Bundle, before: &str, after: &str) -> Answer {
+    bundle.write_config();
+    let run = bundle.command(&["run", "--bundle", bundle.dir.path().to_str().expect("UTF-8"), &bundle.id]);
+    let script = format!("set -e; {before}\nset +e; \"$@\"; code=$?\n{after}\nexit $code");
+    let mut command = Command::new("unshare");
+    command.args(["-n", "sh", "-c", &script, "sh"]).arg(run.get_program()).args(run.get_args());
+    Answer::from(command.output().expect("unshare (util-linux) runs"))
+}
+
+const DEVICE: &str = "ip link add d0 mtu 1400 address 02:00:00:00:00:05 type veth peer name p0; ip link set p0 up
+    ip addr add 192.0.2.5/24 dev d0; ip addr add 192.0.2.7/24 dev d0; ip addr add 2001:db8::5/64 dev d0 nodad
+    ip addr add 192.0.2.9/24 dev d0 valid_lft 1000 preferred_lft 1000; ip link set d0 up";
+
+#[test]
+fn a_network_device_moves_with_its_addresses_and_is_up() {
+    if peers_lack_it() {
+        return;
+    }
+    for namespace in [false, true] {
+        let mut bundle = Bundle::sh("ip addr show dev inside; cat /proc/sys/net/ipv4/conf/inside/forwarding");
+        if namespace {
+            let maps = json!([{ "containerID": 0, "hostID": 100000, "size": 1000 }]);
+            bundle.namespace("user", Some(None));
+            bundle.set("/linux/uidMappings", maps.clone()).set("/linux/gidMappings", maps);
+        }
+        bundle.set("/linux/netDevices", json!({ "d0": { "name": "inside" } }));
+        bundle.set("/linux/sysctl", json!({ "net.ipv4.conf.inside.forwarding": "1" }));
+        let out = in_own_network(&bundle, DEVICE, "ip link show d0 2>&1").ok().out;
+        for words in ["mtu 1400", "02:00:00:00:00:05", "192.0.2.5/24", "192.0.2.7/24", "2001:db8::5/64", ",UP"] {
+            assert!(out.contains(words), "{words}: {out}");
+        }
+        assert!(!out.contains("192.0.2.9"), "an address that runs out stays behind: {out}");
+        assert!(out.contains("\n1\n") && out.contains("does not exist"), "{out}");
+    }
+}
+
+#[test]
+fn network_devices_are_named_by_a_template_and_join_a_namespace_that_is_there() {
+    if peers_lack_it() {
+        return;
+    }
+    let other = Bundle::sleeping();
+    let pid = other.state()["pid"].to_string();
+    let mut bundle = Bundle::new(&["/bin/ip", "-o", "link"]);
+    bundle.namespace("network", Some(Some(&format!("/proc/{pid}/ns/net"))));
+    bundle.set("/linux/netDevices", json!({ "d0": { "name": "n%d" }, "d1": { "name": "n%d" }, "d2": {} }));
+    let before = "for n in 0 1 2; do ip link add d$n type veth peer name p$n; done";
+    let out = in_own_network(&bundle, before, "").ok().out;
+    for name in ["lo:", "n0@", "n1@", "d2@"] {
+        assert!(out.contains(name), "{name}: {out}");
+    }
+    // The same name once more: nothing moves.
+    bundle.set("/linux/netDevices", json!({ "d0": {}, "d1": { "name": "d2" } }));
+    let answer = in_own_network(&bundle, before, "ip -o link");
+    assert!(answer.out.contains(" d0@") && answer.out.contains(" d1@"), "{answer:?}");
+    answer.fails("linux.netDevices").fails("\"d2\" already");
+    bundle.assert_gone();
+}
+
+#[test]
+fn a_failed_create_puts_network_devices_back() {
+    if peers_lack_it() {
+        return;
+    }
+    let mut bundle = Bundle::new(&["/bin/true"]);
+    bundle.set("/linux/netDevices", json!({ "d0": { "name": "inside" } }));
+    bundle.set("/hooks/createRuntime", json!([{ "path": "/bin/false" }]));
+    let answer = in_own_network(&bundle, DEVICE, "ip addr show dev d0");
+    for words in ["192.0.2.5/24", "2001:db8::5/64", ",UP", "mtu 1400"] {
+        assert!(answer.out.contains(words), "{words}: {answer:?}");
+    }
+    answer.fails("createRuntime");
+    bundle.assert_gone();
+    bundle.config.as_object_mut().expect("an object").remove("hooks");
+    bundle.set("/linux/netDevices", json!({ "d0": {}, "none": {} }));
+    let answer = in_own_network(&bundle, DEVICE, "ip addr show dev d0");
+    assert!(answer.out.contains("192.0.2.5/24"), "{answer:?}");
+    answer.fails("linux.netDevices").fails("\"none\"");
+    bundle.namespace("network", None);
+    bundle.create().fails("linux.netDevices");
+    bundle.assert_gone();
+}

@@ -414,7 +414,6 @@ fn fields_that_are_not_done_are_refused_by_name() {
         ("/process/selinuxLabel", json!("l")),
         ("/linux/mountLabel", json!("l")),
         ("/linux/intelRdt", json!({ "closID": "c" })),
-        ("/linux/netDevices", json!({ "eth0": {} })),
         ("/vm", json!({})),
     ] {
         let mut bundle = Bundle::new(&["/bin/true"]);

@@ -95,7 +95,7 @@ pub fn features() -> Result<()> {
             "intelRdt": { "enabled": false },
             "memoryPolicy": { "modes": policies, "flags": policy_flags },
             "mountExtensions": { "idmap": { "enabled": true } },
-            "netDevices": { "enabled": false },
+            "netDevices": { "enabled": true },
         },
         "annotations": { "io.github.coracle.version": env!("CARGO_PKG_VERSION") },
         "potentiallyUnsafeConfigAnnotations": [],
