@@ -64,24 +64,19 @@ impl Runtime {
         spec.process.ok_or_else(|| Error::invalid("config.json: process is missing"))
     }
 
-    /// All containers, by id. What is just being made or removed is left out.
-    pub fn list(&self) -> Result<Vec<State>> {
+    /// The ids of all containers, sorted; among them may be some that are just being made or removed.
+    pub fn ids(&self) -> Result<Vec<String>> {
         let entries = match fs::read_dir(&self.root) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             result => result.path("list", &self.root)?,
         };
-        let mut states = Vec::new();
+        let mut ids = Vec::new();
         for entry in entries {
             let name = entry.path("list", &self.root)?.file_name();
-            let Some(id) = name.to_str().filter(|id| refuse::check_id(id).is_ok()) else { continue };
-            match self.state(id) {
-                Ok(state) => states.push(state),
-                Err(Error::NotFound(_)) => {}
-                Err(e) => return Err(e),
-            }
+            ids.extend(name.into_string().ok().filter(|id| refuse::check_id(id).is_ok()));
         }
-        states.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(states)
+        ids.sort();
+        Ok(ids)
     }
 
     /// Sends a signal to the init, or to every process of the container.

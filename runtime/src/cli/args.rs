@@ -1,341 +1,348 @@
-//! The flags, as runc has them.
+//! The flags, as runc has them, and their values.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
 
-/// The words of `--version`, in the shape that tools parse.
-const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.3.0");
+use super::flags::{Single, flags};
 
-/// A runtime for OCI containers: a drop-in for runc.
-#[derive(Debug, Parser)]
-#[command(name = "coracle-oci", bin_name = "coracle-oci", version = VERSION, disable_help_subcommand = true)]
-#[command(help_expected = true)]
-pub struct Cli {
-    /// Print more to the log
-    #[arg(long)]
-    pub debug: bool,
-    /// Write errors to this file too
-    #[arg(long, value_name = "FILE")]
-    pub log: Option<PathBuf>,
-    /// How to write the log
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
-    /// Where the state of containers is kept (should be on a tmpfs)
-    #[arg(long, value_name = "DIR", default_value = "/run/coracle-oci")]
-    pub root: PathBuf,
-    /// Use the systemd cgroup driver: cgroupsPath is then slice:prefix:name
-    #[arg(long)]
-    pub systemd_cgroup: bool,
-    /// Ignore cgroup permission errors: true, false or auto
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
-    pub rootless: String,
-    /// What to do
-    #[command(subcommand)]
-    pub command: Command,
+flags! {
+    /// Before the verb.
+    Globals {
+        /// write debug records to the log
+        debug: bool,
+        /// write the log to this file, not to standard error
+        log: Option<PathBuf>,
+        /// the log's format: 'text' (the default) or 'json'
+        log_format: Option<String>,
+        /// where the state of containers is kept, best on a tmpfs (default: "/run/coracle-oci", or $XDG_RUNTIME_DIR/coracle-oci for an ordinary user)
+        root: Option<PathBuf>,
+        /// the criu program for checkpoint and restore (default: "criu")
+        criu: Option<String>,
+        /// use the systemd cgroup driver; cgroupsPath is then "slice:prefix:name"
+        systemd_cgroup: bool,
+        /// ignore cgroup permission errors: 'true', 'false' or 'auto' (default: "auto")
+        rootless: Option<String>,
+        /// print the version
+        version ["v"]: bool,
+    }
 }
 
-/// The shape of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people
-    Text,
-    /// For programs
-    Json,
+flags! {
+    /// No flags: a container, or nothing.
+    Plain {}
 }
 
-/// The shape of a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+flags! {
+    /// create
+    Create {
+        /// the directory with config.json and, usually, the root filesystem (default: the current directory)
+        bundle ["b"]: PathBuf,
+        /// a unix socket that gets the master of the terminal
+        console_socket: Option<PathBuf>,
+        /// a unix socket that gets a pidfd of the container's first process
+        pidfd_socket: Option<PathBuf>,
+        /// write the pid to this file
+        pid_file: Option<PathBuf>,
+        /// move the root instead of pivot_root; for a root filesystem on an initramfs
+        no_pivot: bool,
+        /// keep the session keyring of the caller
+        no_new_keyring: bool,
+        /// pass on this many descriptors after stdio and $LISTEN_FDS (default: 0)
+        preserve_fds: u32,
+    }
+}
+
+flags! {
+    /// run
+    Run {
+        /// the directory with config.json and, usually, the root filesystem (default: the current directory)
+        bundle ["b"]: PathBuf,
+        /// a unix socket that gets the master of the terminal; with --detach
+        console_socket: Option<PathBuf>,
+        /// a unix socket that gets a pidfd of the container's first process
+        pidfd_socket: Option<PathBuf>,
+        /// do not wait for the container
+        detach ["d"]: bool,
+        /// keep the stopped container's state
+        keep: bool,
+        /// write the pid to this file
+        pid_file: Option<PathBuf>,
+        /// do not adopt the orphans of the container
+        no_subreaper: bool,
+        /// move the root instead of pivot_root; for a root filesystem on an initramfs
+        no_pivot: bool,
+        /// keep the session keyring of the caller
+        no_new_keyring: bool,
+        /// pass on this many descriptors after stdio and $LISTEN_FDS (default: 0)
+        preserve_fds: u32,
+    }
+}
+
+flags! {
+    /// kill
+    Kill {
+        /// to every process of the container
+        all ["a"]: bool,
+    }
+}
+
+flags! {
+    /// delete
+    Delete {
+        /// kill it if it runs; one that does not exist is no error
+        force ["f"]: bool,
+    }
+}
+
+flags! {
+    /// exec
+    Exec {
+        /// a unix socket that gets the master of the terminal; with --detach
+        console_socket: Option<PathBuf>,
+        /// a unix socket that gets a pidfd of the process
+        pidfd_socket: Option<PathBuf>,
+        /// the working directory
+        cwd: Option<PathBuf>,
+        /// a variable for the environment, NAME=VALUE; may be repeated
+        env ["e"]: Vec<String>,
+        /// give the process a terminal
+        tty ["t"]: bool,
+        /// the user, UID or UID:GID
+        user ["u"]: Option<String>,
+        /// an additional group; may be repeated
+        additional_gids ["g"]: Vec<u32>,
+        /// a JSON file of the process, as in config.json, instead of a command
+        process ["p"]: Option<PathBuf>,
+        /// do not wait for the process
+        detach ["d"]: bool,
+        /// write the pid to this file
+        pid_file: Option<PathBuf>,
+        /// the SELinux label of the process
+        process_label: Option<String>,
+        /// the AppArmor profile of the process
+        apparmor: Option<String>,
+        /// set no_new_privs, or with =false do not
+        no_new_privs: Option<bool>,
+        /// a capability to add; may be repeated
+        cap ["c"]: Vec<String>,
+        /// pass on this many descriptors after stdio (default: 0)
+        preserve_fds: u32,
+        /// run in this cgroup beneath the container's, [CONTROLLER[,CONTROLLER]:]PATH; it must exist; may be repeated with other controllers
+        cgroup: Vec<String>,
+        /// exec in a paused container too; the process waits for the resume
+        ignore_paused: bool,
+    }
+}
+
+flags! {
+    /// list
+    List {
+        /// 'table' or 'json' (default: "table")
+        format ["f"]: Option<String>,
+        /// only the ids
+        quiet ["q"]: bool,
+    }
+}
+
+flags! {
+    /// ps
+    Ps {
+        /// 'table' or 'json' (default: "table")
+        format ["f"]: Option<String>,
+    }
+}
+
+flags! {
+    /// update
+    Update {
+        /// read the resources from this file, - for the standard input: JSON as linux.resources of config.json, of which what is absent stays as it is; the other flags do not count then
+        resources ["r"]: Option<PathBuf>,
+        /// block I/O weight, 10 to 1000
+        blkio_weight: Option<u16>,
+        /// CFS period in microseconds
+        cpu_period: Option<u64>,
+        /// CFS quota in microseconds per period, -1 for none
+        cpu_quota: Option<i64>,
+        /// CFS burst in microseconds
+        cpu_burst: Option<u64>,
+        /// CPU shares
+        cpu_share: Option<u64>,
+        /// real-time period in microseconds
+        cpu_rt_period: Option<u64>,
+        /// real-time runtime in microseconds per period
+        cpu_rt_runtime: Option<i64>,
+        /// 1 runs the container only on idle CPUs, 0 as others
+        cpu_idle: Option<i64>,
+        /// CPUs to run on, such as 0-2,4
+        cpuset_cpus: Option<String>,
+        /// memory nodes to use
+        cpuset_mems: Option<String>,
+        /// memory limit in bytes or with a unit (512m), -1 for none
+        memory: Option<Bytes>,
+        /// soft limit of memory
+        memory_reservation: Option<Bytes>,
+        /// limit of memory and swap together, -1 for none
+        memory_swap: Option<Bytes>,
+        /// number of processes, -1 for no limit
+        pids_limit: Option<i64>,
+        /// Intel RDT L3 cache schema
+        l3_cache_schema: Option<String>,
+        /// Intel RDT memory bandwidth schema
+        mem_bw_schema: Option<String>,
+    }
+}
+
+flags! {
+    /// events
+    Events {
+        /// time between two readings, such as 500ms or 1m30s (default: 5s)
+        interval: Option<Interval>,
+        /// print the statistics once and end
+        stats: bool,
+    }
+}
+
+flags! {
+    /// spec
+    Spec {
+        /// the directory to write it to (default: the current directory)
+        bundle ["b"]: PathBuf,
+        /// for a container without root rights
+        rootless: bool,
+    }
+}
+
+/// How a list is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// For people
+    /// For people.
     Table,
-    /// For programs
+    /// For programs.
     Json,
 }
 
-/// One verb.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Create a container; its program waits for start
-    Create(Create),
-    /// Create and start a container
-    Run(Run),
-    /// Run the program of a created container
-    Start(Id),
-    /// Print the state of a container
-    State(Id),
-    /// Send a signal to a container
-    Kill(Kill),
-    /// Remove a container
-    Delete(Delete),
-    /// Run another process in a container
-    Exec(Box<Exec>),
-    /// List the containers
-    List(List),
-    /// Show the processes of a container
-    Ps(Ps),
-    /// Freeze all processes of a container
-    Pause(Id),
-    /// Thaw them
-    Resume(Id),
-    /// Change the limits of a container
-    Update(Box<Update>),
-    /// Print what a container uses, and its OOM events
-    Events(Events),
-    /// Print what a container uses, once
-    Stats(Id),
-    /// Write a config.json to begin with
-    Spec(Spec),
-    /// Print what this runtime can do
-    Features,
+impl Format {
+    /// Of the flag.
+    pub fn of(flag: &Option<String>) -> Result<Format> {
+        match flag.as_deref() {
+            None | Some("table") => Ok(Format::Table),
+            Some("json") => Ok(Format::Json),
+            Some(other) => bail!("invalid format option {other:?}: it is table or json"),
+        }
+    }
 }
 
-/// Just a container.
-#[derive(Debug, Args)]
-pub struct Id {
-    /// The container's id
-    #[arg(value_name = "CONTAINER")]
-    pub id: String,
+/// `--rootless`: `None` finds out by itself.
+pub fn bool_or_auto(text: Option<&str>) -> Result<Option<bool>> {
+    match text {
+        None | Some("") => Ok(None),
+        Some(word) if word.eq_ignore_ascii_case("auto") => Ok(None),
+        Some(word) => super::flags::boolean(word)
+            .map(Some)
+            .with_context(|| format!("--rootless {word:?}: it is true, false or auto")),
+    }
 }
 
-/// create
-#[derive(Debug, Args)]
-pub struct Create {
-    /// The container's id, unique on this machine
-    #[arg(value_name = "CONTAINER")]
-    pub id: String,
-    /// The directory with config.json and the root filesystem
-    #[arg(short, long, value_name = "DIR", default_value = ".")]
-    pub bundle: PathBuf,
-    /// A unix socket that gets the terminal
-    #[arg(long, value_name = "SOCKET")]
-    pub console_socket: Option<PathBuf>,
-    /// A unix socket that gets a pidfd of the init (refused: not done yet)
-    #[arg(long, value_name = "SOCKET")]
-    pub pidfd_socket: Option<PathBuf>,
-    /// Write the pid to this file
-    #[arg(long, value_name = "FILE")]
-    pub pid_file: Option<PathBuf>,
-    /// Do not use pivot_root (for an initramfs)
-    #[arg(long)]
-    pub no_pivot: bool,
-    /// Keep the session keyring of the caller
-    #[arg(long)]
-    pub no_new_keyring: bool,
-    /// Pass this many descriptors from 3 on
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub preserve_fds: u32,
+/// A directory flag; empty is the current one.
+pub fn directory(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
 }
 
-/// run
-#[derive(Debug, Args)]
-pub struct Run {
-    /// As create
-    #[command(flatten)]
-    pub create: Create,
-    /// Leave the container running in the background
-    #[arg(short, long)]
-    pub detach: bool,
-    /// Do not become the subreaper of the container's orphans
-    #[arg(long)]
-    pub no_subreaper: bool,
-    /// Keep the container's state when its program has ended
-    #[arg(long)]
-    pub keep: bool,
+/// A number of bytes, in powers of 1024: 512, 512k, 1.5GiB; -1 for no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Bytes(pub i64);
+
+impl Single for Bytes {
+    fn from_text(text: &str) -> Option<Bytes> {
+        if let Ok(number) = text.parse() {
+            return Some(Bytes(number));
+        }
+        let lower = text.to_ascii_lowercase();
+        let end = lower.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, unit) = lower.split_at(end);
+        let unit = unit.trim_start();
+        let unit = unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b')).unwrap_or(unit);
+        let power = if unit.is_empty() { 0 } else { 1 + "kmgtp".find(unit).filter(|_| unit.len() == 1)? };
+        let bytes = number.parse::<f64>().ok()? * (1u64 << (10 * power)) as f64;
+        (bytes < i64::MAX as f64).then_some(Bytes(bytes as i64))
+    }
 }
 
-/// kill
-#[derive(Debug, Args)]
-pub struct Kill {
-    /// The container's id
-    #[arg(value_name = "CONTAINER")]
-    pub id: String,
-    /// A number or a name, with or without SIG
-    #[arg(default_value = "SIGTERM")]
-    pub signal: String,
-    /// To every process of the container
-    #[arg(short, long)]
-    pub all: bool,
+/// A duration as Go writes it: `300ms`, `1m30s`, `1.5h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interval(pub Duration);
+
+impl Single for Interval {
+    fn from_text(text: &str) -> Option<Interval> {
+        let mut rest = text.strip_prefix('+').unwrap_or(text);
+        // A bare zero needs no unit. It is refused later, by name.
+        if rest == "0" {
+            return Some(Interval(Duration::ZERO));
+        }
+        let mut seconds = 0.0;
+        while !rest.is_empty() || seconds == 0.0 {
+            let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+            let number: f64 = rest[..end].parse().ok()?;
+            rest = &rest[end..];
+            let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+            seconds += number
+                * match &rest[..end] {
+                    "ns" => 1e-9,
+                    "us" | "µs" => 1e-6,
+                    "ms" => 1e-3,
+                    "s" => 1.0,
+                    "m" => 60.0,
+                    "h" => 3600.0,
+                    _ => return None,
+                };
+            rest = &rest[end..];
+            if rest.is_empty() {
+                break;
+            }
+        }
+        Duration::try_from_secs_f64(seconds).ok().map(Interval)
+    }
 }
 
-/// delete
-#[derive(Debug, Args)]
-pub struct Delete {
-    /// The container's id
-    #[arg(value_name = "CONTAINER")]
-    pub id: String,
-    /// Kill it if it runs; succeed if it does not exist
-    #[arg(short, long)]
-    pub force: bool,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// exec
-#[derive(Debug, Args)]
-pub struct Exec {
-    /// A unix socket that gets the terminal
-    #[arg(long, value_name = "SOCKET")]
-    pub console_socket: Option<PathBuf>,
-    /// A unix socket that gets a pidfd of the process (refused: not done yet)
-    #[arg(long, value_name = "SOCKET")]
-    pub pidfd_socket: Option<PathBuf>,
-    /// Working directory
-    #[arg(long, value_name = "DIR")]
-    pub cwd: Option<PathBuf>,
-    /// Environment variable, NAME=VALUE
-    #[arg(short, long, value_name = "VAR")]
-    pub env: Vec<String>,
-    /// Give the process a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// UID or UID:GID
-    #[arg(short, long, value_name = "UID[:GID]")]
-    pub user: Option<String>,
-    /// Additional group
-    #[arg(short = 'g', long, value_name = "GID")]
-    pub additional_gids: Vec<u32>,
-    /// Read the process from this file (JSON of the specification's process)
-    #[arg(short, long, value_name = "FILE")]
-    pub process: Option<PathBuf>,
-    /// Do not wait for the process
-    #[arg(short, long)]
-    pub detach: bool,
-    /// Write the pid to this file
-    #[arg(long, value_name = "FILE")]
-    pub pid_file: Option<PathBuf>,
-    /// SELinux label (refused: not done yet)
-    #[arg(long, value_name = "LABEL")]
-    pub process_label: Option<String>,
-    /// AppArmor profile (refused: not done yet)
-    #[arg(long, value_name = "PROFILE")]
-    pub apparmor: Option<String>,
-    /// Set no_new_privs
-    #[arg(long)]
-    pub no_new_privs: bool,
-    /// Add a capability
-    #[arg(short, long, value_name = "CAP")]
-    pub cap: Vec<String>,
-    /// Pass this many descriptors from 3 on
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub preserve_fds: u32,
-    /// Run in this cgroup beneath the container's
-    #[arg(long, value_name = "PATH")]
-    pub cgroup: Option<String>,
-    /// Exec in a paused container too
-    #[arg(long)]
-    pub ignore_paused: bool,
-    /// The container's id
-    #[arg(value_name = "CONTAINER")]
-    pub id: String,
-    /// The command and its arguments
-    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
-}
+    #[test]
+    fn intervals_are_written_as_in_go() {
+        let of = |text| Interval::from_text(text).map(|i| i.0);
+        assert_eq!(of("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(of("1m30s"), Some(Duration::from_secs(90)));
+        assert_eq!(of("1.5h"), Some(Duration::from_secs(5400)));
+        for zero in ["0", "0s"] {
+            assert_eq!(of(zero), Some(Duration::ZERO));
+        }
+        for text in ["", "x", "5d", "-1s", "5", "1s2"] {
+            assert_eq!(of(text), None, "{text}");
+        }
+    }
 
-/// list
-#[derive(Debug, Args)]
-pub struct List {
-    /// How to print
-    #[arg(short, long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
-    /// Only the ids
-    #[arg(short, long)]
-    pub quiet: bool,
-}
+    #[test]
+    fn bytes_have_units() {
+        let of = |text| Bytes::from_text(text).map(|b| b.0);
+        for (text, bytes) in
+            [("-1", -1), ("17", 17), ("512m", 512 << 20), ("1G", 1 << 30), ("1.5KiB", 1536), ("2kb", 2048)]
+        {
+            assert_eq!(of(text), Some(bytes), "{text}");
+        }
+        for text in ["", "m", "1x", "1mm", "1e30", "99999999p"] {
+            assert_eq!(of(text), None, "{text}");
+        }
+    }
 
-/// ps
-#[derive(Debug, Args)]
-pub struct Ps {
-    /// How to print
-    #[arg(short, long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
-    /// The container's id
-    #[arg(value_name = "CONTAINER")]
-    pub id: String,
-    /// Options of ps(1) instead of -ef
-    #[arg(value_name = "PS OPTIONS", trailing_var_arg = true, allow_hyphen_values = true)]
-    pub options: Vec<String>,
-}
-
-/// update
-#[derive(Debug, Args)]
-pub struct Update {
-    /// Read the limits from this file (JSON of the specification's resources; - for stdin)
-    #[arg(short, long, value_name = "FILE")]
-    pub resources: Option<PathBuf>,
-    /// Block I/O weight, 10 to 1000
-    #[arg(long, value_name = "N")]
-    pub blkio_weight: Option<u16>,
-    /// CPU CFS period in microseconds
-    #[arg(long, value_name = "N")]
-    pub cpu_period: Option<u64>,
-    /// CPU CFS quota in microseconds per period
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub cpu_quota: Option<i64>,
-    /// CPU CFS burst in microseconds
-    #[arg(long, value_name = "N")]
-    pub cpu_burst: Option<u64>,
-    /// CPU shares
-    #[arg(long, value_name = "N")]
-    pub cpu_share: Option<u64>,
-    /// CPU real-time period in microseconds
-    #[arg(long, value_name = "N")]
-    pub cpu_rt_period: Option<u64>,
-    /// CPU real-time runtime in microseconds
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub cpu_rt_runtime: Option<i64>,
-    /// 1 schedules the container only when the CPU is idle
-    #[arg(long, value_name = "N")]
-    pub cpu_idle: Option<i64>,
-    /// CPUs to run on
-    #[arg(long, value_name = "LIST")]
-    pub cpuset_cpus: Option<String>,
-    /// Memory nodes to use
-    #[arg(long, value_name = "LIST")]
-    pub cpuset_mems: Option<String>,
-    /// Memory limit in bytes, -1 for none
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub memory: Option<i64>,
-    /// Memory soft limit in bytes
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub memory_reservation: Option<i64>,
-    /// Memory and swap in bytes, -1 for none
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub memory_swap: Option<i64>,
-    /// Number of processes, -1 for no limit
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub pids_limit: Option<i64>,
-    /// Intel RDT L3 cache schema (refused: not done yet)
-    #[arg(long, value_name = "SCHEMA")]
-    pub l3_cache_schema: Option<String>,
-    /// Intel RDT memory bandwidth schema (refused: not done yet)
-    #[arg(long, value_name = "SCHEMA")]
-    pub mem_bw_schema: Option<String>,
-    /// The container's id
-    #[arg(value_name = "CONTAINER")]
-    pub id: String,
-}
-
-/// events
-#[derive(Debug, Args)]
-pub struct Events {
-    /// Time between two prints: 5s, 1m, 500ms
-    #[arg(long, default_value = "5s")]
-    pub interval: String,
-    /// Print once and end
-    #[arg(long)]
-    pub stats: bool,
-    /// The container's id
-    #[arg(value_name = "CONTAINER")]
-    pub id: String,
-}
-
-/// spec
-#[derive(Debug, Args)]
-pub struct Spec {
-    /// Where to write it
-    #[arg(short, long, value_name = "DIR", default_value = ".")]
-    pub bundle: PathBuf,
-    /// For a container without root rights
-    #[arg(long)]
-    pub rootless: bool,
+    #[test]
+    fn rootless_is_a_boolean_or_auto() {
+        assert_eq!(bool_or_auto(None).unwrap(), None);
+        assert_eq!(bool_or_auto(Some("Auto")).unwrap(), None);
+        assert_eq!(bool_or_auto(Some("true")).unwrap(), Some(true));
+        assert!(bool_or_auto(Some("maybe")).is_err());
+    }
 }

@@ -7,61 +7,50 @@ use anyhow::{Context, Result, bail};
 use coracle_runtime::cgroup::Rootless;
 use coracle_runtime::{CreateOptions, ExecOptions, Process, Runtime, spec};
 
-use super::args::{Cli, Create, Exec, Run};
+use super::Call;
+use super::args::{Create, Exec, Run, bool_or_auto, directory};
 use super::terminal::Session;
 
-/// Descriptors handed over by socket activation come after the preserved ones' count, as in runc.
-fn listen_fds(options: u32) -> (u32, Vec<String>) {
-    let count: u32 = std::env::var("LISTEN_FDS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    if count == 0 {
-        return (options, Vec::new());
-    }
-    (options + count, vec![format!("LISTEN_FDS={count}"), "LISTEN_PID=1".to_owned()])
-}
-
-/// What the global flags say of a new container's cgroup.
-#[derive(Debug, Clone, Copy)]
-pub struct CgroupDriver {
-    systemd: bool,
-    rootless: Rootless,
-}
-
-impl CgroupDriver {
-    /// Reads the flags; the words for true and false are those of Go's strconv.ParseBool.
-    pub fn of(cli: &Cli) -> Result<CgroupDriver> {
-        let rootless = match cli.rootless.as_str() {
-            "" | "auto" => Rootless::Auto,
-            "1" | "t" | "T" | "true" | "TRUE" | "True" => Rootless::Yes,
-            "0" | "f" | "F" | "false" | "FALSE" | "False" => Rootless::No,
-            other => bail!("--rootless {other:?}: it must be auto, true or false"),
-        };
-        Ok(CgroupDriver { systemd: cli.systemd_cgroup, rootless })
+/// Descriptors handed over by socket activation come before the preserved ones. They are meant for us only when the
+/// pid says so: a variable that was inherited from somewhere above is not.
+fn listen_fds(preserved: u32) -> (u32, Vec<String>) {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    match number("LISTEN_FDS") {
+        Some(count) if count > 0 && number("LISTEN_PID") == Some(std::process::id()) => {
+            (preserved.saturating_add(count), vec![format!("LISTEN_FDS={count}"), "LISTEN_PID=1".to_owned()])
+        }
+        _ => (preserved, Vec::new()),
     }
 }
 
-fn options(args: &Create, driver: CgroupDriver) -> Result<CreateOptions> {
+/// What the global flags say of a new container.
+fn options(call: &Call) -> Result<CreateOptions> {
+    let rootless = match bool_or_auto(call.globals.rootless.as_deref())? {
+        None => Rootless::Auto,
+        Some(true) => Rootless::Yes,
+        Some(false) => Rootless::No,
+    };
+    Ok(CreateOptions { systemd_cgroup: call.globals.systemd_cgroup, rootless, ..Default::default() })
+}
+
+/// create
+pub fn create(call: &Call, args: Create) -> Result<i32> {
     if args.pidfd_socket.is_some() {
         bail!("--pidfd-socket is not supported yet");
     }
     let (preserve_fds, extra_env) = listen_fds(args.preserve_fds);
-    Ok(CreateOptions {
-        bundle: args.bundle.clone(),
-        console_socket: args.console_socket.clone(),
-        pid_file: args.pid_file.clone(),
+    let options = CreateOptions {
+        bundle: directory(&args.bundle).to_owned(),
+        console_socket: args.console_socket,
+        pid_file: args.pid_file,
         preserve_fds,
         no_pivot: args.no_pivot,
         no_new_keyring: args.no_new_keyring,
-        systemd_cgroup: driver.systemd,
-        rootless: driver.rootless,
         extra_env,
-        ..Default::default()
-    })
-}
-
-/// create
-pub fn create(runtime: &Runtime, args: Create, driver: CgroupDriver) -> Result<()> {
-    runtime.create(&args.id, options(&args, driver)?)?;
-    Ok(())
+        ..options(call)?
+    };
+    call.runtime.create(&args.words[0], options)?;
+    Ok(0)
 }
 
 /// Whether the configuration of a bundle asks for a terminal.
@@ -85,14 +74,30 @@ fn session(terminal: bool, detach: bool, socket: Option<&PathBuf>) -> Result<(Se
 }
 
 /// run
-pub fn run(runtime: &Runtime, args: Run, driver: CgroupDriver) -> Result<i32> {
-    let id = &args.create.id;
-    let terminal = wants_terminal(&args.create.bundle)?;
-    let (session, console_fd) = session(terminal, args.detach, args.create.console_socket.as_ref())?;
+pub fn run(call: &Call, args: Run) -> Result<i32> {
+    if args.pidfd_socket.is_some() {
+        bail!("--pidfd-socket is not supported yet");
+    }
+    let (runtime, id) = (&call.runtime, &args.words[0]);
+    let bundle = directory(&args.bundle).to_owned();
+    let terminal = wants_terminal(&bundle)?;
+    let (session, console_fd) = session(terminal, args.detach, args.console_socket.as_ref())?;
     if !args.detach && !args.no_subreaper {
         nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
     }
-    let pid = runtime.create(id, CreateOptions { console_fd, ..options(&args.create, driver)? })?;
+    let (preserve_fds, extra_env) = listen_fds(args.preserve_fds);
+    let options = CreateOptions {
+        bundle,
+        console_socket: args.console_socket,
+        console_fd,
+        pid_file: args.pid_file,
+        preserve_fds,
+        no_pivot: args.no_pivot,
+        no_new_keyring: args.no_new_keyring,
+        extra_env,
+        ..options(call)?
+    };
+    let pid = runtime.create(id, options)?;
     let outcome = runtime.start(id).map_err(anyhow::Error::from).and_then(|()| session.wait(pid));
     if outcome.is_err() || (!args.detach && !args.keep) {
         let removed = runtime.delete(id, true);
@@ -105,45 +110,45 @@ pub fn run(runtime: &Runtime, args: Run, driver: CgroupDriver) -> Result<i32> {
 }
 
 /// exec
-pub fn exec(runtime: &Runtime, args: Exec) -> Result<i32> {
-    for (flag, given) in [
-        ("--pidfd-socket", args.pidfd_socket.is_some()),
-        ("--process-label", args.process_label.is_some()),
-        ("--apparmor", args.apparmor.is_some()),
-    ] {
-        if given {
-            bail!("{flag} is not supported yet");
-        }
+pub fn exec(call: &Call, args: Exec) -> Result<i32> {
+    let (id, command) = args.words.split_first().context("a container is needed")?;
+    if args.pidfd_socket.is_some() {
+        bail!("--pidfd-socket is not supported yet");
     }
-    let process = process(runtime, &args).context("exec failed")?;
+    let cgroup = match &args.cgroup[..] {
+        [] => None,
+        [one] => Some(one.clone()),
+        _ => bail!("more than one --cgroup is not supported yet"),
+    };
+    let process = process(&call.runtime, id, command, &args)?;
     let (session, console_fd) = session(process.terminal, args.detach, args.console_socket.as_ref())?;
-    let (preserve_fds, extra_env) = listen_fds(args.preserve_fds);
     let options = ExecOptions {
         process,
         console_socket: args.console_socket,
         console_fd,
         pid_file: args.pid_file,
-        preserve_fds,
-        cgroup: args.cgroup,
+        preserve_fds: args.preserve_fds,
+        cgroup,
         ignore_paused: args.ignore_paused,
-        extra_env,
         ..Default::default()
     };
-    let pid = runtime.exec(&args.id, options).context("exec failed")?;
+    let pid = call.runtime.exec(id, options)?;
     session.wait(pid)
 }
 
 /// What to run: from a file, or the container's own process changed by the flags.
-fn process(runtime: &Runtime, args: &Exec) -> Result<Process> {
+fn process(runtime: &Runtime, id: &str, command: &[String], args: &Exec) -> Result<Process> {
     if let Some(file) = &args.process {
         let text = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
         return serde_json::from_slice(&text).with_context(|| format!("parse {}", file.display()));
     }
-    if args.command.is_empty() {
-        bail!("a command (or --process) is needed");
+    // No program is called so: who writes it means the end of the flags.
+    let command = command.strip_prefix(&["--".to_owned()]).unwrap_or(command);
+    let mut process = runtime.process(id)?;
+    if command.is_empty() {
+        bail!("exec args cannot be empty: a command (or --process) is needed");
     }
-    let mut process = runtime.process(&args.id)?;
-    process.args = args.command.clone();
+    process.args = command.to_vec();
     process.terminal = args.tty;
     process.console_size = None;
     process.env.extend(args.env.iter().cloned());
@@ -154,7 +159,15 @@ fn process(runtime: &Runtime, args: &Exec) -> Result<Process> {
         (process.user.uid, process.user.gid) = parse_user(user, process.user.gid)?;
     }
     process.user.additional_gids.extend(&args.additional_gids);
-    process.no_new_privileges |= args.no_new_privs;
+    if let Some(set) = args.no_new_privs {
+        process.no_new_privileges = set;
+    }
+    if args.apparmor.is_some() {
+        process.apparmor_profile = args.apparmor.clone();
+    }
+    if args.process_label.is_some() {
+        process.selinux_label = args.process_label.clone();
+    }
     if !args.cap.is_empty() {
         let sets = process.capabilities.get_or_insert_default();
         for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {

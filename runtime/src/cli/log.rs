@@ -1,44 +1,122 @@
-//! Errors: on stderr for people, in the `--log` file for the programs that called us.
+//! The log, in the formats of logrus, which the programs that call a runtime parse.
+//!
+//! A record goes to the file of `--log`, else to standard error; an error goes to standard error as well, as plain words.
+//! On a terminal records are shortened for people. Writing is best effort: there is no third place.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
-use super::args::{Cli, LogFormat};
+use anyhow::{Context, Result, bail};
 
-/// Where errors go.
-pub struct Log {
-    file: Option<PathBuf>,
-    format: LogFormat,
+use super::args::Globals;
+
+static LOG: OnceLock<Log> = OnceLock::new();
+
+#[derive(Default)]
+struct Log {
+    file: Option<File>,
+    json: bool,
+    debug: bool,
 }
 
-impl Log {
-    /// By the global flags.
-    pub fn new(cli: &Cli) -> Log {
-        Log { file: cli.log.clone(), format: cli.log_format }
+/// How much a record matters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Error,
+    Warning,
+    Debug,
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Level::Error => "error",
+            Level::Warning => "warning",
+            Level::Debug => "debug",
+        }
     }
 
-    /// Writes one error, its chain on one line. Both places are best effort: there is no third.
-    pub fn error(&self, error: &anyhow::Error) {
-        let message = format!("{error:#}");
-        let line = record(self.format, &message, &coracle_runtime::now());
-        let stderr = match (&self.file, self.format) {
-            (None, LogFormat::Json) => line.clone(),
-            _ => format!("coracle-oci: {message}"),
-        };
-        let _ = writeln!(std::io::stderr(), "{stderr}");
-        if let Some(path) = &self.file {
-            let _ = OpenOptions::new().append(true).create(true).open(path).and_then(|mut f| writeln!(f, "{line}"));
+    /// On a terminal: four letters and a colour.
+    fn mark(self) -> (&'static str, u8) {
+        match self {
+            Level::Error => ("ERRO", 31),
+            Level::Warning => ("WARN", 33),
+            Level::Debug => ("DEBU", 37),
         }
     }
 }
 
-/// One record, in logrus' shapes.
-fn record(format: LogFormat, message: &str, time: &str) -> String {
-    match format {
-        LogFormat::Json => serde_json::json!({ "level": "error", "msg": message, "time": time }).to_string(),
-        LogFormat::Text => format!("time=\"{time}\" level=error msg={message:?}"),
+/// Opens the log by the global flags.
+pub fn open(globals: &Globals) -> Result<()> {
+    let json = match globals.log_format.as_deref() {
+        None | Some("" | "text") => false,
+        Some("json") => true,
+        Some(other) => bail!("invalid log-format: {other} (it is text or json)"),
+    };
+    let file = globals.log.as_ref().filter(|path| **path != PathBuf::new()).map(|path| {
+        // A fifo that nobody reads must not hang the runtime, and a terminal must not become ours.
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        options.open(path).with_context(|| format!("open log file {}", path.display()))
+    });
+    // Set once, by main.
+    let _ = LOG.set(Log { file: file.transpose()?, json, debug: globals.debug });
+    Ok(())
+}
+
+/// Says why the program ends.
+pub fn error(message: &str) {
+    if write(Level::Error, message) {
+        let _ = writeln!(std::io::stderr(), "{message}");
     }
+}
+
+/// Says what was not done and does not matter enough to end.
+pub fn warning(message: &str) {
+    write(Level::Warning, message);
+}
+
+/// For `--debug`.
+pub fn debug(message: impl FnOnce() -> String) {
+    if LOG.get().is_some_and(|log| log.debug) {
+        write(Level::Debug, &message());
+    }
+}
+
+/// Writes a record; whether that was to a file.
+fn write(level: Level, message: &str) -> bool {
+    let plain = Log::default();
+    let log = LOG.get().unwrap_or(&plain);
+    let time = coracle_runtime::now();
+    // Whole seconds, as logrus has them.
+    let time = time.split_once('.').map_or(time.clone(), |(seconds, _)| format!("{seconds}Z"));
+    let mut line = match (log.json, &log.file) {
+        (false, None) if std::io::stderr().is_terminal() => {
+            let (mark, colour) = level.mark();
+            format!("\x1b[{colour}m{mark}\x1b[0m[0000] {message}")
+        }
+        (json, _) => record(json, level, message, &time),
+    };
+    line.push('\n');
+    match &log.file {
+        Some(file) => drop((&*file).write_all(line.as_bytes())),
+        None => drop(std::io::stderr().write_all(line.as_bytes())),
+    }
+    log.file.is_some()
+}
+
+/// One record, in logrus' shapes.
+fn record(json: bool, level: Level, message: &str, time: &str) -> String {
+    let level = level.name();
+    if json {
+        return serde_json::json!({ "level": level, "msg": message, "time": time }).to_string();
+    }
+    let plain = message.chars().all(|c| c.is_ascii_alphanumeric() || "-._/@^+".contains(c));
+    let quoted = if plain { message.to_owned() } else { format!("{message:?}") };
+    format!("time=\"{time}\" level={level} msg={quoted}")
 }
 
 #[cfg(test)]
@@ -47,9 +125,9 @@ mod tests {
 
     #[test]
     fn records_have_the_shapes_that_callers_parse() {
-        let json = record(LogFormat::Json, "a \"b\"", "T");
-        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!((value["level"].as_str(), value["msg"].as_str()), (Some("error"), Some("a \"b\"")));
-        assert_eq!(record(LogFormat::Text, "a \"b\"", "T"), r#"time="T" level=error msg="a \"b\"""#);
+        let json = record(true, Level::Error, "a \"b\"", "T");
+        assert_eq!(json, r#"{"level":"error","msg":"a \"b\"","time":"T"}"#);
+        assert_eq!(record(false, Level::Error, "a \"b\"\n", "T"), r#"time="T" level=error msg="a \"b\"\n""#);
+        assert_eq!(record(false, Level::Debug, "word", "T"), r#"time="T" level=debug msg=word"#);
     }
 }

@@ -11,7 +11,7 @@ use super::inspect::print;
 
 /// spec
 pub fn write(args: &Spec) -> Result<()> {
-    let path = args.bundle.join("config.json");
+    let path = super::args::directory(&args.bundle).join("config.json");
     let what = || format!("write {}", path.display());
     // An existing configuration is somebody's work.
     let mut file = OpenOptions::new().write(true).create_new(true).open(&path).with_context(what)?;

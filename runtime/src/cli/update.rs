@@ -21,7 +21,7 @@ pub fn update(runtime: &Runtime, args: &Update) -> Result<()> {
         Some(file) => from_file(file)?,
         None => from_flags(args)?,
     };
-    Ok(runtime.update(&args.id, &resources)?)
+    Ok(runtime.update(&args.words[0], &resources)?)
 }
 
 fn from_file(file: &std::path::Path) -> Result<LinuxResources> {
@@ -69,13 +69,9 @@ fn from_flags(args: &Update) -> Result<LinuxResources> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::{Cli, Command};
-    use clap::Parser;
 
     fn parsed(words: &[&str]) -> Result<LinuxResources> {
-        let cli = Cli::try_parse_from(["x", "update"].iter().chain(words)).unwrap();
-        let Command::Update(args) = cli.command else { panic!() };
-        from_flags(&args)
+        from_flags(&crate::cli::flags::parse(words.iter().map(|word| (*word).to_owned()), false).unwrap())
     }
 
     #[test]
