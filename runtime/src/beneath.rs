@@ -3,7 +3,8 @@
 //! Every path of the configuration that lies in the container is resolved by openat2 with RESOLVE_IN_ROOT from a
 //! descriptor of the root: symlinks in it can lead anywhere *inside*, and magic links are refused. What is found is
 //! held as a descriptor and used as one (move_mount, mknodat, fchownat), so no path is walked twice and nothing can be
-//! swapped in between.
+//! swapped in between. Without openat2 (before Linux 5.6, and in sandboxes) [`walk`] does the same with one openat for each
+//! component.
 
 use std::ffi::{CString, OsStr};
 use std::io;
@@ -11,9 +12,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
-use crate::sys;
+use crate::{sys, walk};
 
 /// How many dangling symlinks are followed to make a missing target, the kernel's own limit.
 const MAX_LINKS: usize = 40;
@@ -34,25 +36,29 @@ fn c_path(path: &Path) -> io::Result<CString> {
 
 /// Opens `path` as seen from inside `root`, following symlinks inside it.
 pub(crate) fn open(root: &impl AsFd, path: &Path, flags: i32) -> io::Result<OwnedFd> {
-    retry(|| sys::openat2(root.as_fd().as_raw_fd(), &c_path(path)?, flags, 0, libc::RESOLVE_IN_ROOT))
+    resolve(root, path, flags, libc::RESOLVE_IN_ROOT)
 }
 
 /// The same, and a symlink anywhere in the path is an error (ELOOP).
 pub(crate) fn open_no_links(root: &impl AsFd, path: &Path, flags: i32) -> io::Result<OwnedFd> {
-    let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_SYMLINKS;
-    retry(|| sys::openat2(root.as_fd().as_raw_fd(), &c_path(path)?, flags, 0, resolve))
+    resolve(root, path, flags, libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_SYMLINKS)
 }
 
 /// openat2 answers EAGAIN when something was renamed or mounted while it checked `..`; it asks to be called again.
-fn retry(mut f: impl FnMut() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+fn resolve(root: &impl AsFd, path: &Path, flags: i32, how: u64) -> io::Result<OwnedFd> {
     const TRIES: usize = 64;
-    for _ in 1..TRIES {
-        match f() {
-            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => continue,
+    let c_path = c_path(path)?;
+    let root = root.as_fd();
+    for _ in 0..TRIES {
+        match sys::openat2(root.as_raw_fd(), &c_path, flags, 0, how) {
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {}
+            Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
+                return walk::open(root, path, flags, how & libc::RESOLVE_NO_SYMLINKS == 0);
+            }
             result => return result,
         }
     }
-    f()
+    Err(io::Error::from_raw_os_error(libc::EAGAIN))
 }
 
 /// The target of a mount: opened when it exists, else made, with its parents.
@@ -127,8 +133,9 @@ fn make(root: &OwnedFd, path: &Path, kind: Kind) -> io::Result<Made> {
             // An absolute link replaces everything before it: that is what joining an absolute path does.
             return Ok(Made::Link(before.join(link).join(tail)));
         }
-        let flags = libc::O_PATH | libc::O_NOFOLLOW;
-        at = sys::openat2(at.as_raw_fd(), &c_path(name)?, flags, 0, libc::RESOLVE_BENEATH)?;
+        // One component that is not `..`: it leads nowhere else, and a link put in its place is not followed.
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        at = sys::retry(|| openat(&at, name, flags, Mode::empty()))?;
     }
     Ok(Made::Target(at))
 }

@@ -3,7 +3,7 @@
 //! The parent makes the child in the container's PID namespace with one clone3; the child joins the cgroup and all other
 //! namespaces of the init by one setns on its pidfd, which cannot come to mean another process in between.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 
 use nix::unistd::setsid;
@@ -11,6 +11,7 @@ use nix::unistd::setsid;
 use crate::cgroup::{Cgroup, CgroupState};
 use crate::channel::{Channel, Message};
 use crate::error::{Context, Error, Result};
+use crate::handle::Handle;
 use crate::identity::{Identity, set_rlimits};
 use crate::init::keep_only;
 use crate::schedule::Affinity;
@@ -24,8 +25,8 @@ use crate::{ExecOptions, Runtime, Stdio, console, create, refuse, seccomp, sys};
 struct Plan {
     identity: Identity,
     cgroup_files: Vec<OwnedFd>,
-    /// Namespaces other than the PID namespace, by the init's pidfd.
-    pidfd: OwnedFd,
+    /// Namespaces other than the PID namespace, by the init.
+    init: Handle,
     namespaces: u64,
     console: Option<OwnedFd>,
     size: Option<ConsoleSize>,
@@ -49,8 +50,8 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         }
         _ => {}
     }
-    let pidfd = sys::pidfd_open(record.pid).op(|| format!("open the init of container {id:?}"))?;
-    // The pid was that of the init before the pidfd was opened; if it still is now, the pidfd is the init's.
+    let init = Handle::open(record.pid).op(|| format!("open the init of container {id:?}"))?;
+    // The pid was that of the init before the handle was opened; if it still is now, the handle is the init's.
     if !record.alive() {
         return Err(Error::State(format!("cannot exec in container {id:?}: it is stopped")));
     }
@@ -86,12 +87,12 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         stdio: options.stdio,
         preserve_fds: options.preserve_fds,
         keyring: None,
-        pidfd,
+        init,
         affinity,
     };
     let pid_namespace = match record.namespaces & NamespaceKind::Pid.flag() {
         0 => None,
-        _ => Some(plan.pidfd.try_clone().op(|| "copy a descriptor")?),
+        _ => Some(plan.init.pid_namespace().op(|| "open the PID namespace")?),
     };
     let spawn = Spawn::into_pid_namespace(pid_namespace, options.parent);
     let rlimits = plan.identity.rlimits.clone();
@@ -179,7 +180,7 @@ fn set_up(mut plan: Plan, _channel: &Channel) -> Result<(Identity, crate::identi
         // Through the host's /proc, before it is out of sight.
         plan.identity.open_labels(&create::open_proc()?)?;
     }
-    sys::setns(plan.pidfd.as_fd(), plan.namespaces as i32).op(|| "join the container's namespaces")?;
+    plan.init.join(plan.namespaces).op(|| "join the container's namespaces")?;
     if plan.identity.in_user_namespace {
         crate::init::become_root_of_namespace()?;
     }

@@ -16,14 +16,13 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use std::os::fd::AsFd;
 
 use crate::error::{Context, Error, Result};
+use crate::handle::Handle;
 use crate::spec::Hook;
-use crate::sys;
 
 /// How much of a failed hook's output goes into the error.
 const MAX_OUTPUT_BYTES: u64 = 1024;
@@ -66,7 +65,18 @@ fn run_one(what: &str, hook: &Hook, state: &str, cwd: &Path) -> Result<()> {
     };
     let (mut child, mut output) = start().op(|| what)?;
     let timed_out = match hook.timeout {
-        Some(seconds) if seconds > 0 => !ends_within(&mut child, seconds).op(|| what)?,
+        Some(seconds) if seconds > 0 => {
+            let ended = Handle::open(child.id() as i32)
+                .and_then(|handle| handle.ends_within(Duration::from_secs(seconds as u64)));
+            match ended {
+                Ok(ended) => !ended,
+                Err(cause) => {
+                    // Nobody would end it at its time: it ends now.
+                    let _ = child.kill().and_then(|()| child.wait());
+                    return Err(Error::Os { what: what.to_owned(), cause });
+                }
+            }
+        }
         _ => false,
     };
     if timed_out {
@@ -92,21 +102,6 @@ fn run_one(what: &str, hook: &Hook, state: &str, cwd: &Path) -> Result<()> {
     };
     let output = if words.is_empty() { String::new() } else { format!(", output: {words}") };
     Err(Error::Init(format!("{what}: {how}{output}")))
-}
-
-fn ends_within(child: &mut Child, seconds: i64) -> io::Result<bool> {
-    let pidfd = sys::pidfd_open(child.id() as i32)?;
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(seconds as u64);
-    loop {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
-        let timeout = PollTimeout::try_from(left.as_millis().min(i32::MAX as u128) as i32).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) if left.is_zero() => return Ok(false),
-            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(e) => return Err(e.into()),
-        }
-    }
 }
 
 #[cfg(test)]

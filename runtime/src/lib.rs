@@ -7,12 +7,13 @@
 //! ```text
 //! spec      config.json            refuse    what of it is done, refused, wrong
 //! spawn     clone3                 channel   words between the halves
-//! mounts    options, idmap, beneath, copyup, cgroupfs, devices, console
+//! mounts    options, idmap, beneath (walk), copyup, cgroupfs, devices, console
 //! identity  user, capabilities, limits, program; lsm; schedule
 //! netdev    network devices that move into the container
 //! hooks     state (on disk), time  undo      what a failed create takes back
 //! seal      the program itself     apart     for containers of other programs
-//! cgroup    seccomp                sys       all of the crate's unsafe code
+//! cgroup    seccomp                handle    another process
+//! sys       all of the crate's unsafe code
 //! ```
 //!
 //! Callers must be single-threaded: a clone without exec follows.
@@ -28,6 +29,7 @@ mod create;
 mod devices;
 mod error;
 mod exec;
+mod handle;
 mod hooks;
 mod identity;
 mod idmap;
@@ -48,6 +50,7 @@ mod sys;
 pub mod terminal;
 pub mod time;
 mod undo;
+mod walk;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;

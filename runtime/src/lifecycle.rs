@@ -2,20 +2,20 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use oci_spec::runtime::LinuxResources;
 
 use crate::cgroup::{Cgroup, CgroupOptions, Stats};
 use crate::create::{cgroup_error, socket_path};
 use crate::error::{Context, Error, Result};
+use crate::handle::Handle;
 use crate::spec::{NamespaceKind, Process, Spec};
 use crate::state::{self, Detail, Record, SOCKET, State, Status};
-use crate::{Runtime, hooks, refuse, sys};
+use crate::{Runtime, hooks, refuse};
 
 /// How long delete waits for a killed process, as long as runc.
 const KILL_WAIT: Duration = Duration::from_secs(10);
@@ -193,21 +193,29 @@ impl Runtime {
 }
 
 impl Record {
+    /// A handle of whoever has the init's pid now, if anyone has.
+    fn init(&self) -> Result<Option<Handle>> {
+        match Handle::open(self.pid) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            result => result.map(Some).op(|| format!("open the init of container {:?}", self.id)),
+        }
+    }
+
     /// Signals the init; false when it is dead.
     fn signal(&self, signal: i32) -> Result<bool> {
-        let Ok(pidfd) = sys::pidfd_open(self.pid) else { return Ok(false) };
-        // Compared after the pidfd was opened: it can no longer come to mean another process.
+        let Some(init) = self.init()? else { return Ok(false) };
+        // Compared after the handle was opened: it can no longer come to mean another process.
         if !self.alive() {
             return Ok(false);
         }
-        match sys::pidfd_send_signal(&pidfd, signal) {
+        match init.signal(signal) {
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(false),
             result => result.op(|| format!("send signal {signal} to container {:?}", self.id)).map(|()| true),
         }
     }
 
     fn kill_and_wait(&self) -> Result<()> {
-        let Ok(pidfd) = sys::pidfd_open(self.pid) else { return Ok(()) };
+        let Some(init) = self.init()? else { return Ok(()) };
         if !self.signal(libc::SIGKILL)? {
             return Ok(());
         }
@@ -215,18 +223,9 @@ impl Record {
         if self.cgroup().frozen().unwrap_or(false) {
             self.cgroup().thaw().map_err(cgroup_error)?;
         }
-        let deadline = std::time::Instant::now() + KILL_WAIT;
-        loop {
-            let left = deadline.saturating_duration_since(std::time::Instant::now());
-            let timeout = PollTimeout::try_from(left.as_millis() as i32).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(0) if left.is_zero() => {
-                    return Err(Error::State(format!("container {:?} is still running after SIGKILL", self.id)));
-                }
-                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
-                Err(e) => return Err(e).op(|| "wait for the killed process"),
-            }
+        match init.ends_within(KILL_WAIT).op(|| "wait for the killed process")? {
+            true => Ok(()),
+            false => Err(Error::State(format!("container {:?} is still running after SIGKILL", self.id))),
         }
     }
 }

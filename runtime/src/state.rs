@@ -135,7 +135,7 @@ pub(crate) fn process_start(pid: i32) -> Option<(u64, bool)> {
 }
 
 /// The name in parentheses may contain anything, parentheses too: fields are counted from the last one.
-fn parse_stat(text: &str) -> Option<(u64, bool)> {
+pub(crate) fn parse_stat(text: &str) -> Option<(u64, bool)> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?;

@@ -1,6 +1,19 @@
 //! Every system call that nix has no safe wrapper for. The only `unsafe` code of the crate is here.
 //!
 //! All descriptors made here are close-on-exec: nothing of the runtime reaches the container by accident.
+//!
+//! A call that a signal interrupts is made again. A call that the kernel does not have (it is too old, or a sandbox answers
+//! ENOSYS) is replaced where older calls do the same as safely; else the error names it and the kernel that has it:
+//!
+//! | call | since | without it |
+//! |---|---|---|
+//! | openat2 | 5.6 | a walk, component by component (`beneath`) |
+//! | clone3 | 5.3 | clone; the child moves itself into its cgroup. A new time namespace is refused |
+//! | pidfd_open, pidfd_send_signal | 5.3, 5.1 | the descriptor of /proc/PID (`handle`) |
+//! | close_range | 5.9 | one close for each number |
+//! | execveat | 3.19 | execve of /proc/self/fd/N |
+//! | fsopen, fsconfig, fsmount, open_tree, move_mount | 5.2 | refused: a mount is never shown half made |
+//! | mount_setattr | 5.12 | refused: a mount is never shown writable before it is read-only |
 
 #![allow(unsafe_code)]
 
@@ -16,6 +29,9 @@ pub const CWD: RawFd = libc::AT_FDCWD;
 pub const AT_EMPTY_PATH: c_uint = libc::AT_EMPTY_PATH as c_uint;
 /// Whole subtree.
 pub const AT_RECURSIVE: c_uint = 0x8000;
+
+/// The kernel's default fs.nr_open: no descriptor has a higher number, unless someone raised both that and the limit.
+const MAX_DESCRIPTORS: c_uint = 1 << 20;
 
 /// clone3 flags beyond what fits the old flag word.
 pub const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -47,10 +63,40 @@ fn check(result: c_long) -> io::Result<c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn owned(result: c_long) -> io::Result<OwnedFd> {
-    let fd = check(result)?;
+/// The same for a call that is made again when a signal interrupts it.
+fn again(mut call: impl FnMut() -> c_long) -> io::Result<c_long> {
+    loop {
+        match check(call()) {
+            Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Makes the ENOSYS of a call that nothing replaces an error that says what is needed.
+fn since<T>(call: &str, linux: &str, result: io::Result<T>) -> io::Result<T> {
+    result.map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOSYS) => {
+            let words = format!("{call}(2) is missing: it needs Linux {linux}, and a sandbox that allows it");
+            io::Error::new(io::ErrorKind::Unsupported, words)
+        }
+        _ => e,
+    })
+}
+
+fn owned(fd: io::Result<c_long>) -> io::Result<OwnedFd> {
     // SAFETY: the kernel just returned this new descriptor and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Makes one of nix's calls again when a signal interrupts it.
+pub fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(nix::errno::Errno::EINTR) => {}
+            result => return result,
+        }
+    }
 }
 
 fn cstring(s: &str) -> io::Result<CString> {
@@ -71,22 +117,65 @@ pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>, exit_signal: c_int) ->
     }
     // SAFETY: without CLONE_VM the child gets its own copy of the memory, and goes on at this same place;
     // args lives through the call and its size is passed.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<libc::clone_args>()) })?;
-    Ok(if pid == 0 { None } else { Some(pid as i32) })
+    match again(|| unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<libc::clone_args>()) }) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => clone_without_3(flags, cgroup, exit_signal),
+        result => result.map(|pid| (pid != 0).then_some(pid as i32)),
+    }
+}
+
+/// The old clone: its flags have no room for a time namespace, nor for a cgroup, which the child joins by itself and tells
+/// so before anything else happens.
+fn clone_without_3(flags: u64, cgroup: Option<BorrowedFd<'_>>, exit_signal: c_int) -> io::Result<Option<i32>> {
+    if flags & CLONE_NEWTIME != 0 {
+        return since("clone3", "5.3", Err(io::Error::from_raw_os_error(libc::ENOSYS)));
+    }
+    let join = match cgroup {
+        Some(dir) => {
+            let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CLOEXEC;
+            let file = nix::fcntl::openat(dir, "cgroup.procs", flags, nix::sys::stat::Mode::empty())?;
+            Some((file, nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?))
+        }
+        None => None,
+    };
+    // SAFETY: as for clone3; the kernel takes the null stack for "the same, copied".
+    let pid = again(|| unsafe { libc::syscall(libc::SYS_clone, flags | exit_signal as u64, 0, 0, 0, 0) })? as i32;
+    let Some((file, (told, tell))) = join else { return Ok((pid != 0).then_some(pid)) };
+    if pid == 0 {
+        let errno = retry(|| nix::unistd::write(&file, b"0")).err().map_or(0, |e| e as i32);
+        // Who does not hear it takes the closed pipe for a failure.
+        let heard = retry(|| nix::unistd::write(&tell, &errno.to_ne_bytes()));
+        if errno != 0 || heard.is_err() {
+            exit_now(1);
+        }
+        return Ok(None);
+    }
+    drop(tell);
+    let mut answer = [0u8; size_of::<i32>()];
+    let length = retry(|| nix::unistd::read(&told, &mut answer));
+    match (length, i32::from_ne_bytes(answer)) {
+        (Ok(length), 0) if length == answer.len() => Ok(Some(pid)),
+        (_, errno) => {
+            // A child of our parent's is reaped there.
+            let _ = retry(|| nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None));
+            let errno = if errno == 0 { libc::ECHILD } else { errno };
+            let cause = io::Error::from_raw_os_error(errno);
+            Err(io::Error::new(cause.kind(), format!("join the cgroup: {cause}")))
+        }
+    }
 }
 
 /// openat2(2), close-on-exec.
 pub fn openat2(dir: RawFd, path: &CStr, flags: c_int, mode: u32, resolve: u64) -> io::Result<OwnedFd> {
     let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: mode as u64, resolve };
     // SAFETY: path is NUL-terminated, how lives through the call and its size is passed.
-    owned(unsafe { libc::syscall(libc::SYS_openat2, dir, path.as_ptr(), &how, size_of::<OpenHow>()) })
+    owned(again(|| unsafe { libc::syscall(libc::SYS_openat2, dir, path.as_ptr(), &how, size_of::<OpenHow>()) }))
 }
 
 /// fsopen(2): the context of a new filesystem.
 pub fn fsopen(fstype: &str) -> io::Result<OwnedFd> {
     let fstype = cstring(fstype)?;
     // SAFETY: fstype is NUL-terminated; 1 is FSOPEN_CLOEXEC.
-    owned(unsafe { libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), 1) })
+    since("fsopen", "5.2", owned(again(|| unsafe { libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), 1) })))
 }
 
 fn fsconfig(fs: &OwnedFd, command: c_uint, key: Option<&str>, value: Option<&str>) -> io::Result<()> {
@@ -94,8 +183,9 @@ fn fsconfig(fs: &OwnedFd, command: c_uint, key: Option<&str>, value: Option<&str
     let value = value.map(cstring).transpose()?;
     let pointer = |s: &Option<CString>| s.as_ref().map_or(std::ptr::null(), |s| s.as_ptr());
     // SAFETY: both strings are NUL-terminated or null, as the command wants, and live through the call.
-    check(unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, pointer(&key), pointer(&value), 0) })?;
-    Ok(())
+    let call =
+        || unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, pointer(&key), pointer(&value), 0) };
+    since("fsconfig", "5.2", again(call)).map(drop)
 }
 
 /// Sets a flag-like option of a filesystem context.
@@ -124,7 +214,8 @@ pub fn fs_message(fs: &OwnedFd) -> Option<String> {
 /// fsmount(2): a detached mount of a configured filesystem.
 pub fn fsmount(fs: &OwnedFd, attributes: u64) -> io::Result<OwnedFd> {
     // SAFETY: plain integers; 1 is FSMOUNT_CLOEXEC.
-    owned(unsafe { libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), 1, attributes as c_uint) })
+    let call = || unsafe { libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), 1, attributes as c_uint) };
+    since("fsmount", "5.2", owned(again(call)))
 }
 
 /// A detached copy of the mount at `path` (of `dir` itself when the path is empty), with its submounts if `recursive`.
@@ -137,7 +228,7 @@ pub fn clone_tree(dir: RawFd, path: &CStr, recursive: bool) -> io::Result<OwnedF
         flags |= AT_EMPTY_PATH;
     }
     // SAFETY: path is NUL-terminated and lives through the call.
-    owned(unsafe { libc::syscall(libc::SYS_open_tree, dir, path.as_ptr(), flags) })
+    since("open_tree", "5.2", owned(again(|| unsafe { libc::syscall(libc::SYS_open_tree, dir, path.as_ptr(), flags) })))
 }
 
 /// Attaches the (detached) mount `from` on the very file or directory that `to` is: no path is walked.
@@ -145,17 +236,17 @@ pub fn move_mount(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     // MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
     const FLAGS: c_uint = 0x04 | 0x40;
     // SAFETY: both descriptors are open and the paths are empty C strings.
-    check(unsafe {
+    let call = || unsafe {
         libc::syscall(libc::SYS_move_mount, from.as_raw_fd(), c"".as_ptr(), to.as_raw_fd(), c"".as_ptr(), FLAGS)
-    })?;
-    Ok(())
+    };
+    since("move_mount", "5.2", again(call)).map(drop)
 }
 
 /// mount_setattr(2) on the mount `fd` is the root of.
 pub fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> io::Result<()> {
     let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
     // SAFETY: attr lives through the call and its size is passed.
-    check(unsafe {
+    let call = || unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             fd.as_raw_fd(),
@@ -164,15 +255,23 @@ pub fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> i
             attr as *const MountAttr,
             size_of::<MountAttr>(),
         )
-    })?;
-    Ok(())
+    };
+    since("mount_setattr", "5.12", again(call)).map(drop)
 }
 
 /// Closes all descriptors from `first` on. Only for a process about to exec: owners of those descriptors still
 /// exist in its memory and must never be used or dropped after this.
 pub fn close_from(first: c_uint) -> io::Result<()> {
     // SAFETY: the callers (the init's and the exec's half) hold the owners in ManuallyDrop or never return.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, 0) })?;
+    match check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, 0) }) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {}
+        result => return result.map(drop),
+    }
+    // The list in /proc is not to be had here: what the container shows as /proc may be anything.
+    for fd in first..MAX_DESCRIPTORS {
+        // SAFETY: as above; a number that is not open is no harm.
+        unsafe { libc::close(fd as c_int) };
+    }
     Ok(())
 }
 
@@ -195,7 +294,7 @@ pub fn dup_to(fd: RawFd, to: RawFd, cloexec: bool) -> io::Result<()> {
         if fd == to {
             check(libc::fcntl(fd, libc::F_SETFD, if cloexec { libc::FD_CLOEXEC } else { 0 }) as c_long)?;
         } else {
-            check(libc::dup3(fd, to, if cloexec { libc::O_CLOEXEC } else { 0 }) as c_long)?;
+            again(|| libc::dup3(fd, to, if cloexec { libc::O_CLOEXEC } else { 0 }) as c_long)?;
         }
     }
     Ok(())
@@ -207,10 +306,10 @@ pub fn is_open(fd: RawFd) -> bool {
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
-/// A pidfd of a process; it never comes to mean another process.
+/// A pidfd of a process; it never comes to mean another process. For uses of our own see `handle`, which does without.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: plain integers.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+    since("pidfd_open", "5.3", owned(check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })))
 }
 
 /// Sends a signal through a pidfd.
@@ -218,6 +317,12 @@ pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
     // SAFETY: a null siginfo means "as kill(2) would".
     check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0) })?;
     Ok(())
+}
+
+/// kill(2) with any signal number: realtime signals have no name in nix.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: plain integers.
+    check(unsafe { libc::kill(pid, signal) } as c_long).map(drop)
 }
 
 /// Joins the namespaces named by `flags`, of a process (pidfd) or of one namespace file.
@@ -263,8 +368,8 @@ pub fn pty_peer(master: &OwnedFd) -> io::Result<OwnedFd> {
     // SAFETY: TIOCSPTLCK reads one int; TIOCGPTPEER takes open flags and returns a descriptor.
     unsafe {
         check(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, &unlock) as c_long)?;
-        owned(libc::ioctl(master.as_raw_fd(), TIOCGPTPEER as _, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC)
-            as c_long)
+        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+        owned(again(|| libc::ioctl(master.as_raw_fd(), TIOCGPTPEER as _, flags) as c_long))
     }
 }
 
@@ -303,7 +408,7 @@ pub fn setdomainname(name: &str) -> io::Result<()> {
 pub fn loopback_up() -> io::Result<()> {
     // SAFETY: an all-zero ifreq is valid; the name fits; the socket is closed by its owner.
     unsafe {
-        let socket = owned(libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) as c_long)?;
+        let socket = owned(check(libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) as c_long))?;
         let mut request: libc::ifreq = std::mem::zeroed();
         request.ifr_name[0] = b'l' as _;
         request.ifr_name[1] = b'o' as _;
@@ -344,6 +449,13 @@ pub fn exec_fd(file: &OwnedFd, args: &[CString], env: &[CString]) -> io::Error {
             libc::AT_EMPTY_PATH,
         );
     }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() != Some(libc::ENOSYS) {
+        return error;
+    }
+    let Ok(path) = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())) else { return error };
+    // SAFETY: as above, and the path is NUL-terminated.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
     io::Error::last_os_error()
 }
 
@@ -351,4 +463,52 @@ pub fn exec_fd(file: &OwnedFd, args: &[CString], env: &[CString]) -> io::Error {
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit never returns.
     unsafe { libc::_exit(code) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::Pid;
+
+    #[test]
+    fn what_is_missing_is_named_with_the_kernel_that_has_it() {
+        let missing = since::<()>("fsopen", "5.2", Err(io::Error::from_raw_os_error(libc::ENOSYS))).unwrap_err();
+        assert!(missing.to_string().contains("fsopen(2)") && missing.to_string().contains("Linux 5.2"), "{missing}");
+        let other = since::<()>("fsopen", "5.2", Err(io::Error::from_raw_os_error(libc::EPERM))).unwrap_err();
+        assert_eq!(other.raw_os_error(), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn the_old_clone_joins_the_cgroup_before_it_returns() {
+        let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(std::path::Path::new);
+        let top = unified.into_iter().find(|top| top.join("cgroup.procs").exists()).expect("a v2 tree");
+        let dir = top.join(format!("coracle-test-clone-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let handle = std::fs::File::open(&dir).unwrap();
+        let cloned = clone_without_3(0, Some(std::os::fd::AsFd::as_fd(&handle)), libc::SIGCHLD).unwrap();
+        let Some(pid) = cloned else {
+            let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+            exit_now(i32::from(!own.contains("coracle-test-clone-")));
+        };
+        let status = waitpid(Pid::from_raw(pid), None).unwrap();
+        std::fs::remove_dir(&dir).unwrap();
+        assert_eq!(status, WaitStatus::Exited(Pid::from_raw(pid), 0));
+    }
+
+    #[test]
+    fn the_old_clone_says_when_the_cgroup_cannot_be_joined() {
+        let dir = tempfile::tempdir().unwrap();
+        // A file without room stands for a cgroup that takes no process.
+        std::os::unix::fs::symlink("/dev/full", dir.path().join("cgroup.procs")).unwrap();
+        let handle = std::fs::File::open(dir.path()).unwrap();
+        let error = clone_without_3(0, Some(std::os::fd::AsFd::as_fd(&handle)), libc::SIGCHLD).unwrap_err();
+        assert!(error.to_string().starts_with("join the cgroup: No space"), "{error}");
+    }
+
+    #[test]
+    fn the_old_clone_refuses_a_time_namespace_by_name() {
+        let error = clone_without_3(CLONE_NEWTIME, None, libc::SIGCHLD).unwrap_err();
+        assert!(error.to_string().contains("clone3(2)"), "{error}");
+    }
 }
