@@ -22,16 +22,29 @@ const MAX_DEPTH: usize = 32;
 /// Where cgroup trees are mounted.
 pub fn trees() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().filter_map(tree_of).collect()
+    mounts.lines().filter_map(tree_of).map(|tree| tree.mount).collect()
 }
 
-/// The mountpoint of a mountinfo line if it is the root of a cgroup tree.
-fn tree_of(line: &str) -> Option<PathBuf> {
+/// A cgroup tree as a line of mountinfo tells of it.
+pub(crate) struct Tree<'a> {
+    /// Where it is mounted.
+    pub mount: PathBuf,
+    /// v1: its controllers and options; None for v2.
+    pub v1_options: Option<&'a str>,
+}
+
+/// The tree of a line, if the line is one of the root of a cgroup tree.
+pub(crate) fn tree_of(line: &str) -> Option<Tree<'_>> {
     let (left, right) = line.split_once(" - ")?;
-    let mut left = left.split(' ');
-    let (root, target) = (left.nth(3)?, left.next()?);
-    let kind = right.split(' ').next()?;
-    (matches!(kind, "cgroup" | "cgroup2") && root == "/").then(|| target.replace("\\040", " ").into())
+    let mut left = left.split(' ').skip(3);
+    let (Some("/"), target) = (left.next(), left.next()?) else { return None };
+    let mut right = right.split(' ');
+    let v1_options = match right.next()? {
+        "cgroup" => Some(right.nth(1).unwrap_or_default()),
+        "cgroup2" => None,
+        _ => return None,
+    };
+    Some(Tree { mount: target.replace("\\040", " ").into(), v1_options })
 }
 
 fn folders(group: &str) -> Vec<PathBuf> {
@@ -120,10 +133,11 @@ mod tests {
         let v1 = "33 25 0:28 / /sys/fs/cgroup/pids rw,nosuid shared:9 - cgroup cgroup rw,pids";
         let v2 = "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate";
         let part = "31 25 0:26 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
-        assert_eq!(tree_of(v1), Some("/sys/fs/cgroup/pids".into()));
-        assert_eq!(tree_of(v2), Some("/sys/fs/cgroup".into()));
-        assert_eq!(tree_of(part), None);
-        assert_eq!(tree_of("22 1 8:1 / / rw - ext4 /dev/sda1 rw"), None);
+        let mount = |line| tree_of(line).map(|tree| tree.mount);
+        assert_eq!(mount(v1), Some("/sys/fs/cgroup/pids".into()));
+        assert_eq!(mount(v2), Some("/sys/fs/cgroup".into()));
+        assert_eq!(mount(part), None);
+        assert_eq!(mount("22 1 8:1 / / rw - ext4 /dev/sda1 rw"), None);
     }
 
     #[test]

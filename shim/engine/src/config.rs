@@ -13,8 +13,10 @@
 //!   pods/<sandbox id>/           volumes/<name>/ and, for each container, <container id>/{upper,work}
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::program::is_program;
 
 /// The supervisor's program.
 pub const SUPERVISOR: &str = "containerd-shim-coracle-v1";
@@ -84,11 +86,6 @@ pub fn find_supervisor() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs: Vec<PathBuf> = std::env::split_paths(&path).map(|d| d.join(SUPERVISOR)).collect();
     beside.into_iter().chain(dirs).find(|p| is_program(p)).unwrap_or_else(|| SUPERVISOR.into())
-}
-
-fn is_program(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
 /// How long the engine waits for whom. Nothing that another process can delay is waited for without one of these.

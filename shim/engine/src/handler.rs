@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::program::find_program;
 use crate::record::{ContainerRecord, SandboxRecord};
 use crate::types::{ContainerConfig, Mount, Resources, SandboxConfig};
 
@@ -264,7 +265,7 @@ impl Handler {
         match &self.kind {
             HandlerKind::Coracle => Ok(None),
             HandlerKind::Oci { binary, .. } | HandlerKind::Shim { binary, .. } => {
-                probe::find_program(binary).map(Some).map_err(|why| self.error(why))
+                find_program(binary).map(Some).map_err(|why| self.error(format!("its {why}")))
             }
         }
     }

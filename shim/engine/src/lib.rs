@@ -9,7 +9,7 @@
 //! | [`Engine`], finding things, taking turns, calling supervisors | `engine`, `turns`, `client`, `supervisor` |
 //! | a sandbox's life, and how its making is undone | `sandbox`, `undo`, `names` |
 //! | a container's life, what it is now | `container`, `observe`, `isolation`, `spec`, `update` |
-//! | what runs the containers | [`handler`] |
+//! | what runs the containers | [`handler`], `program` |
 //! | what containers and pods use | [`stats`] |
 //! | commands in it, its streams, connections into its pod | `exec`, `exec_sync`, `family`, `dial` |
 //! | what happens to them, told as it happens | [`events`] |
@@ -34,6 +34,7 @@ pub mod lock;
 mod names;
 pub mod net;
 mod observe;
+mod program;
 pub mod record;
 mod recover;
 mod sandbox;
@@ -57,5 +58,6 @@ pub use exec::{Output, OutputStream, Session, SessionControl, Stdin};
 pub use exec_sync::ExecOutcome;
 pub use handler::{Handler, HandlerSettings, Handlers};
 pub use lock::LifeLock;
+pub use program::{find_program, is_program};
 pub use status::{ContainerState, SandboxState};
 pub use types::*;

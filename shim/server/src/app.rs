@@ -10,7 +10,7 @@ use coracle_engine::{ContainerStatus, Engine, EngineConfig, Error, Paths};
 use coracle_rootfs::{PullOptions, Registry, RegistryConfig, Store};
 
 use crate::cli::Places;
-use crate::config::{self, Config};
+use crate::config::File;
 use crate::exit::{self, Coded};
 use crate::kube::container::Container;
 use crate::pod::keep::{Folder, Kept};
@@ -22,7 +22,7 @@ pub struct App {
     /// The flags, for handing on to `coracle tend`.
     pub places: Places,
     /// The file.
-    pub config: Config,
+    pub config: File,
     /// Where things lie.
     pub paths: Paths,
 }
@@ -41,7 +41,7 @@ pub struct Found {
 impl App {
     /// Reads the settings.
     pub fn new(places: Places) -> Result<App> {
-        let config = config::load(places.config.as_deref())?;
+        let config = File::read(places.config.as_deref())?;
         let pick = |flag: &Option<PathBuf>, file: &Path| flag.clone().unwrap_or_else(|| file.to_owned());
         let paths = Paths {
             root: pick(&places.root, &config.root),

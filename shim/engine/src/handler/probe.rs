@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -12,6 +12,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::process::Command;
 use tokio::time::timeout;
+
+use crate::program::find_program;
 
 /// How long a program may take to say its version.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,21 +58,6 @@ fn known(path: &Path) -> Known {
 
 fn learn(path: &Path, known: Known) {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), known);
-}
-
-/// The program's path: as given, or for a bare name the first of PATH that can be run.
-pub fn find_program(name: &Path) -> Result<PathBuf, String> {
-    let runs = |path: &Path| fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
-    if name.components().count() == 1 && !name.is_absolute() {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| runs(path));
-        return found.ok_or_else(|| format!("its program {} is not in PATH (is it installed?)", name.display()));
-    }
-    match fs::metadata(name) {
-        Err(error) => Err(format!("its program {}: {error} (is it installed?)", name.display())),
-        Ok(_) if !runs(name) => Err(format!("its program {} cannot be executed", name.display())),
-        Ok(_) => name.canonicalize().map_err(|error| format!("its program {}: {error}", name.display())),
-    }
 }
 
 async fn run(program: &Path, argument: &str) -> Result<Output, String> {
@@ -179,6 +166,8 @@ fn kernel(release: &str) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

@@ -7,6 +7,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::cgroup::tree_of;
+
 use super::{Block, Cpu, Io, Memory, Pressure, Psi, Swap, Tasks, Throttling};
 
 /// cgroup v1 writes "no limit" as the largest multiple of the page size, which depends on the machine.
@@ -39,22 +41,16 @@ impl Trees {
 
     fn parse(mountinfo: &str, controllers: impl Fn(&Path) -> String) -> Trees {
         let mut trees = Trees::default();
-        for line in mountinfo.lines() {
-            let Some((left, right)) = line.split_once(" - ") else { continue };
-            let mut left = left.split(' ').skip(3);
-            let (Some("/"), Some(target)) = (left.next(), left.next()) else { continue };
-            let target = PathBuf::from(target.replace("\\040", " "));
-            let mut right = right.split(' ');
-            match right.next() {
-                Some("cgroup") => {
-                    let options = right.nth(1).unwrap_or_default();
-                    trees.v1.extend(options.split(',').map(|name| (name.to_owned(), target.clone())));
+        for tree in mountinfo.lines().filter_map(tree_of) {
+            match tree.v1_options {
+                Some(options) => {
+                    trees.v1.extend(options.split(',').map(|name| (name.to_owned(), tree.mount.clone())));
                 }
-                Some("cgroup2") if trees.v2.is_none() => {
-                    let names = controllers(&target).split_whitespace().map(str::to_owned).collect();
-                    trees.v2 = Some((target, names));
+                None if trees.v2.is_none() => {
+                    let names = controllers(&tree.mount).split_whitespace().map(str::to_owned).collect();
+                    trees.v2 = Some((tree.mount, names));
                 }
-                _ => {}
+                None => {}
             }
         }
         trees

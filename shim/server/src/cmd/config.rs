@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::config;
+use crate::config::{self, File};
 use crate::exit::Coded;
 use crate::out;
 
@@ -41,12 +41,12 @@ impl Config {
 }
 
 fn check(named: Option<&Path>) -> Result<()> {
-    let path = named.unwrap_or(Path::new(config::DEFAULT));
-    let mut problems = config::problems(named)?;
-    problems.extend(config::missing_programs(named)?);
+    let file = File::read(named)?;
+    let mut problems = file.problems();
+    problems.extend(file.missing_programs());
     let Some((last, others)) = problems.split_last() else {
-        let found = if path.exists() { "no problem" } else { "no such file, so all settings are the defaults" };
-        return out::line(format!("{}: {found}", path.display()));
+        let found = if file.exists() { "no problem" } else { "no such file, so all settings are the defaults" };
+        return out::line(format!("{}: {found}", file.path().display()));
     };
     others.iter().for_each(|problem| eprintln!("coracle: {problem}"));
     Err(Coded::usage(last.clone()))

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use coracle_engine::Finding;
+use coracle_engine::{Finding, is_program};
 use serde::Serialize;
 
 use crate::app::App;
@@ -95,5 +95,5 @@ fn in_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Where Debian has it, and where an ordinary user's PATH does not look.
     let more = [PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")];
-    std::env::split_paths(&path).chain(more).any(|dir| dir.join(program).is_file())
+    std::env::split_paths(&path).chain(more).any(|dir| is_program(&dir.join(program)))
 }

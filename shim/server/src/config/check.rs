@@ -2,11 +2,10 @@
 //! cannot be started. All of it is told at once, each problem with its place in the file.
 
 use std::fmt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use coracle_engine::Error;
 use coracle_engine::handler::{HandlerKind, HandlerSettings, Handlers};
+use coracle_engine::{Error, find_program};
 use toml::de::{DeTable, DeValue};
 
 use super::{Config, position};
@@ -111,7 +110,7 @@ pub fn programs(config: &Config) -> Vec<Problem> {
     let mut problems = Problems::default();
     for (name, settings) in &config.handlers {
         if let Ok(HandlerKind::Oci { binary, .. } | HandlerKind::Shim { binary, .. }) = handler(name, settings)
-            && let Err(why) = program(&binary)
+            && let Err(why) = find_program(&binary)
         {
             problems.add(&["handlers", name, "binary"], why);
         }
@@ -210,24 +209,6 @@ fn handler(name: &str, settings: &HandlerSettings) -> Result<HandlerKind, (Strin
     found.ok_or_else(|| (named(""), "is not among the handlers".to_owned()))
 }
 
-/// Why a path, or a name in PATH, is no program that can be started.
-fn program(path: &Path) -> Result<(), String> {
-    if !path.as_os_str().as_encoded_bytes().contains(&b'/') {
-        let dirs = std::env::var_os("PATH").unwrap_or_default();
-        return match std::env::split_paths(&dirs).any(|dir| program(&dir.join(path)).is_ok()) {
-            true => Ok(()),
-            false => Err(format!("no program {} in PATH", path.display())),
-        };
-    }
-    match path.metadata() {
-        Err(error) => Err(format!("{}: {error}", path.display())),
-        Ok(meta) if !meta.is_file() || meta.permissions().mode() & 0o111 == 0 => {
-            Err(format!("{} is no program that can be started", path.display()))
-        }
-        Ok(_) => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,11 +248,11 @@ mod tests {
             ("[handlers.x]\ntype = 'oci'\n", "c.toml:1:11: handlers.x.binary: the program's path is missing"),
             (
                 "[handlers.x]\ntype = 'oci'\nbinary = '/etc/passwd'\n",
-                "c.toml:3:1: handlers.x.binary: /etc/passwd is no program that can be started",
+                "c.toml:3:1: handlers.x.binary: program /etc/passwd cannot be executed",
             ),
             (
                 "[handlers.x]\ntype = 'shim'\nbinary = 'io.containerd.none.v2'\n",
-                "c.toml:3:1: handlers.x.binary: no program containerd-shim-none-v2 in PATH",
+                "c.toml:3:1: handlers.x.binary: program containerd-shim-none-v2 is not in PATH (is it installed?)",
             ),
             ("[handlers.x]\noptions = { root = '/x' }\n", "c.toml:2:13: handlers.x.options.root: "),
         ] {

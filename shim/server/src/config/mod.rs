@@ -4,7 +4,7 @@
 //! prints; a test compares the two. An unknown key is an error: a setting that is not applied must not look as if it
 //! were. Flags win over the file; a file named by `--config` must exist, the default one need not.
 //!
-//! Reading the file ([`load`]) finds what is no configuration at all. What only this machine can tell (a missing
+//! Reading the file ([`File::read`]) finds what is no configuration at all. What only this machine can tell (a missing
 //! certificate, a program that cannot be started) is found by [`check`], at the start of the server, at a reload, and
 //! by `coracle config check`.
 
@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -215,32 +216,75 @@ impl Default for Image {
     }
 }
 
-/// Reads the file that was named, or the default one if there is one.
-pub fn load(named: Option<&Path>) -> Result<Config> {
-    let Some(text) = read(named)? else { return Ok(Config::default()) };
-    let path = named.unwrap_or(Path::new(DEFAULT));
-    parse(&text).map_err(|why| Coded::usage(format!("{}:{why}", path.display())))
+/// A file as it was read: read once, for its settings and for what is wrong with them.
+#[derive(Debug, Clone)]
+pub struct File {
+    path: PathBuf,
+    /// None: there is no such file, and all settings are the defaults.
+    text: Option<String>,
+    /// What it says; a reload keeps some of the settings before it.
+    pub config: Config,
 }
 
-/// Everything that is wrong with a file that can be read, a line each.
-pub fn problems(named: Option<&Path>) -> Result<Vec<String>> {
-    problems_of(named, check::check)
+impl Deref for File {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.config
+    }
 }
 
-/// The handlers of a file whose programs are not there, a line each.
-pub fn missing_programs(named: Option<&Path>) -> Result<Vec<String>> {
-    problems_of(named, check::programs)
-}
+impl File {
+    /// Reads the file that was named, or the default one if there is one.
+    pub fn read(named: Option<&Path>) -> Result<File> {
+        let path = named.unwrap_or(Path::new(DEFAULT)).to_owned();
+        let text = read(named)?;
+        let config = parse(text.as_deref().unwrap_or_default());
+        let config = config.map_err(|why| Coded::usage(format!("{}:{why}", path.display())))?;
+        Ok(File { path, text, config })
+    }
 
-fn problems_of(named: Option<&Path>, check: fn(&Config) -> Vec<check::Problem>) -> Result<Vec<String>> {
-    let text = read(named)?.unwrap_or_default();
-    let path = named.unwrap_or(Path::new(DEFAULT));
-    let config = parse(&text).map_err(|why| Coded::usage(format!("{}:{why}", path.display())))?;
-    Ok(check(&config).iter().map(|problem| problem.at(path, &text)).collect())
+    /// Everything that is wrong with it, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        self.with_places(check::check(&self.config))
+    }
+
+    /// The handlers whose programs are not there, a line each.
+    pub fn missing_programs(&self) -> Vec<String> {
+        self.with_places(check::programs(&self.config))
+    }
+
+    /// Fails with everything that is wrong.
+    pub fn check(&self) -> Result<()> {
+        match self.problems() {
+            problems if problems.is_empty() => Ok(()),
+            problems => Err(Coded::usage(problems.join("; "))),
+        }
+    }
+
+    /// The file with other settings than it says.
+    pub fn with(self, config: Config) -> File {
+        File { config, ..self }
+    }
+
+    /// Whether there is such a file.
+    pub fn exists(&self) -> bool {
+        self.text.is_some()
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn with_places(&self, problems: Vec<check::Problem>) -> Vec<String> {
+        let text = self.text.as_deref().unwrap_or_default();
+        problems.iter().map(|problem| problem.at(&self.path, text)).collect()
+    }
 }
 
 /// The text of the file that was named, or of the default one; `None` if there is no default one.
-pub fn read(named: Option<&Path>) -> Result<Option<String>> {
+fn read(named: Option<&Path>) -> Result<Option<String>> {
     let path = named.unwrap_or(Path::new(DEFAULT));
     let size = fs::metadata(path).map(|meta| meta.len());
     match size.and_then(|size| if size > MAX_BYTES { Ok(None) } else { fs::read_to_string(path).map(Some) }) {

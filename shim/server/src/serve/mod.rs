@@ -44,8 +44,6 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::app::App;
-use crate::config;
-use crate::exit::Coded;
 use crate::serve::calls::Calls;
 use crate::serve::cri::Cri;
 use crate::serve::log::Levels;
@@ -90,10 +88,7 @@ impl Serve {
     /// Serves until it is told to stop.
     pub fn run(self, app: App) -> Result<ExitCode> {
         sys::small_heap();
-        let problems = config::problems(app.places.config.as_deref())?;
-        if !problems.is_empty() {
-            return Err(Coded::usage(problems.join("; ")));
-        }
+        app.config.check()?;
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_WORKERS));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
         let runtime = runtime.context("start the event loop")?;
@@ -102,7 +97,7 @@ impl Serve {
             app.config.serve.otlp_endpoint.as_deref().map(Spans::start).transpose()?
         };
         let levels = log::start(&app.config.log_level, spans.as_ref())?;
-        for missing in config::missing_programs(app.places.config.as_deref())? {
+        for missing in app.config.missing_programs() {
             tracing::warn!("{missing}; pods of this handler are refused until it is there");
         }
         let result = runtime.block_on(self.serve(app, levels));

@@ -7,8 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use anyhow::Result;
 
 use crate::app::App;
-use crate::config::{self, Config, Image, Serve};
-use crate::exit::Coded;
+use crate::config::{Config, File, Image, Serve};
 
 /// The settings as they are now. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -37,19 +36,16 @@ impl Live {
     /// Reads the file once more.
     pub fn reload(&self) -> Result<Changes> {
         let old = self.app();
-        let named = old.places.config.as_deref();
-        let problems = config::problems(named)?;
-        if !problems.is_empty() {
-            return Err(Coded::usage(problems.join("; ")));
-        }
-        let new = config::load(named)?;
+        let file = File::read(old.places.config.as_deref())?;
+        file.check()?;
+        let new = file.config.clone();
         let mut changes = Changes::default();
         let merged = merge(&old.config, new.clone());
         for key in changed(&old.config, &new)? {
             let stays = changed(&merged, &new)?.contains(&key);
             if stays { &mut changes.waiting } else { &mut changes.applied }.push(key);
         }
-        let app = App { config: merged, ..App::clone(&old) };
+        let app = App { config: file.with(merged), ..App::clone(&old) };
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(app);
         Ok(changes)
     }
@@ -97,6 +93,7 @@ fn changed(old: &Config, new: &Config) -> Result<Vec<String>> {
 mod tests {
     use super::*;
     use crate::cli::Places;
+    use crate::config::{DEFAULT_TEXT, parse};
 
     fn live(text: &str) -> (tempfile::TempDir, Live) {
         let dir = tempfile::tempdir().unwrap();
@@ -134,7 +131,7 @@ mod tests {
     fn the_default_file_marks_what_a_reload_takes_over() {
         let mut file: Vec<(String, bool)> = Vec::new();
         let (mut table, mut marked) = (String::new(), false);
-        for line in config::DEFAULT_TEXT.lines() {
+        for line in DEFAULT_TEXT.lines() {
             let setting = line.strip_prefix('#').unwrap_or(line);
             if line.starts_with("# ") {
                 marked |= line.ends_with("(reload)");
@@ -146,9 +143,8 @@ mod tests {
                 marked = false;
             }
         }
-        let all: String =
-            config::DEFAULT_TEXT.lines().take_while(|line| !line.starts_with("#[handlers")).map(other).collect();
-        let new = config::parse(&all).unwrap();
+        let all: String = DEFAULT_TEXT.lines().take_while(|line| !line.starts_with("#[handlers")).map(other).collect();
+        let new = parse(&all).unwrap();
         let waiting = changed(&merge(&Config::default(), new.clone()), &new).unwrap();
         let different = changed(&Config::default(), &new).unwrap();
         for (key, reloads) in file.into_iter().filter(|(key, _)| !key.starts_with("handlers.")) {

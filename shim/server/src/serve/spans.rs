@@ -1,5 +1,5 @@
 //! OpenTelemetry: each call of the CRI as a span, sent to a collector by OTLP over gRPC. Only with `serve.otlp_endpoint`;
-//! without it nothing of this runs.
+//! without it a call costs one look at its headers.
 //!
 //! kubelet sends the context of its own spans along with a call (`traceparent`, W3C Trace Context): the start of a pod is
 //! then one trace over both. What a call logs becomes the span's events, the ids that it is about its attributes.

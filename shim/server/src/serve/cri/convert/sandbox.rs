@@ -7,6 +7,7 @@ use coracle_proto::cri as v1;
 use tonic::Status;
 
 use super::{invalid, mappings, mappings_of, mode, mode_of, name, optional_name, path, resources, selinux};
+use crate::kube::names;
 use crate::serve::cri::filter::{labels, shown_sandbox};
 
 /// What systemd's way of naming a parent cgroup ends in.
@@ -50,9 +51,7 @@ pub fn config(request: v1::RunPodSandboxRequest) -> Result<SandboxConfig, Status
 
 /// A handler's name as RuntimeClass has it: a DNS-1123 label or subdomain.
 fn handler(name: String) -> Result<String, Status> {
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let label = |l: &str| l.starts_with(plain) && l.ends_with(plain) && l.chars().all(|c| plain(c) || c == '-');
-    match name.is_empty() || (name.len() <= super::MAX_NAME && name.split('.').all(label)) {
+    match name.is_empty() || names::subdomain(&name).is_ok() {
         true => Ok(name),
         false => Err(invalid("runtime_handler", format!("{name:?} is no name of lower-case letters, digits and '-'"))),
     }
