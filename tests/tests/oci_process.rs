@@ -260,11 +260,11 @@ fn network_devices_are_named_by_a_template_and_join_a_namespace_that_is_there() 
     for name in ["lo:", "n0@", "n1@", "d2@"] {
         assert!(out.contains(name), "{name}: {out}");
     }
-    // The same name once more: nothing moves.
-    bundle.set("/linux/netDevices", json!({ "d0": {}, "d1": { "name": "d2" } }));
+    // A name that is there already: nothing moves, and what has moved comes back.
+    bundle.set("/linux/netDevices", json!({ "d0": {}, "d1": { "name": "lo" } }));
     let answer = in_own_network(&bundle, before, "ip -o link");
     assert!(answer.out.contains(" d0@") && answer.out.contains(" d1@"), "{answer:?}");
-    answer.fails("linux.netDevices").fails("\"d2\" already");
+    answer.fails("linux.netDevices").fails("\"lo\" already");
     bundle.assert_gone();
 }
 
