@@ -21,7 +21,7 @@ use crate::spawn::{Side, Spawn};
 use crate::spec::{NamespaceKind, Process, Spec};
 use crate::state::{self, CONFIG, Record, SOCKET};
 use crate::undo::Undo;
-use crate::{CreateOptions, Parent, Runtime, Stdio, console, devices, hooks, init, netdev, refuse, seccomp, sys};
+use crate::{CreateOptions, Parent, Runtime, Stdio, console, devices, hooks, init, netdev, rdt, refuse, seccomp, sys};
 
 /// Creates a container up to the point where its process waits for `start`.
 pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Result<i32> {
@@ -75,6 +75,18 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
         let cgroup = Cgroup::open(&cgroup.state());
         move || drop(cgroup.remove())
     });
+    let rdt = match &spec.linux.intel_rdt {
+        Some(wanted) => {
+            let tree = rdt::Tree::mounted()?;
+            let group = tree.make(wanted, id)?;
+            undo.push({
+                let group = group.clone();
+                move || group.remove()
+            });
+            Some((tree, group))
+        }
+        None => None,
+    };
     let cgroup_dir = cgroup.dir_fd_for_clone().map_err(cgroup_error)?;
     let cgroup_files = cgroup.join_self_files().map_err(cgroup_error)?;
 
@@ -112,6 +124,9 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     let parent = options.parent;
     undo.push(move || kill_and_reap(pid, parent));
 
+    if let Some((tree, group)) = &rdt {
+        tree.join(group, pid)?;
+    }
     // Needs rights that the init may not have in its user namespace.
     set_oom_score(process, pid)?;
     if spec.namespace(NamespaceKind::User).is_some() {
@@ -157,6 +172,7 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
         own_pid_namespace: spec.makes(NamespaceKind::Pid),
         has_poststart: !spec.hooks.poststart.is_empty(),
         has_poststop: !spec.hooks.poststop.is_empty(),
+        rdt: rdt.map(|(_, group)| group),
     };
     record.save(&dir)?;
     if let Some(path) = &options.pid_file {

@@ -19,7 +19,7 @@ use crate::spawn::{Side, Spawn};
 use crate::spec::{ConsoleSize, NamespaceKind, Process, Spec};
 use crate::state::{Record, Status};
 use crate::undo::Undo;
-use crate::{ExecOptions, Runtime, Stdio, console, create, refuse, seccomp, sys};
+use crate::{ExecOptions, Runtime, Stdio, console, create, rdt, refuse, seccomp, sys};
 
 /// What the child needs.
 struct Plan {
@@ -113,6 +113,9 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     let parent = options.parent;
     undo.push(move || create::kill_and_reap(pid, parent));
 
+    if let Some(group) = &record.rdt {
+        rdt::Tree::mounted()?.join(group, pid)?;
+    }
     create::set_oom_score(&options.process, pid)?;
     if ours.expect()? != Message::Ready {
         return Err(Error::Init("unexpected message from the new process".into()));

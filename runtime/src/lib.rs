@@ -9,7 +9,7 @@
 //! spawn     clone3                 channel   words between the halves
 //! mounts    options, idmap, beneath (walk), copyup, cgroupfs, devices, console
 //! identity  user, capabilities, limits, program; lsm; schedule
-//! netdev    network devices that move into the container
+//! netdev    network devices that move into the container                 rdt    Intel RDT
 //! hooks     state (on disk), time  undo      what a failed create takes back
 //! seal      the program itself     apart     for containers of other programs
 //! cgroup    seccomp                handle    another process
@@ -39,6 +39,7 @@ mod lsm;
 mod mounts;
 mod netdev;
 mod options;
+mod rdt;
 mod refuse;
 mod schedule;
 mod seal;

@@ -15,7 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::handle::Handle;
 use crate::spec::{NamespaceKind, Process, Spec};
 use crate::state::{self, Detail, Record, SOCKET, State, Status};
-use crate::{Runtime, hooks, refuse};
+use crate::{Runtime, hooks, rdt, refuse};
 
 /// How long delete waits for a killed process, as long as runc.
 const KILL_WAIT: Duration = Duration::from_secs(10);
@@ -114,6 +114,9 @@ impl Runtime {
             cgroup.kill_all(libc::SIGKILL).map_err(cgroup_error)?;
         }
         cgroup.remove().map_err(cgroup_error)?;
+        if let Some(group) = &record.rdt {
+            group.remove();
+        }
         let spec = if record.has_poststop { Some(record.spec(&self.root)?) } else { None };
         let dir = self.root.join(id);
         fs::remove_dir_all(&dir).path("remove", &dir)?;
@@ -158,6 +161,15 @@ impl Runtime {
     pub fn update(&self, id: &str, resources: &LinuxResources) -> Result<()> {
         let record = self.expect_status(id, "update", &[Status::Created, Status::Running, Status::Paused])?;
         record.cgroup().apply(resources).map_err(cgroup_error)
+    }
+
+    /// Changes the schemata of a container with `linux.intelRdt`.
+    pub fn update_rdt(&self, id: &str, l3_cache: Option<&str>, mem_bw: Option<&str>) -> Result<()> {
+        let record = self.expect_status(id, "update", &[Status::Created, Status::Running, Status::Paused])?;
+        let group = record.rdt.as_ref().ok_or_else(|| {
+            Error::State(format!("cannot update container {id:?}: it was created without linux.intelRdt"))
+        })?;
+        rdt::Tree::mounted()?.update(group, l3_cache, mem_bw)
     }
 
     /// The pids of all processes.

@@ -136,7 +136,9 @@ fn check_linux(linux: &Linux) -> Result<()> {
         personality: _,
         time_offsets: _,
     } = linux;
-    table(&[("linux.intelRdt", intel_rdt.is_some(), "Intel RDT is not done yet")])?;
+    if let Some(rdt) = intel_rdt {
+        crate::rdt::check(rdt)?;
+    }
     for (index, namespace) in namespaces.iter().enumerate() {
         if namespaces[..index].iter().any(|n| n.kind == namespace.kind) {
             return Err(Error::invalid(format!("config.json: two {} namespaces", namespace.kind.name())));

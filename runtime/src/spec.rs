@@ -207,7 +207,7 @@ oci! {
         masked_paths: Vec<PathBuf>,
         readonly_paths: Vec<PathBuf>,
         mount_label: Option<String>,
-        intel_rdt: Option<IgnoredAny>,
+        intel_rdt: Option<IntelRdt>,
         memory_policy: Option<MemoryPolicy>,
         personality: Option<Personality>,
         time_offsets: BTreeMap<String, TimeOffset>,
@@ -218,6 +218,17 @@ oci! {
     /// A network device that moves into the container.
     NetDevice {
         name: String,
+    }
+}
+
+oci! {
+    /// Cache and memory bandwidth of Intel's Resource Director Technology.
+    IntelRdt {
+        #[serde(rename = "closID")] clos_id: String,
+        schemata: Vec<String>,
+        l3_cache_schema: String,
+        mem_bw_schema: String,
+        enable_monitoring: bool,
     }
 }
 

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, CgroupState};
 use crate::error::{Context, Error, Result};
+use crate::rdt;
 use crate::spec::Spec;
 
 /// The version of the specification this runtime speaks.
@@ -52,6 +53,9 @@ pub(crate) struct Record {
     /// Whether config.json must be read again at start or delete.
     pub has_poststart: bool,
     pub has_poststop: bool,
+    /// Its group of Intel RDT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rdt: Option<rdt::Group>,
 }
 
 /// A container's status.

@@ -291,3 +291,23 @@ fn a_failed_create_puts_network_devices_back() {
     bundle.create().fails("linux.netDevices");
     bundle.assert_gone();
 }
+
+#[test]
+fn intel_rdt_without_resctrl_is_refused_by_name() {
+    if peers_lack_it() {
+        return; // runc refuses it as well, in other words.
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let there = mounts.lines().any(|line| line.contains(" - resctrl "));
+    let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    bundle.set("/linux/intelRdt", json!({ "enableMonitoring": true }));
+    let answer = bundle.create();
+    if !there {
+        answer.fails("linux.intelRdt").fails("resctrl");
+        bundle.assert_gone();
+    }
+    bundle.set("/linux/intelRdt", json!({ "closID": "../x" }));
+    bundle.create().fails("linux.intelRdt.closID");
+    let plain = Bundle::sleeping();
+    plain.oci(&["update", "--l3-cache-schema", "L3:0=f", &plain.id]).fails("without linux.intelRdt");
+}

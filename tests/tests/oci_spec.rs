@@ -413,7 +413,6 @@ fn fields_that_are_not_done_are_refused_by_name() {
         ("/process/apparmorProfile", json!("p")),
         ("/process/selinuxLabel", json!("l")),
         ("/linux/mountLabel", json!("l")),
-        ("/linux/intelRdt", json!({ "closID": "c" })),
         ("/vm", json!({})),
     ] {
         let mut bundle = Bundle::new(&["/bin/true"]);
@@ -421,9 +420,6 @@ fn fields_that_are_not_done_are_refused_by_name() {
         bundle.create().fails(&pointer.trim_start_matches('/').replace('/', "."));
         bundle.assert_gone();
     }
-    let bundle = Bundle::new(&["/bin/true"]);
-    bundle.write_config();
-    bundle.oci(&["--systemd-cgroup", "create", &bundle.id]).fails("systemd");
 }
 
 #[test]

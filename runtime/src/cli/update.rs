@@ -14,14 +14,20 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// update
 pub fn update(runtime: &Runtime, args: &Update) -> Result<()> {
-    if args.l3_cache_schema.is_some() || args.mem_bw_schema.is_some() {
-        bail!("--l3-cache-schema and --mem-bw-schema are not supported yet");
-    }
+    let (l3_cache, mem_bw) = (args.l3_cache_schema.as_deref(), args.mem_bw_schema.as_deref());
+    let rdt = l3_cache.is_some() || mem_bw.is_some();
     let resources = match &args.resources {
-        Some(file) => from_file(file)?,
+        Some(file) => Some(from_file(file)?),
         None => from_flags(args)?,
     };
-    Ok(runtime.update(&args.words[0], &resources)?)
+    if rdt {
+        runtime.update_rdt(&args.words[0], l3_cache, mem_bw)?;
+    }
+    match resources {
+        Some(resources) => Ok(runtime.update(&args.words[0], &resources)?),
+        None if rdt => Ok(()),
+        None => bail!("nothing to update: give limits by flags, or a file by --resources"),
+    }
 }
 
 fn from_file(file: &std::path::Path) -> Result<LinuxResources> {
@@ -35,8 +41,8 @@ fn from_file(file: &std::path::Path) -> Result<LinuxResources> {
     serde_json::from_str(&text).with_context(|| format!("parse {}", file.display()))
 }
 
-/// The flags are a resources document: written as one, so that both ways go through one parser.
-fn from_flags(args: &Update) -> Result<LinuxResources> {
+/// The flags are a resources document: written as one, so that both ways go through one parser. `None` without any.
+fn from_flags(args: &Update) -> Result<Option<LinuxResources>> {
     fn section(pairs: &[(&str, Value)]) -> Option<Value> {
         let map: Map<String, Value> =
             pairs.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
@@ -62,21 +68,21 @@ fn from_flags(args: &Update) -> Result<LinuxResources> {
     let block_io = section(&[("weight", json!(args.blkio_weight))]);
     let all =
         section(&[("cpu", json!(cpu)), ("memory", json!(memory)), ("pids", json!(pids)), ("blockIO", json!(block_io))]);
-    let Some(all) = all else { bail!("nothing to update: give limits by flags, or a file by --resources") };
-    serde_json::from_value(all).context("the flags make no resources")
+    all.map(|all| serde_json::from_value(all).context("the flags make no resources")).transpose()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parsed(words: &[&str]) -> Result<LinuxResources> {
+    fn parsed(words: &[&str]) -> Result<Option<LinuxResources>> {
         from_flags(&crate::cli::flags::parse(words.iter().map(|word| (*word).to_owned()), false).unwrap())
     }
 
     #[test]
     fn flags_become_resources() {
-        let resources = parsed(&["--memory", "1048576", "--pids-limit", "-1", "--cpuset-cpus", "0", "c"]).unwrap();
+        let resources =
+            parsed(&["--memory", "1048576", "--pids-limit", "-1", "--cpuset-cpus", "0", "c"]).unwrap().unwrap();
         assert_eq!(resources.memory().unwrap().limit(), Some(1_048_576));
         assert_eq!(resources.pids().unwrap().limit(), -1);
         assert_eq!(resources.cpu().as_ref().unwrap().cpus().as_deref(), Some("0"));
@@ -84,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_update_is_an_error() {
-        assert!(parsed(&["c"]).is_err());
+    fn without_flags_there_are_no_resources() {
+        assert!(parsed(&["--l3-cache-schema", "L3:0=f", "c"]).unwrap().is_none());
     }
 }
