@@ -15,13 +15,13 @@ use crate::channel::{Channel, Message};
 use crate::error::{Context, Error, Result};
 use crate::identity::{Identity, set_rlimits};
 use crate::idmap::{self, Maps};
-use crate::mounts::Planner;
 use crate::schedule::Schedule;
+use crate::sources::Sources;
 use crate::spawn::{Side, Spawn};
 use crate::spec::{NamespaceKind, Process, Spec};
 use crate::state::{self, CONFIG, Record, SOCKET};
 use crate::undo::Undo;
-use crate::{CreateOptions, Parent, Runtime, Stdio, console, devices, hooks, init, netdev, rdt, refuse, seccomp, sys};
+use crate::{CreateOptions, Parent, Runtime, Stdio, console, hooks, init, netdev, rdt, refuse, rootless, seccomp, sys};
 
 /// Creates a container up to the point where its process waits for `start`.
 pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Result<i32> {
@@ -35,24 +35,18 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     // Everything that can be parsed or opened beforehand is, so that most errors come before anything exists.
     let rootfs = rootfs_path(&spec, &bundle)?;
     let mut identity = plan_identity(&spec, id, &bundle, process, &options)?;
+    let sources = Sources::by_parent(&spec, &bundle, &rootfs, &options.rootfs_mounts)?;
+    // Who may not open mounts has rights in the container's user namespace alone: see `rootless`.
+    let ordinary = sources.is_none();
     // Nobody in a user namespace has rights over the host's CPUs: there it is ours to apply.
-    let schedule = match identity.in_user_namespace && nix::unistd::geteuid().is_root() {
+    let schedule = match identity.in_user_namespace && !ordinary {
         true => std::mem::take(&mut identity.schedule),
         false => Schedule::default(),
     };
-    let mut planner = Planner::new(&spec, &bundle, &rootfs)?;
-    let root = planner.root(&options.rootfs_mounts)?;
-    let planned = planner.mounts()?;
-    let bound_dev = planned.iter().any(|m| m.is_bind() && m.destination == Path::new("/dev"));
-    let nodes = devices::plan(&spec, bound_dev)?;
-    let (spawn, joins) = Spawn::plan(&spec, options.parent)?;
+    let (spawn, joins) = Spawn::plan(&spec, options.parent, ordinary)?;
     let console = plan_console(process, &options)?;
     own_streams(&options.stdio, &spec, process)?;
     let proc = open_proc()?;
-    let null = match spec.linux.masked_paths.is_empty() {
-        true => None,
-        false => Some(sys::clone_tree(sys::CWD, c"/dev/null", false).op(|| "open /dev/null of the host")?),
-    };
 
     // The name is taken by mkdir: of two creates of one id, one fails here.
     let dir = make_state_dir(runtime, id)?;
@@ -95,15 +89,11 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
         id,
         bundle: &bundle,
         rootfs: rootfs.clone(),
-        root,
-        mounts: planned,
-        nodes,
-        bound_dev,
+        sources,
         identity,
         joins,
         cgroup_files,
         proc,
-        null,
         stdio: options.stdio,
         console,
         listener,
@@ -113,7 +103,12 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     };
     let rlimits = plan.identity.rlimits.clone();
     let (ours, theirs) = Channel::pair().op(|| "make a socket pair")?;
-    let pid = match spawn.clone(cgroup_dir.as_ref(), &ours, &theirs)? {
+    let former_score = if ordinary { rootless::take_oom_score(process)? } else { None };
+    let side = spawn.clone(cgroup_dir.as_ref(), &ours, &theirs);
+    if !matches!(side, Ok(Side::Child)) {
+        rootless::put_oom_score(former_score)?;
+    }
+    let pid = match side? {
         Side::Child => {
             drop(ours);
             init::run(plan, theirs)
@@ -128,7 +123,9 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
         tree.join(group, pid)?;
     }
     // Needs rights that the init may not have in its user namespace.
-    set_oom_score(process, pid)?;
+    if !ordinary {
+        set_oom_score(process, pid)?;
+    }
     if spec.namespace(NamespaceKind::User).is_some() {
         // Raising a hard limit takes rights over the host that nobody inside has.
         set_rlimits(pid, &rlimits)?;
@@ -137,7 +134,8 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
         undo.push(move || moved.back());
     }
     if spec.makes(NamespaceKind::User) {
-        write_id_maps(&spec, pid)?;
+        let maps = Maps { uids: spec.linux.uid_mappings.clone(), gids: spec.linux.gid_mappings.clone() };
+        rootless::write_maps(pid, &maps)?;
     }
     if spec.init_waits_first() {
         ours.send(&Message::Go).op(|| "answer the container's process")?;
@@ -307,15 +305,6 @@ pub(crate) fn set_oom_score(process: &Process, pid: i32) -> Result<()> {
     }
 }
 
-fn write_id_maps(spec: &Spec, pid: i32) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        // Without the right to set groups the kernel takes a gid map only when they are denied for good.
-        fs::write(format!("/proc/{pid}/setgroups"), "deny").op(|| "deny setgroups")?;
-    }
-    let maps = Maps { uids: spec.linux.uid_mappings.clone(), gids: spec.linux.gid_mappings.clone() };
-    idmap::write_maps(pid, &maps)
-}
-
 /// In a user namespace nobody could open the streams that the caller made for it (/dev/stdout) unless they are its
 /// user's. What is a device, such as /dev/null, stays whose it is.
 pub(crate) fn own_streams(stdio: &Stdio, spec: &Spec, process: &Process) -> Result<()> {
@@ -324,7 +313,11 @@ pub(crate) fn own_streams(stdio: &Stdio, spec: &Spec, process: &Process) -> Resu
         let kind = nix::sys::stat::fstat(stream).op(|| "stat a standard stream")?.st_mode & libc::S_IFMT;
         if matches!(kind, libc::S_IFIFO | libc::S_IFSOCK) {
             let owned = nix::unistd::fchown(stream, Some(nix::unistd::Uid::from_raw(uid)), None);
-            owned.op(|| format!("give a standard stream to user {uid} of the host"))?;
+            match owned {
+                // Only root gives away; another user's container keeps the open descriptor.
+                Err(nix::errno::Errno::EPERM) => {}
+                result => result.op(|| format!("give a standard stream to user {uid} of the host"))?,
+            }
         }
     }
     Ok(())

@@ -56,10 +56,8 @@ pub(crate) fn plan(spec: &Spec, bound_dev: bool) -> Result<Vec<Node>> {
         nodes.push(node(device)?);
     }
     if in_user_namespace {
-        for node in &mut nodes {
-            let path = node.on_host()?;
-            let c_path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap_or_default();
-            node.host = Some(sys::clone_tree(sys::CWD, &c_path, false).path("open device of the host", &path)?);
+        for node in nodes.iter_mut().filter(|node| node.kind != SFlag::S_IFIFO) {
+            node.host = Some(node.open_on_host()?);
         }
     }
     Ok(nodes)
@@ -69,6 +67,20 @@ pub(crate) fn plan(spec: &Spec, bound_dev: bool) -> Result<Vec<Node>> {
 const MAX_DEPTH: usize = 6;
 
 impl Node {
+    /// The host's node as a detached mount.
+    fn open_on_host(&self) -> Result<OwnedFd> {
+        let path = self.on_host()?;
+        let c_path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap_or_default();
+        sys::clone_tree(sys::CWD, &c_path, false).path("open device of the host", &path)
+    }
+
+    /// Binds the host's node at its place.
+    fn bind(&self, root: &OwnedFd, host: &OwnedFd) -> Result<()> {
+        let what = || format!("bind device {}", self.path.display());
+        let target = beneath::target(root, &self.path, Kind::File).op(what)?;
+        sys::move_mount(host.as_fd(), target.as_fd()).op(what)
+    }
+
     /// Where the host has this device: at the same path, where udev links it, or anywhere in /dev.
     fn on_host(&self) -> Result<PathBuf> {
         let (major, minor) = (nix::sys::stat::major(self.device), nix::sys::stat::minor(self.device));
@@ -135,8 +147,7 @@ pub(crate) fn make(root: &OwnedFd, nodes: Vec<Node>) -> Result<()> {
     for node in nodes {
         let what = || format!("make device {}", node.path.display());
         if let Some(host) = &node.host {
-            let target = beneath::target(root, &node.path, Kind::File).op(what)?;
-            sys::move_mount(host.as_fd(), target.as_fd()).op(what)?;
+            node.bind(root, host)?;
             continue;
         }
         let (Some(parent), Some(name)) = (node.path.parent(), node.path.file_name()) else {
@@ -147,16 +158,21 @@ pub(crate) fn make(root: &OwnedFd, nodes: Vec<Node>) -> Result<()> {
         }
         let Some((_, dir)) = &last else { continue };
         let mode = Mode::from_bits_truncate(node.mode);
-        match mknodat(dir, name, node.kind, mode, node.device) {
-            Err(Errno::EEXIST) => {
-                let found = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).op(what)?;
-                if found.st_mode & libc::S_IFMT != node.kind.bits() || found.st_rdev != node.device {
-                    unlinkat(dir, name, UnlinkatFlags::NoRemoveDir).op(what)?;
-                    mknodat(dir, name, node.kind, mode, node.device).op(what)?;
-                }
+        let mut made = mknodat(dir, name, node.kind, mode, node.device);
+        if made == Err(Errno::EEXIST) {
+            let found = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).op(what)?;
+            made = Ok(());
+            if found.st_mode & libc::S_IFMT != node.kind.bits() || found.st_rdev != node.device {
+                unlinkat(dir, name, UnlinkatFlags::NoRemoveDir).op(what)?;
+                made = mknodat(dir, name, node.kind, mode, node.device);
             }
-            result => result.op(what)?,
         }
+        // The runtime itself is in a user namespace, whose root may make none. The host's /dev is still there.
+        if made == Err(Errno::EPERM) {
+            node.bind(root, &node.open_on_host()?)?;
+            continue;
+        }
+        made.op(what)?;
         if (node.uid, node.gid) != (0, 0) {
             let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
             fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).op(what)?;

@@ -19,15 +19,17 @@ use crate::spawn::{Side, Spawn};
 use crate::spec::{ConsoleSize, NamespaceKind, Process, Spec};
 use crate::state::{Record, Status};
 use crate::undo::Undo;
-use crate::{ExecOptions, Runtime, Stdio, console, create, rdt, refuse, seccomp, sys};
+use crate::{ExecOptions, Runtime, Stdio, console, create, rdt, refuse, rootless, seccomp, sys};
 
 /// What the child needs.
 struct Plan {
     identity: Identity,
     cgroup_files: Vec<OwnedFd>,
-    /// Namespaces other than the PID namespace, by the init.
+    /// Namespaces other than the PID namespace, by the init; 0 when an intermediate process joined all.
     init: Handle,
     namespaces: u64,
+    /// The host's /proc, when there are labels to be written.
+    proc: Option<OwnedFd>,
     console: Option<OwnedFd>,
     size: Option<ConsoleSize>,
     stdio: Stdio,
@@ -78,10 +80,14 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         options.console_fd.as_ref(),
     )?;
     let cgroup_dir = cgroup.dir_fd_for_clone().map_err(create::cgroup_error)?;
+    let proc = if identity.labelled() { Some(create::open_proc()?) } else { None };
+    // Who has no rights of his own gets some by way of the user namespace alone: see `rootless`.
+    let ordinary = record.namespaces & NamespaceKind::User.flag() != 0 && !rootless::may_join();
     let plan = Plan {
         identity,
+        proc,
         cgroup_files: cgroup.join_self_files().map_err(create::cgroup_error)?,
-        namespaces: record.namespaces & !NamespaceKind::Pid.flag(),
+        namespaces: if ordinary { 0 } else { record.namespaces & !NamespaceKind::Pid.flag() },
         console,
         size: options.process.console_size.clone(),
         stdio: options.stdio,
@@ -90,17 +96,25 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         init,
         affinity,
     };
-    let pid_namespace = match record.namespaces & NamespaceKind::Pid.flag() {
-        0 => None,
-        _ => Some(plan.init.pid_namespace().op(|| "open the PID namespace")?),
+    let spawn = match record.namespaces & NamespaceKind::Pid.flag() {
+        _ if ordinary => {
+            let init = plan.init.copy().op(|| "copy a descriptor")?;
+            Spawn::into_namespaces(init, record.namespaces, options.parent)
+        }
+        0 => Spawn::into_pid_namespace(None, options.parent),
+        _ => {
+            let namespace = plan.init.pid_namespace().op(|| "open the PID namespace")?;
+            Spawn::into_pid_namespace(Some(namespace), options.parent)
+        }
     };
-    let spawn = Spawn::into_pid_namespace(pid_namespace, options.parent);
     let rlimits = plan.identity.rlimits.clone();
     let (ours, theirs) = Channel::pair().op(|| "make a socket pair")?;
     let before = plan.affinity.begin()?;
+    let former_score = if ordinary { rootless::take_oom_score(&options.process)? } else { None };
     let side = spawn.clone(cgroup_dir.as_ref(), &ours, &theirs);
     if !matches!(side, Ok(Side::Child)) {
         Affinity::end(before)?;
+        rootless::put_oom_score(former_score)?;
     }
     let pid = match side? {
         Side::Child => {
@@ -116,7 +130,9 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     if let Some(group) = &record.rdt {
         rdt::Tree::mounted()?.join(group, pid)?;
     }
-    create::set_oom_score(&options.process, pid)?;
+    if !ordinary {
+        create::set_oom_score(&options.process, pid)?;
+    }
     if ours.expect()? != Message::Ready {
         return Err(Error::Init("unexpected message from the new process".into()));
     }
@@ -179,11 +195,13 @@ fn set_up(mut plan: Plan, _channel: &Channel) -> Result<(Identity, crate::identi
     plan.affinity.finish()?;
     // With the host's rights, which a user namespace ends.
     std::mem::take(&mut plan.identity.schedule).apply(0)?;
-    if plan.identity.labelled() {
-        // Through the host's /proc, before it is out of sight.
-        plan.identity.open_labels(&create::open_proc()?)?;
+    if let Some(proc) = plan.proc.take() {
+        // Through the host's /proc: the container's may be anything.
+        plan.identity.open_labels(&proc)?;
     }
-    plan.init.join(plan.namespaces).op(|| "join the container's namespaces")?;
+    if plan.namespaces != 0 {
+        plan.init.join(plan.namespaces).op(|| "join the container's namespaces")?;
+    }
     if plan.identity.in_user_namespace {
         crate::init::become_root_of_namespace()?;
     }

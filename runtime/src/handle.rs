@@ -75,6 +75,14 @@ impl Handle {
         Ok(Handle::Directory(directory))
     }
 
+    /// Another of the same process.
+    pub fn copy(&self) -> io::Result<Handle> {
+        match self {
+            Handle::Pidfd(fd) => fd.try_clone().map(Handle::Pidfd),
+            Handle::Directory(fd) => fd.try_clone().map(Handle::Directory),
+        }
+    }
+
     /// What setns takes for its PID namespace.
     pub fn pid_namespace(&self) -> io::Result<OwnedFd> {
         match self {

@@ -26,6 +26,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, chroot, fchdir};
 
 use crate::error::{Context, Error, Result};
+use crate::rootless;
 use crate::spec::{IdMapping, NamespaceKind, Spec};
 use crate::sys::{self, MountAttr};
 
@@ -95,25 +96,18 @@ fn make(maps: &Maps) -> Result<OwnedFd> {
         }
     };
     let path = format!("/proc/{pid}/ns/user");
-    let namespace = write_maps(pid, maps).and_then(|()| File::open(&path).op(|| format!("open {path}")));
+    let namespace = rootless::write_maps(pid, maps).and_then(|()| File::open(&path).op(|| format!("open {path}")));
     let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     let _ = waitpid(Pid::from_raw(pid), None);
     namespace.map(OwnedFd::from)
 }
 
-/// Writes the maps of a process's new user namespace.
-pub(crate) fn write_maps(pid: i32, maps: &Maps) -> Result<()> {
-    let write = |name: &str, maps: &[IdMapping]| {
-        let text: String = maps.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect();
-        let path = format!("/proc/{pid}/{name}");
-        OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .and_then(|mut f| f.write_all(text.as_bytes()))
-            .op(|| format!("write {path}"))
-    };
-    write("gid_map", &maps.gids)?;
-    write("uid_map", &maps.uids)
+/// Writes `uid_map` or `gid_map` of a process's new user namespace.
+pub(crate) fn write_map(pid: i32, file: &str, maps: &[IdMapping]) -> Result<()> {
+    let text: String = maps.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect();
+    let path = format!("/proc/{pid}/{file}");
+    let written = OpenOptions::new().write(true).open(&path).and_then(|mut f| f.write_all(text.as_bytes()));
+    written.op(|| format!("write {path}"))
 }
 
 /// What an id of the container is on the host.

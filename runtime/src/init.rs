@@ -16,6 +16,7 @@ use crate::channel::{Channel, Message};
 use crate::error::{Context, Error, Result};
 use crate::identity::{Identity, Program};
 use crate::mounts::{Planned, Root};
+use crate::sources::Sources;
 use crate::spec::{NamespaceKind, Spec};
 use crate::{Stdio, console, devices, hooks, mounts, refuse, schedule, sys};
 
@@ -25,10 +26,8 @@ pub(crate) struct Plan<'a> {
     pub id: &'a str,
     pub bundle: &'a Path,
     pub rootfs: PathBuf,
-    pub root: Root,
-    pub mounts: Vec<Planned>,
-    pub nodes: Vec<devices::Node>,
-    pub bound_dev: bool,
+    /// What comes from the host. `None`: the parent has no right to it (see `rootless`), it is opened here.
+    pub sources: Option<Sources>,
     pub identity: Identity,
     /// Namespaces to join here (not those an intermediate process joined already).
     pub joins: Vec<(NamespaceKind, OwnedFd)>,
@@ -36,8 +35,6 @@ pub(crate) struct Plan<'a> {
     pub cgroup_files: Vec<OwnedFd>,
     /// The host's /proc, which no image can fake.
     pub proc: OwnedFd,
-    /// The host's /dev/null as a detached mount, to mask files with.
-    pub null: Option<OwnedFd>,
     pub stdio: Stdio,
     /// Where the terminal's master goes.
     pub console: Option<OwnedFd>,
@@ -81,7 +78,9 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     // Modes of what is made below are meant as they are.
     umask(Mode::empty());
     // A shared PID namespace may hold hostile processes: they must not trace this one while it is privileged.
-    nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
+    if plan.sources.is_some() || !spec.makes(NamespaceKind::User) {
+        nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
+    }
     setsid().op(|| "start a session")?;
     // Before the cgroup namespace is made, whose root is the cgroup of this moment; and before anything is allocated
     // that should be charged to the container.
@@ -94,13 +93,22 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     if spec.init_waits_first() {
         channel.wait_go()?;
     }
+    let sources = match plan.sources.take() {
+        Some(sources) => sources,
+        None => {
+            // An ordinary user could not have written the maps of a process that is not dumpable.
+            nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
+            // Before it becomes someone else, whom the user's folders may be closed to.
+            Sources::by_init(spec, plan.bundle, &plan.rootfs)?
+        }
+    };
     if spec.namespace(NamespaceKind::User).is_some() {
         become_root_of_namespace()?;
     }
     for (kind, file) in std::mem::take(&mut plan.joins) {
         sys::setns(file.as_fd(), kind.flag() as i32).op(|| format!("join the {} namespace", kind.name()))?;
     }
-    let cgroups = own_cgroups(&plan)?;
+    let cgroups = own_cgroups(&plan.proc, &sources.mounts)?;
     if spec.makes(NamespaceKind::Cgroup) {
         sys::unshare(NamespaceKind::Cgroup.flag()).op(|| "make a cgroup namespace")?;
     }
@@ -120,14 +128,14 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     if base == libc::MS_SHARED {
         make_parent_private(&plan.rootfs)?;
     }
-    let root = attach_root(&plan.rootfs, &point, plan.root)?;
+    let root = attach_root(&plan.rootfs, &point, sources.root)?;
     let namespaced = spec.namespace(NamespaceKind::Cgroup).is_some();
-    for mount in plan.mounts {
+    for mount in sources.mounts {
         mount.attach(&root, &cgroups, namespaced)?;
     }
     // After the mounts: /dev is usually one of them.
-    devices::make(&root, plan.nodes)?;
-    if !plan.bound_dev {
+    devices::make(&root, sources.nodes)?;
+    if !sources.bound_dev {
         devices::links(&root)?;
     }
     let terminal = match plan.console {
@@ -138,7 +146,7 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     // Hooks may still look at, and add to, the tree that is to become the root; the host's paths are still there.
     run_hooks(spec, plan.id, plan.bundle, channel)?;
     // Covering comes after everything that is mounted, or a mount could uncover it.
-    mask(&root, spec, plan.null)?;
+    mask(&root, spec, sources.null)?;
     make_read_only(&root, spec)?;
     if plan.no_pivot {
         move_root(&root)?
@@ -257,11 +265,11 @@ pub(crate) fn become_root_of_namespace() -> Result<()> {
     setresuid(zero.1, zero.1, zero.1).op(|| "become user 0 of the user namespace (is it mapped?)")
 }
 
-fn own_cgroups(plan: &Plan<'_>) -> Result<String> {
-    if !plan.mounts.iter().any(Planned::is_cgroup) {
+fn own_cgroups(proc: &OwnedFd, mounts: &[Planned]) -> Result<String> {
+    if !mounts.iter().any(Planned::is_cgroup) {
         return Ok(String::new());
     }
-    let file = beneath::open(&plan.proc, Path::new("self/cgroup"), libc::O_RDONLY).op(|| "open /proc/self/cgroup")?;
+    let file = beneath::open(proc, Path::new("self/cgroup"), libc::O_RDONLY).op(|| "open /proc/self/cgroup")?;
     std::io::read_to_string(std::fs::File::from(file)).op(|| "read /proc/self/cgroup")
 }
 

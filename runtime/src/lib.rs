@@ -7,7 +7,8 @@
 //! ```text
 //! spec      config.json            refuse    what of it is done, refused, wrong
 //! spawn     clone3                 channel   words between the halves
-//! mounts    options, idmap, beneath (walk), copyup, cgroupfs, devices, console
+//! mounts    options, idmap, beneath (walk), copyup, cgroupfs, devices, console; sources: what comes from the host
+//! rootless  who is not root of the host: which half does what, and the maps of user namespaces
 //! identity  user, capabilities, limits, program; lsm; schedule
 //! netdev    network devices that move into the container                 rdt    Intel RDT
 //! hooks     state (on disk), time  undo      what a failed create takes back
@@ -41,9 +42,11 @@ mod netdev;
 mod options;
 mod rdt;
 mod refuse;
+pub mod rootless;
 mod schedule;
 mod seal;
 pub mod seccomp;
+mod sources;
 mod spawn;
 pub mod spec;
 mod state;

@@ -4,6 +4,7 @@
 //! copies (open_tree), and overlay roots as detached new mounts (fsmount). It has the rights to (a user namespace's
 //! root may not), an error is known before any process exists, and the host's own mount table never shows them.
 //! Overlays, which take rights over the host's files, are made there as well, idmapped if asked for (see `idmap`).
+//! Where the parent has no such rights, the init opens all that itself (see `sources`), and makes overlays, too.
 //! The init makes what belongs to its namespaces (proc, sysfs, mqueue, devpts, tmpfs) and attaches all, each to a
 //! descriptor found by [`crate::beneath`]. Attributes are set while a mount is still detached: nobody ever sees a
 //! read-only mount writable.
@@ -22,10 +23,23 @@ use crate::idmap::{self, Maps, Namespaces};
 use crate::options::{self, Options};
 use crate::spec::{Mount, Spec};
 use crate::sys::{self, MountAttr};
-use crate::{RootfsMount, copyup, lsm};
+use crate::{RootfsMount, copyup, lsm, rootless};
 
 /// fsconfig takes no longer strings.
 const MAX_FSCONFIG_VALUE: usize = 255;
+
+/// Why an ordinary user gets no such mount.
+const NOT_ROOT: &str = "idmapped mounts and parts of overlays take rights over the host's filesystems";
+
+/// The likely cause of a bind that fails inside a user namespace.
+fn bind_hint(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EINVAL) => {
+            " (in a user namespace a directory is bound with all that is mounted beneath it: option rbind)"
+        }
+        _ => "",
+    }
+}
 
 /// Filesystems without a device beneath: their superblock is shared or theirs alone, and `ro` is the mount's matter.
 const PSEUDO: &[&str] =
@@ -74,12 +88,24 @@ pub(crate) struct Planner<'a> {
     point: &'a Path,
     namespaces: Namespaces<'a>,
     label: Option<&'a str>,
+    /// Whether this is the init, in its user namespace.
+    in_init: bool,
 }
 
 impl<'a> Planner<'a> {
     pub fn new(spec: &'a Spec, bundle: &'a Path, point: &'a Path) -> Result<Self> {
         let namespaces = Namespaces::new(spec);
-        Ok(Planner { spec, bundle, point, namespaces, label: lsm::mount_label(spec)? })
+        Ok(Planner { spec, bundle, point, namespaces, label: lsm::mount_label(spec)?, in_init: false })
+    }
+
+    /// The same for the init, which has rights over its own namespaces alone.
+    pub fn in_user_namespace(self) -> Self {
+        Planner { in_init: true, ..self }
+    }
+
+    /// The configuration.
+    pub fn spec(&self) -> &'a Spec {
+        self.spec
     }
 
     /// The parent's part: parses every mount and opens what comes from the host.
@@ -98,6 +124,9 @@ impl<'a> Planner<'a> {
         if !options.bind && kind != "overlay" && (idmapped || options.sub_path.is_some()) {
             return Err(bad(&format!("a mount of type {kind:?} cannot be idmapped; bind mounts and overlays can")));
         }
+        if self.in_init && (idmapped || options.sub_path.is_some()) {
+            return Err(Error::Refused { field: format!("mount {what}"), reason: NOT_ROOT.into() });
+        }
         let source = if options.bind {
             if let Some(word) = options.data.first() {
                 return Err(bad(&format!("{word:?} is no option of a bind mount")));
@@ -113,7 +142,7 @@ impl<'a> Planner<'a> {
         } else {
             lsm::label_mount(&mut options, kind, self.label);
             let source = mount.source.as_ref().map_or(kind.to_owned(), |s| s.display().to_string());
-            if kind == "overlay" {
+            if kind == "overlay" && !self.in_init {
                 let namespace = if idmapped { Some(self.namespace_of(mount)?) } else { None };
                 let (tree, kind) = overlay(&source, &options, namespace.as_deref(), self.point)
                     .map_err(|e| with_object(e, &mount.destination))?;
@@ -128,7 +157,10 @@ impl<'a> Planner<'a> {
     fn bind(&mut self, mount: &Mount, options: &Options, idmapped: bool, what: &str) -> Result<Source> {
         let path = mount.source.as_deref().unwrap_or(Path::new(""));
         let (tree, kind) = clone_host_tree(&self.bundle.join(path), options.recursive, base_propagation(self.spec))
-            .op(|| format!("bind mount {} on {what}: open the source", path.display()))?;
+            .map_err(|e| {
+                let hint = if self.in_init { bind_hint(&e) } else { "" };
+                Error::Os { what: format!("bind mount {} on {what}: open the source{hint}", path.display()), cause: e }
+            })?;
         if idmapped {
             let namespace = self.namespace_of(mount)?;
             let deep = options.id_map == Some(options::Depth::Tree);
@@ -272,12 +304,17 @@ fn legacy_flags(options: &Options) -> u64 {
 /// Makes a filesystem and a detached mount of it.
 fn new_filesystem(fstype: &str, source: &str, options: &Options) -> Result<OwnedFd> {
     let what = || format!("mount {fstype}");
-    let fs = sys::fsopen(fstype).op(|| {
-        format!("mount {fstype}: the kernel knows no such filesystem, or this user namespace may not mount it")
+    let fs = sys::fsopen(fstype).map_err(|cause| {
+        let why = match cause.raw_os_error() {
+            Some(libc::EPERM) => rootless::mount_hint(fstype),
+            _ => ": the kernel knows no such filesystem",
+        };
+        Error::Os { what: format!("mount {fstype}{why}"), cause }
     })?;
     let explain = |error: std::io::Error, step: &str| {
         let words = sys::fs_message(&fs).map(|m| format!(" (kernel: {m})")).unwrap_or_default();
-        Error::Os { what: format!("{}: {step}{words}", what()), cause: error }
+        let hint = if error.raw_os_error() == Some(libc::EPERM) { rootless::mount_hint(fstype) } else { "" };
+        Error::Os { what: format!("{}: {step}{words}{hint}", what()), cause: error }
     };
     sys::fsconfig_string(&fs, "source", source).map_err(|e| explain(e, "source"))?;
     for option in &options.data {
@@ -338,7 +375,11 @@ impl Planned {
         match source {
             Source::Cgroup => crate::cgroupfs::attach(root, &destination, &options, cgroups, cgroup_namespace),
             Source::Tree(tree, kind) => {
-                set_attributes(&tree, &options).path("set the attributes of mount", &destination)?;
+                set_attributes(&tree, &options).map_err(|cause| {
+                    let locked = " (in a user namespace no flag that the host set can be cleared or changed)";
+                    let hint = if cause.raw_os_error() == Some(libc::EPERM) { locked } else { "" };
+                    Error::Os { what: format!("set the attributes of mount {}{hint}", destination.display()), cause }
+                })?;
                 let target = find_target(root, &destination, kind)?;
                 finish(&tree, &target, &options, &destination)
             }

@@ -5,7 +5,8 @@
 //! - a PID namespace, which only children enter: the parent sets it for its children, clones, and sets it back;
 //! - joins together with a user namespace, and time offsets: the joins need the rights of before the user namespace, and
 //!   what is made new must belong to it; offsets can only be set by a process outside of the new time namespace. Then an
-//!   intermediate process joins and prepares, clones the init as a child of *our* process (CLONE_PARENT) and goes.
+//!   intermediate process joins and prepares, clones the init as a child of *our* process (CLONE_PARENT) and goes;
+//! - an exec by an ordinary user, who enters no namespace but by way of the user namespace: the same.
 
 use std::fs::File;
 use std::io::Write;
@@ -17,6 +18,7 @@ use nix::unistd::Pid;
 use crate::Parent;
 use crate::channel::{Channel, Message};
 use crate::error::{Context, Error, Result};
+use crate::handle::Handle;
 use crate::spec::{NamespaceKind, Spec};
 use crate::sys;
 
@@ -28,6 +30,10 @@ pub(crate) struct Spawn {
     early: Vec<(NamespaceKind, OwnedFd)>,
     /// Clock offsets of a new time namespace, as the kernel's file wants them.
     offsets: String,
+    /// A process whose namespaces of these kinds an intermediate process joins, all by one call.
+    process: Option<(Handle, u64)>,
+    /// Whether the caller has rights nowhere but in the user namespace that is made or joined.
+    ordinary: bool,
     intermediate: bool,
     parent: Parent,
 }
@@ -40,7 +46,7 @@ pub(crate) enum Side {
 
 impl Spawn {
     /// Sorts the configuration's namespaces; the second value is what the init joins itself.
-    pub fn plan(spec: &Spec, parent: Parent) -> Result<(Spawn, Vec<(NamespaceKind, OwnedFd)>)> {
+    pub fn plan(spec: &Spec, parent: Parent, ordinary: bool) -> Result<(Spawn, Vec<(NamespaceKind, OwnedFd)>)> {
         let mut flags = 0;
         let mut joins = Vec::new();
         for namespace in &spec.linux.namespaces {
@@ -65,17 +71,24 @@ impl Spawn {
         let intermediate = (has_user && !joins.is_empty()) || !offsets.is_empty();
         let (mut early, mut own): (Vec<_>, Vec<_>) =
             joins.into_iter().partition(|(kind, _)| intermediate || *kind == NamespaceKind::Pid);
-        // The user namespace last: it takes the rights to join the others.
-        early.sort_by_key(|(kind, _)| *kind == NamespaceKind::User);
+        // The user namespace last: it takes the rights to join the others. An ordinary user gets them there.
+        early.sort_by_key(|(kind, _)| (*kind == NamespaceKind::User) != ordinary);
         // The mount namespace last: the others are open descriptors, but errors should not depend on it.
         own.sort_by_key(|(kind, _)| *kind == NamespaceKind::Mount);
-        Ok((Spawn { flags, early, offsets, intermediate, parent }, own))
+        Ok((Spawn { flags, early, offsets, process: None, ordinary, intermediate, parent }, own))
     }
 
     /// For exec: a plain child, in the container's PID namespace if it has one of its own.
     pub fn into_pid_namespace(pid: Option<OwnedFd>, parent: Parent) -> Spawn {
         let early = pid.into_iter().map(|fd| (NamespaceKind::Pid, fd)).collect();
-        Spawn { flags: 0, early, offsets: String::new(), intermediate: false, parent }
+        let (offsets, process) = (String::new(), None);
+        Spawn { flags: 0, early, offsets, process, ordinary: false, intermediate: false, parent }
+    }
+
+    /// For exec by an ordinary user: an intermediate process joins all of the container's namespaces at once.
+    pub fn into_namespaces(of: Handle, kinds: u64, parent: Parent) -> Spawn {
+        let (offsets, process) = (String::new(), Some((of, kinds)));
+        Spawn { flags: 0, early: Vec::new(), offsets, process, ordinary: true, intermediate: true, parent }
     }
 
     /// Clones. `ours` is the parent's end of the channel, `theirs` the init's; each side closes the other's end.
@@ -102,8 +115,10 @@ impl Spawn {
     }
 
     fn clone_twice(&self, cgroup: Option<&OwnedFd>, ours: &Channel, theirs: &Channel) -> Result<Side> {
-        let Some(intermediate) = clone3(0, self.parent == Parent::Grandparent, None)? else {
-            match self.prepare().and_then(|()| clone3(self.flags & !self.time_flag(), true, cgroup)) {
+        // Once in the container's cgroup namespace nobody may move a process into it from outside.
+        let (first, second) = if self.ordinary { (cgroup, None) } else { (None, cgroup) };
+        let Some(intermediate) = clone3(0, self.parent == Parent::Grandparent, first)? else {
+            match self.prepare().and_then(|()| clone3(self.flags & !self.time_flag(), true, second)) {
                 Ok(None) => return Ok(Side::Child),
                 Ok(Some(pid)) => {
                     let sent = theirs.send(&Message::Born(pid));
@@ -133,6 +148,10 @@ impl Spawn {
     }
 
     fn prepare(&self) -> Result<()> {
+        if self.ordinary {
+            // Before anyone inside can see this process or the next. (Root's init and exec do it themselves.)
+            nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
+        }
         if !self.offsets.is_empty() {
             sys::unshare(sys::CLONE_NEWTIME).op(|| "make a time namespace")?;
             std::fs::OpenOptions::new()
@@ -140,6 +159,11 @@ impl Spawn {
                 .open("/proc/self/timens_offsets")
                 .and_then(|mut file| file.write_all(self.offsets.as_bytes()))
                 .op(|| "write linux.timeOffsets")?;
+        }
+        if let Some((process, kinds)) = &self.process {
+            return process
+                .join(*kinds)
+                .op(|| "join the container's namespaces (is it another user's, or created and not started yet?)");
         }
         join(&self.early)
     }
