@@ -84,7 +84,10 @@ impl Runtime {
         let record = Record::load(&self.root, id)?;
         if all {
             // Also after the init's death: processes may be left in a shared PID namespace.
-            return record.cgroup().kill_all(signal).map_err(cgroup_error);
+            let cgroup = record.cgroup();
+            if cgroup.exists() {
+                return cgroup.kill_all(signal).map_err(cgroup_error);
+            }
         }
         if !record.signal(signal)? {
             return Err(Error::State(format!("cannot kill container {id:?}: container not running")));
@@ -134,10 +137,7 @@ impl Runtime {
         let dir = self.root.join(id);
         if let Ok((spec, _)) = Spec::load(&dir.join(state::CONFIG)) {
             let path = spec.linux.cgroups_path.as_deref().map(Path::new);
-            // Opened by making it again, which changes nothing of what is there; removed only when it is empty.
-            Cgroup::create(&CgroupOptions::new(path, id), None)
-                .and_then(|cgroup| cgroup.remove())
-                .map_err(cgroup_error)?;
+            Cgroup::remove_remains(&CgroupOptions::new(path, id)).map_err(cgroup_error)?;
         }
         match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -116,9 +116,10 @@ fn all_processes(directory: &Path) -> Result<Vec<i32>> {
     Ok(pids)
 }
 
-/// A cgroup found where a new one was to be made is taken over only if nobody lives in it.
-pub(super) fn require_empty(directory: &Path) -> Result<()> {
-    let pids = all_processes(directory)?;
+/// A cgroup found where a new one was to be made is taken over only if nobody lives in it, but for `holder`.
+pub(super) fn require_empty(directory: &Path, holder: Option<i32>) -> Result<()> {
+    let mut pids = all_processes(directory)?;
+    pids.retain(|pid| Some(*pid) != holder);
     if pids.is_empty() { Ok(()) } else { Err(Error::NotEmpty { path: directory.to_path_buf(), pids }) }
 }
 
@@ -135,6 +136,7 @@ impl Cgroup {
 
     /// All processes, those in child cgroups as well.
     pub fn pids(&self) -> Result<Vec<i32>> {
+        self.require_one("list the processes")?;
         self.member_dir().map_or(Ok(Vec::new()), all_processes)
     }
 
@@ -273,7 +275,22 @@ impl Cgroup {
     /// Removes the cgroup and the child cgroups that the container made. Idempotent. Its processes must be dead or dying: one
     /// that outlives the bound is an error that names it.
     pub fn remove(&self) -> Result<()> {
-        self.state.groups.iter().try_for_each(|group| remove_tree(&group.path))
+        let Some(unit) = &self.state.systemd else {
+            return self.state.groups.iter().try_for_each(|group| remove_tree(&group.path));
+        };
+        // systemd would kill what lives; that is for the caller to decide.
+        let mut backoff = Backoff::within(REMOVE_BOUND);
+        while let pids = self.pids()?
+            && !pids.is_empty()
+        {
+            if !backoff.wait() {
+                return Err(Error::Busy { path: unit.name.clone().into(), pids });
+            }
+        }
+        let stopped = super::systemd::remove(unit);
+        // Some directories systemd did not know of, and an old one leaves those beneath.
+        self.state.groups.iter().try_for_each(|group| remove_tree(&group.path))?;
+        stopped
     }
 }
 

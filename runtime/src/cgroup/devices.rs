@@ -167,6 +167,16 @@ impl V1State {
         Ok(state)
     }
 
+    /// Whether there are no exceptions from the default.
+    pub fn is_plain(&self) -> bool {
+        self.exceptions.is_empty()
+    }
+
+    /// The exceptions: kind, major, minor, access.
+    pub fn exceptions(&self) -> impl Iterator<Item = (Kind, Option<u32>, Option<u32>, u8)> + '_ {
+        self.exceptions.iter().map(|(&(kind, major, minor), &access)| (kind, major, minor, access))
+    }
+
     /// Reads `devices.list`. (Exceptions from "allow all" are not shown there.)
     pub fn parse(list: &str) -> Option<V1State> {
         let mut state = V1State::default();

@@ -65,6 +65,14 @@ pub enum Error {
         /// What needs one.
         what: &'static str,
     },
+    /// systemd refused, or could not be reached.
+    #[error("{what} by systemd: {why}")]
+    Systemd {
+        /// What was asked of it.
+        what: String,
+        /// Its words.
+        why: String,
+    },
     /// A new container's cgroup holds processes of someone else.
     #[error("cgroup {} already holds processes ({}); choose another cgroupsPath", path.display(), list(pids))]
     NotEmpty {

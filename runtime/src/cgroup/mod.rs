@@ -23,8 +23,10 @@ mod plan;
 mod process;
 mod stats;
 mod sys;
+mod systemd;
 #[cfg(test)]
 mod tests;
+mod update;
 mod v1;
 mod v2;
 
@@ -40,11 +42,12 @@ use serde::{Deserialize, Serialize};
 
 pub use error::{Error, Result};
 pub use mounts::CgroupPath;
-use mounts::Layout;
+use mounts::{Hierarchy, Layout, OwnCgroups, beneath_mount};
 pub use options::{CgroupOptions, Rootless};
 pub use stats::{
     Blkio, BlkioEntry, Cpu, CpuUsage, Cpuset, Hugetlb, Memory, MemoryEntry, Pids, Psi, PsiData, Stats, Throttling,
 };
+pub use systemd::Unit;
 
 /// Which generation of the kernel's interface a cgroup lives in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +69,9 @@ pub struct Group {
     pub path: PathBuf,
 }
 
+/// The [`Group::controllers`] of the v2 tree of a hybrid host, where systemd follows a scope's processes.
+const UNIFIED: &str = "unified";
+
 /// Where a cgroup is: what a container's state file keeps of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupState {
@@ -73,12 +79,56 @@ pub struct CgroupState {
     pub version: Version,
     /// Its directories; exactly one on v2. None when a rootless container has no cgroup.
     pub groups: Vec<Group>,
+    /// systemd's unit, when the systemd driver made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub systemd: Option<Unit>,
+}
+
+impl CgroupState {
+    fn new(version: Version, groups: Vec<Group>) -> CgroupState {
+        CgroupState { version, groups, systemd: None }
+    }
 }
 
 /// A container's or pod's cgroup.
 #[derive(Debug)]
 pub struct Cgroup {
     state: CgroupState,
+    /// Keeps a new scope alive until its first process is there.
+    holder: Option<systemd::Holder>,
+}
+
+/// Where the directories of a new cgroup are.
+enum Place {
+    /// Where the configuration says.
+    Asked(CgroupPath),
+    /// Where systemd made them, with one process of ours in them.
+    Unit { path: PathBuf, holder: i32 },
+}
+
+impl Place {
+    fn in_v1(&self, hierarchy: &Hierarchy, own: &mut OwnCgroups) -> Result<PathBuf> {
+        match self {
+            Place::Asked(path) => path.in_v1(hierarchy, own),
+            Place::Unit { path, .. } => Ok(beneath_mount(hierarchy, path)),
+        }
+    }
+
+    fn in_v2(&self, hierarchy: &Hierarchy, own: &mut OwnCgroups) -> Result<PathBuf> {
+        match self {
+            Place::Asked(path) => path.in_v2(hierarchy, own),
+            Place::Unit { path, .. } => Ok(beneath_mount(hierarchy, path)),
+        }
+    }
+
+    /// A cgroup that is there already is taken over only if nobody else lives in it.
+    fn require_empty(&self, directory: &Path) -> Result<()> {
+        let holder = match self {
+            Place::Asked(_) => None,
+            Place::Unit { holder, .. } => Some(*holder),
+        };
+        control::require_empty(directory, holder)
+    }
 }
 
 impl Cgroup {
@@ -88,19 +138,17 @@ impl Cgroup {
     /// are allowed); without it they are inherited, as a pod's cgroup needs it.
     pub fn create(options: &CgroupOptions, resources: Option<&LinuxResources>) -> Result<Cgroup> {
         if options.systemd {
-            return Err(Error::refused(
-                "--systemd-cgroup",
-                "the systemd driver is not done yet: use the cgroupfs driver",
-            ));
+            return systemd::create(options, resources);
         }
         Self::create_in(&Layout::detect()?, options, resources)
     }
 
     fn create_in(layout: &Layout, options: &CgroupOptions, resources: Option<&LinuxResources>) -> Result<Cgroup> {
         let mut made = Made::default();
+        let place = Place::Asked(CgroupPath::new(options.path, options.id)?);
         let cgroup = match layout {
-            Layout::V1(hierarchies) => v1::create(hierarchies, options, resources, &mut made)?,
-            Layout::V2(hierarchy) => v2::create(hierarchy, options, resources, &mut made)?,
+            Layout::V1(hierarchies) => v1::create(hierarchies, &place, options, resources, &mut made)?,
+            Layout::V2(hierarchy) => v2::create(hierarchy, &place, options, resources, &mut made)?,
         };
         made.keep();
         Ok(cgroup)
@@ -108,45 +156,16 @@ impl Cgroup {
 
     /// The cgroup that a state file speaks of.
     pub fn open(saved: &CgroupState) -> Cgroup {
-        Cgroup { state: saved.clone() }
+        Cgroup::of(saved.clone())
+    }
+
+    fn of(state: CgroupState) -> Cgroup {
+        Cgroup { state, holder: None }
     }
 
     /// What to keep, to [`Cgroup::open`] it later.
     pub fn state(&self) -> CgroupState {
         self.state.clone()
-    }
-
-    /// Changes the limits of a living cgroup. Fields that are absent keep their value; when one is refused, those that
-    /// were written before it get their old values back.
-    pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
-        self.require_one("limits")?;
-        let steps = match self.state.version {
-            Version::V1 => plan::v1(resources)?,
-            Version::V2 => plan::v2(resources)?,
-        };
-        let before = self.values(&steps);
-        let applied = match self.state.version {
-            Version::V1 => v1::apply(self, resources, &steps),
-            Version::V2 => v2::apply(self, resources, &steps),
-        };
-        applied.inspect_err(|_| {
-            // The error that led here is the one the caller gets; what was in force a moment ago is valid.
-            before.iter().for_each(|step| drop(self.execute_step(step)));
-        })
-    }
-
-    /// The writes that would bring back what `steps` are about to change.
-    fn values(&self, steps: &[plan::Step]) -> Vec<plan::Step> {
-        let value = |write: &plan::Write| {
-            let dir = self.dir_of(write.controller)?;
-            let other = write.or_file.as_ref().map(|file| file.split_once('=').map_or(file.as_str(), |(file, _)| file));
-            let read = |file: &str| fs::read_to_string(dir.join(file)).ok().map(|text| (file.to_owned(), text));
-            let (file, text) = read(&write.file).or_else(|| read(other?))?;
-            let field = write.field.clone();
-            let (controller, value) = (write.controller, text.trim().to_owned());
-            Some(plan::Write { field, controller, file, or_file: None, value, optional: true })
-        };
-        steps.iter().map(|step| step.iter().filter_map(value).collect()).collect()
     }
 
     /// v2: the directory, for `clone3(CLONE_INTO_CGROUP)`. `None` on v1.
@@ -165,7 +184,8 @@ impl Cgroup {
             return Ok(Vec::new());
         }
         let open = |group: &Group| {
-            let path = group.path.join("tasks");
+            let tasks = if group.controllers.iter().any(|c| c == UNIFIED) { "cgroup.procs" } else { "tasks" };
+            let path = group.path.join(tasks);
             OpenOptions::new().write(true).open(&path).map(OwnedFd::from).map_err(|e| Error::io("open", path, e))
         };
         self.state.groups.iter().map(open).collect()
@@ -178,6 +198,20 @@ impl Cgroup {
             put(&path, &pid.to_string()).map_err(|e| Error::io("move a process into cgroup", &group.path, e))?;
         }
         Ok(())
+    }
+
+    /// Has systemd move a running process into its scope, which its owner may not where the two cgroups have no parent
+    /// that is theirs; without systemd the same as [`Cgroup::join`].
+    pub fn attach(&self, pid: i32) -> Result<()> {
+        match &self.state.systemd {
+            Some(unit) => systemd::attach(unit, pid),
+            None => self.join(pid),
+        }
+    }
+
+    /// Whether there is one: a rootless container may have none.
+    pub fn exists(&self) -> bool {
+        !self.state.groups.is_empty()
     }
 
     /// A rootless container may have none; what needs one says so.

@@ -9,6 +9,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use super::Version;
 use super::error::{Error, Result};
 
 /// Controllers of cgroup v1; other words among a mount's options are flags (`xattr`, `noprefix`, `clone_children`...).
@@ -55,6 +56,14 @@ impl Layout {
         Layout::parse(&String::from_utf8_lossy(&text)).ok_or(Error::NotMounted)
     }
 
+    /// Its generation.
+    pub fn version(&self) -> Version {
+        match self {
+            Layout::V1(_) => Version::V1,
+            Layout::V2(_) => Version::V2,
+        }
+    }
+
     /// The layout that a mountinfo text describes.
     pub fn parse(mountinfo: &str) -> Option<Layout> {
         let mut v1: Vec<Hierarchy> = Vec::new();
@@ -92,6 +101,18 @@ impl Layout {
             None => None,
         }
     }
+}
+
+/// The v2 tree of a host whose controllers are v1's.
+pub(super) fn unified() -> Result<Option<Hierarchy>> {
+    let path = "/proc/self/mountinfo";
+    let text = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let text = String::from_utf8_lossy(&text);
+    let v2: String = text.lines().filter(|line| line.contains(" - cgroup2 ")).map(|line| format!("{line}\n")).collect();
+    Ok(match Layout::parse(&v2) {
+        Some(Layout::V2(hierarchy)) => Some(hierarchy),
+        _ => None,
+    })
 }
 
 /// Undoes the octal escapes of mountinfo (`\040` is a space).

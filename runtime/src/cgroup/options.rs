@@ -34,6 +34,22 @@ pub(super) fn in_user_namespace() -> bool {
     !maps_everything(&text)
 }
 
+/// The user of the host whom this process acts for: the one that is root in its user namespace, or itself.
+pub(super) fn owner_of_user_namespace() -> u32 {
+    let uid = nix::unistd::geteuid().as_raw();
+    let text = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    host_id(&text, uid).unwrap_or(uid)
+}
+
+fn host_id(uid_map: &str, uid: u32) -> Option<u32> {
+    uid_map.lines().find_map(|line| {
+        let numbers: Vec<u32> = line.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+        let &[inside, outside, count] = &numbers[..] else { return None };
+        let beyond = uid.checked_sub(inside).filter(|beyond| *beyond < count)?;
+        outside.checked_add(beyond)
+    })
+}
+
 /// A kernel without user namespaces has no such file, and no other namespace to be in.
 fn maps_everything(uid_map: &str) -> bool {
     uid_map.is_empty() || uid_map.split_whitespace().eq(["0", "0", "4294967295"])
@@ -78,6 +94,13 @@ mod tests {
         assert!(maps_everything("         0          0 4294967295\n"));
         assert!(!maps_everything("         0       1000          1\n"));
         assert!(!maps_everything("0 0 65536\n"));
+    }
+
+    #[test]
+    fn the_owner_of_a_user_namespace_is_looked_up_in_its_map() {
+        assert_eq!(host_id("0 1000 1\n1 100000 65536\n", 0), Some(1000));
+        assert_eq!(host_id("0 1000 1\n1 100000 65536\n", 5), Some(100_004));
+        assert_eq!(host_id("0 1000 1\n", 1), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs;
 
 use super::error::{Error, Result};
 use super::mounts::{Hierarchy, Layout, OwnCgroups, beneath_mount};
-use super::{Cgroup, CgroupPath, CgroupState, Group, Version};
+use super::{Cgroup, CgroupOptions, CgroupPath, CgroupState, Group, Version};
 
 impl Cgroup {
     /// The cgroup of a process; `None` if it has none of its own.
@@ -15,6 +15,14 @@ impl Cgroup {
         let read = |file: String| fs::read_to_string(&file).map_err(|e| Error::io("read", file, e));
         let (theirs, ours) = (read(format!("/proc/{pid}/cgroup"))?, read("/proc/self/cgroup".to_owned())?);
         Ok(find(&Layout::detect()?, &theirs, &ours))
+    }
+
+    /// Removes what a killed create may have left of a cgroup, by either driver.
+    pub fn remove_remains(options: &CgroupOptions) -> Result<()> {
+        super::systemd::remove_remains(options)?;
+        // slice:prefix:name is no path, though it could be read as one.
+        let path = CgroupPath::new(options.path, options.id)?;
+        Cgroup::find(&path)?.map_or(Ok(()), |cgroup| cgroup.remove())
     }
 
     /// What there is of a cgroup that may have been made, in part or with processes in it; `None` if nothing.
@@ -34,7 +42,7 @@ impl Cgroup {
                 groups.push(Group { controllers: hierarchy.controllers, path });
             }
         }
-        Ok((!groups.is_empty()).then_some(Cgroup { state: CgroupState { version, groups } }))
+        Ok((!groups.is_empty()).then(|| Cgroup::of(CgroupState::new(version, groups))))
     }
 }
 
@@ -51,7 +59,7 @@ fn find(layout: &Layout, theirs: &str, ours: &str) -> Option<Cgroup> {
         Layout::V1(hierarchies) => (Version::V1, hierarchies.iter().filter_map(group).collect()),
         Layout::V2(hierarchy) => (Version::V2, group(hierarchy).into_iter().collect()),
     };
-    (!groups.is_empty()).then_some(Cgroup { state: CgroupState { version, groups } })
+    (!groups.is_empty()).then(|| Cgroup::of(CgroupState::new(version, groups)))
 }
 
 #[cfg(test)]

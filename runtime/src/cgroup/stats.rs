@@ -253,6 +253,7 @@ pub struct PsiData {
 impl Cgroup {
     /// Reads all statistics.
     pub fn stats(&self) -> Result<Stats> {
+        self.require_one("statistics")?;
         match self.state.version {
             Version::V1 => v1(self),
             Version::V2 => v2(&Files { directory: self.state.groups.first().map(|group| group.path.clone()) }),

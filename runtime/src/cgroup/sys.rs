@@ -113,6 +113,32 @@ pub(super) fn detach_device_program(cgroup: BorrowedFd<'_>, id: u32) -> io::Resu
     bpf(BPF_PROG_DETACH, &mut attributes).map(drop)
 }
 
+/// Forks a child that does nothing until it is killed, or until this thread ends. The caller is single-threaded, or the
+/// child at least does nothing that depends on other threads.
+pub(super) fn fork_waiting() -> nix::Result<i32> {
+    let parent = nix::unistd::getpid();
+    // SAFETY: the child makes only system calls: no memory is allocated, no lock taken, nothing of the parent's run.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(child.as_raw()),
+        nix::unistd::ForkResult::Child => {
+            let told = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+            while told.is_ok() && nix::unistd::getppid() == parent {
+                nix::unistd::pause();
+            }
+            // SAFETY: ends the process at once.
+            unsafe { libc::_exit(1) }
+        }
+    }
+}
+
+/// Kills a child and waits for its end.
+pub(super) fn kill_and_reap(pid: i32) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    // It may be dead already, by the kill of all that is in its cgroup; then it is still to be reaped.
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    while nix::sys::wait::waitpid(pid, None) == Err(nix::errno::Errno::EINTR) {}
+}
+
 /// kill(2) with a signal that nix has no name for.
 pub(super) fn kill(pid: i32, signal: i32) -> nix::Result<()> {
     // SAFETY: kill takes two numbers and touches no memory of ours.

@@ -9,7 +9,7 @@ use std::{
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 
 use super::{
-    Cgroup, CgroupOptions, CgroupPath, CgroupState, Group, Made, Version, control,
+    Cgroup, CgroupOptions, CgroupState, Group, Made, Place, Version,
     devices::{self, V1State},
     error::{Error, Result},
     mounts::{Hierarchy, OwnCgroups},
@@ -19,6 +19,7 @@ use super::{
 /// Makes the directories, then writes the limits.
 pub(super) fn create(
     hierarchies: &[Hierarchy],
+    place: &Place,
     options: &CgroupOptions,
     resources: Option<&LinuxResources>,
     made: &mut Made,
@@ -26,11 +27,11 @@ pub(super) fn create(
     // Refusals that need no kernel come before anything is made.
     let steps = resources.map(plan::v1).transpose()?.unwrap_or_default();
     let rules = resources.and_then(|r| r.devices().as_deref());
-    let (path, mut own) = (CgroupPath::new(options.path, options.id)?, OwnCgroups::default());
+    let mut own = OwnCgroups::default();
     let mut groups = Vec::with_capacity(hierarchies.len());
     for hierarchy in hierarchies {
-        let directory = path.in_v1(hierarchy, &mut own)?;
-        match make(hierarchy, &directory, made) {
+        let directory = place.in_v1(hierarchy, &mut own)?;
+        match make(hierarchy, place, &directory, made) {
             Ok(()) => groups.push(Group { controllers: hierarchy.controllers.clone(), path: directory }),
             // For a rootless container a hierarchy that it may not write is as one that is not mounted: it matters when
             // a field needs it, and then that field's error says so.
@@ -38,7 +39,7 @@ pub(super) fn create(
             Err(e) => return Err(e),
         }
     }
-    let cgroup = Cgroup { state: CgroupState { version: Version::V1, groups } };
+    let cgroup = Cgroup::of(CgroupState::new(Version::V1, groups));
     cgroup.execute(&steps)?;
     if let Some(rules) = rules {
         match reset_devices(&cgroup, rules) {
@@ -49,11 +50,11 @@ pub(super) fn create(
     Ok(cgroup)
 }
 
-fn make(hierarchy: &Hierarchy, directory: &Path, made: &mut Made) -> Result<()> {
+fn make(hierarchy: &Hierarchy, place: &Place, directory: &Path, made: &mut Made) -> Result<()> {
     let before = made.0.len();
     let new = made.directory(directory).map_err(|e| Error::io("make cgroup", directory, e))?;
     if !new {
-        control::require_empty(directory)?;
+        place.require_empty(directory)?;
     }
     if hierarchy.controllers.iter().any(|c| c == "cpuset") {
         fill_cpuset(directory)?;
@@ -96,6 +97,26 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources, steps: &[plan::
     let text = fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
     let current = V1State::parse(&text).ok_or(Error::Malformed { path, text })?;
     write_devices(directory, &wanted.changes_from(&current))
+}
+
+/// Does something that may write other device rules, and brings back those in force before; nobody runs meanwhile.
+pub(super) fn with_devices_kept(cgroup: &Cgroup, change: impl FnOnce() -> Result<()>) -> Result<()> {
+    let Some(directory) = cgroup.dir_of("devices") else { return change() };
+    let read = || {
+        let path = directory.join("devices.list");
+        let text = fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+        V1State::parse(&text).ok_or(Error::Malformed { path, text })
+    };
+    let thaw = cgroup.dir_of("freezer").is_some() && !cgroup.frozen()?;
+    if thaw {
+        cgroup.freeze()?;
+    }
+    let changed = read().and_then(|before| {
+        change()?;
+        write_devices(directory, &before.changes_from(&read()?))
+    });
+    let thawed = if thaw { cgroup.thaw() } else { Ok(()) };
+    changed.and(thawed)
 }
 
 fn device_state<'a>(cgroup: &'a Cgroup, rules: &[LinuxDeviceCgroup]) -> Result<(&'a Path, V1State)> {

@@ -8,7 +8,7 @@ use std::{
 use oci_spec::runtime::LinuxResources;
 
 use super::{
-    Cgroup, CgroupOptions, CgroupPath, CgroupState, Group, Made, Version, control, device_program, devices,
+    Cgroup, CgroupOptions, CgroupState, Group, Made, Place, Version, device_program, devices,
     error::{Error, Result},
     mounts::{Hierarchy, OwnCgroups},
     plan, put,
@@ -22,6 +22,7 @@ const EXTRA: &[&str] = &["hugetlb", "rdma", "misc"];
 /// Makes the directory, gets the controllers into it, then writes the limits.
 pub(super) fn create(
     hierarchy: &Hierarchy,
+    place: &Place,
     options: &CgroupOptions,
     resources: Option<&LinuxResources>,
     made: &mut Made,
@@ -29,18 +30,17 @@ pub(super) fn create(
     // Refusals that need no kernel come before anything is made.
     let steps = resources.map(plan::v2).transpose()?.unwrap_or_default();
     let rules = resources.and_then(|r| r.devices().as_deref()).map(devices::rules).transpose()?;
-    let path = CgroupPath::new(options.path, options.id)?;
-    let directory = path.in_v2(hierarchy, &mut OwnCgroups::default())?;
+    let directory = place.in_v2(hierarchy, &mut OwnCgroups::default())?;
     let new = match made.directory(&directory).map_err(|e| Error::io("make cgroup", &directory, e)) {
         Err(e) if e.denied() && options.may_go_without() => return go_without(&steps, e),
         outcome => outcome?,
     };
     if !new {
-        control::require_empty(&directory)?;
+        place.require_empty(&directory)?;
     }
     enable_controllers(&hierarchy.mount, &directory, &steps)?;
     let groups = vec![Group { controllers: Vec::new(), path: directory.clone() }];
-    let cgroup = Cgroup { state: CgroupState { version: Version::V2, groups } };
+    let cgroup = Cgroup::of(CgroupState::new(Version::V2, groups));
     cgroup.execute(&steps)?;
     if let Some(rules) = rules {
         match device_program::install(&directory, &rules) {
@@ -58,7 +58,7 @@ fn go_without(steps: &[plan::Step], denied: Error) -> Result<Cgroup> {
             write.field.clone(),
             format!("a rootless container can only be limited in a cgroup that this user may write ({denied})"),
         )),
-        None => Ok(Cgroup { state: CgroupState { version: Version::V2, groups: Vec::new() } }),
+        None => Ok(Cgroup::of(CgroupState::new(Version::V2, Vec::new()))),
     }
 }
 
@@ -76,13 +76,19 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources, steps: &[plan::
 /// `memory.checkBeforeUpdate`: v2 takes a limit below what is used and kills until it fits; asked to, we refuse instead.
 fn check_before_update(directory: &Path, resources: &LinuxResources) -> Result<()> {
     let Some(memory) = resources.memory().filter(|m| m.check_before_update() == Some(true)) else { return Ok(()) };
-    let Some(limit) = memory.limit().filter(|limit| *limit > 0) else { return Ok(()) };
+    let limits = [("memory.limit", memory.limit()), ("memory.swap", memory.swap())];
+    let Some((field, limit)) =
+        limits.into_iter().filter_map(|(f, l)| Some((f, l.filter(|l| *l > 0)?))).min_by_key(|l| l.1)
+    else {
+        return Ok(());
+    };
     let path = directory.join("memory.current");
     let text = fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
     match text.trim().parse::<i64>() {
-        Ok(used) if used > limit => {
-            Err(Error::refused("linux.resources.memory.limit", format!("{limit} is below the {used} bytes in use")))
-        }
+        Ok(used) if used >= limit => Err(Error::refused(
+            format!("linux.resources.{field}"),
+            format!("{limit} is not above the {used} bytes in use"),
+        )),
         Ok(_) => Ok(()),
         Err(_) => Err(Error::Malformed { path, text }),
     }
