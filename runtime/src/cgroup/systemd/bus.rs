@@ -188,18 +188,20 @@ impl Bus {
     }
 
     /// By the credentials of the socket: no id is named, so it works from within a user namespace as well.
+    ///
+    /// All is said at once, as sd-bus does. BEGIN must not come together with the first call: systemd would read both, and
+    /// then wait for more before it looks at the call.
     fn authenticate(&mut self) -> Result<()> {
-        self.write(b"\0AUTH EXTERNAL\r\n")?;
+        self.write(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
         let mut line = self.line()?;
         if line.trim_end() == "DATA" {
-            self.write(b"DATA\r\n")?;
             line = self.line()?;
         }
         if !line.starts_with("OK ") {
             let words = format!("{} (is this the manager of another user?)", line.trim_end());
             return Err(Failure::Refused { name: "authentication".to_owned(), words });
         }
-        self.write(b"BEGIN\r\n")
+        Ok(())
     }
 
     /// One line; by bytes, since what follows is not ours to read yet.

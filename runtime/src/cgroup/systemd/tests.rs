@@ -63,15 +63,11 @@ impl Manager {
 }
 
 fn authenticate(stream: &mut UnixStream) {
-    let mut expect = |words: &str, answer: &str| {
-        let mut line = vec![0; words.len()];
-        stream.read_exact(&mut line).unwrap();
-        assert_eq!(line, words.as_bytes());
-        stream.write_all(answer.as_bytes()).unwrap();
-    };
-    expect("\0AUTH EXTERNAL\r\n", "DATA\r\n");
-    expect("DATA\r\n", "OK 0123\r\n");
-    expect("BEGIN\r\n", "");
+    let words = b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n";
+    let mut line = [0; 29];
+    stream.read_exact(&mut line).unwrap();
+    assert_eq!(&line, words);
+    stream.write_all(b"DATA\r\nOK 0123\r\n").unwrap();
 }
 
 fn read(stream: &mut UnixStream) -> Option<Message> {
