@@ -1,7 +1,8 @@
 //! Paths inside a root filesystem that nobody trusts.
 //!
 //! Every path of the configuration that lies in the container is resolved by openat2 with RESOLVE_IN_ROOT from a
-//! descriptor of the root: symlinks in it can lead anywhere *inside*, and magic links are refused. What is found is
+//! descriptor of the root: symlinks in it can lead anywhere *inside*, and magic links are refused (by name: that
+//! RESOLVE_IN_ROOT alone refuses them is documented as what may change). What is found is
 //! held as a descriptor and used as one (move_mount, mknodat, fchownat), so no path is walked twice and nothing can be
 //! swapped in between. Without openat2 (before Linux 5.6, and in sandboxes) [`walk`] does the same with one openat for each
 //! component.
@@ -20,6 +21,9 @@ use crate::{sys, walk};
 /// How many dangling symlinks are followed to make a missing target, the kernel's own limit.
 const MAX_LINKS: usize = 40;
 
+/// Links stay inside the root, and nothing jumps out of it through a descriptor in /proc.
+const IN_ROOT: u64 = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+
 /// What a target has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -36,12 +40,12 @@ fn c_path(path: &Path) -> io::Result<CString> {
 
 /// Opens `path` as seen from inside `root`, following symlinks inside it.
 pub(crate) fn open(root: &impl AsFd, path: &Path, flags: i32) -> io::Result<OwnedFd> {
-    resolve(root, path, flags, libc::RESOLVE_IN_ROOT)
+    resolve(root, path, flags, IN_ROOT)
 }
 
 /// The same, and a symlink anywhere in the path is an error (ELOOP).
 pub(crate) fn open_no_links(root: &impl AsFd, path: &Path, flags: i32) -> io::Result<OwnedFd> {
-    resolve(root, path, flags, libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_SYMLINKS)
+    resolve(root, path, flags, IN_ROOT | libc::RESOLVE_NO_SYMLINKS)
 }
 
 /// openat2 answers EAGAIN when something was renamed or mounted while it checked `..`; it asks to be called again.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, readlinkat};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat, makedev, mknodat};
+use nix::sys::stat::{Mode, SFlag, fstatat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 
 use crate::beneath::{self, Kind};
@@ -132,7 +132,8 @@ fn node(device: &Device) -> Result<Node> {
         path: device.path.clone(),
         kind,
         device: if kind == SFlag::S_IFIFO { 0 } else { makedev(device.major as u64, device.minor as u64) },
-        mode: device.file_mode.unwrap_or(0o666) & 0o7777,
+        // Set-id bits say nothing on a device, and a change of owner would take them away again.
+        mode: device.file_mode.unwrap_or(0o666) & 0o777,
         uid: device.uid.unwrap_or(0),
         gid: device.gid.unwrap_or(0),
         host: None,
@@ -157,6 +158,7 @@ pub(crate) fn make(root: &OwnedFd, nodes: Vec<Node>) -> Result<()> {
             last = Some((parent.to_owned(), beneath::target(root, parent, Kind::Directory).op(what)?));
         }
         let Some((_, dir)) = &last else { continue };
+        // The umask is 0 while the init sets up: mknod gives the mode, and no path is walked a second time for it.
         let mode = Mode::from_bits_truncate(node.mode);
         let mut made = mknodat(dir, name, node.kind, mode, node.device);
         if made == Err(Errno::EEXIST) {
@@ -176,10 +178,6 @@ pub(crate) fn make(root: &OwnedFd, nodes: Vec<Node>) -> Result<()> {
         if (node.uid, node.gid) != (0, 0) {
             let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
             fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).op(what)?;
-        }
-        // The umask is 0 while the init sets up, so mknod gave the mode; only set-id bits may need more.
-        if node.mode & 0o7000 != 0 {
-            fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink).op(what)?;
         }
     }
     Ok(())

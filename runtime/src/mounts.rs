@@ -423,7 +423,10 @@ fn finish(tree: &OwnedFd, target: &OwnedFd, options: &Options, destination: &Pat
 
 /// The mount point, made if missing. Never the root itself, whatever symlink says so.
 pub(crate) fn find_target(root: &OwnedFd, destination: &Path, kind: Kind) -> Result<OwnedFd> {
-    let target = beneath::target(root, destination, kind).path("mount on", destination)?;
+    not_the_root(root, beneath::target(root, destination, kind).path("mount on", destination)?, destination)
+}
+
+fn not_the_root(root: &OwnedFd, target: OwnedFd, destination: &Path) -> Result<OwnedFd> {
     if beneath::is_root(root, &target).path("mount on", destination)? {
         let message =
             format!("mount on {}: it leads to the container's root, which the mount would hide", destination.display());
@@ -432,20 +435,26 @@ pub(crate) fn find_target(root: &OwnedFd, destination: &Path, kind: Kind) -> Res
     Ok(target)
 }
 
+/// The mount point, made if missing, and no symlink on the way to it. What was looked at is what is mounted on.
 fn ordinary_directory(root: &OwnedFd, destination: &Path, fstype: &str) -> Result<OwnedFd> {
-    match beneath::open_no_links(root, destination, libc::O_PATH | libc::O_DIRECTORY) {
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+    let open = || beneath::open_no_links(root, destination, libc::O_PATH | libc::O_DIRECTORY);
+    let found = match open() {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
+            find_target(root, destination, Kind::Directory)?;
+            open()
+        }
+        found => found,
+    };
+    match found {
         Err(e) if matches!(e.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR)) => {
             let message = format!(
                 "mount {fstype} on {}: it must be an ordinary directory, without symlinks",
                 destination.display()
             );
-            return Err(Error::invalid(message));
+            Err(Error::invalid(message))
         }
-        Err(e) => return Err(e).path("mount on", destination),
-        Ok(_) => {}
+        found => not_the_root(root, found.path("mount on", destination)?, destination),
     }
-    find_target(root, destination, Kind::Directory)
 }
 
 /// A detached mount of a filesystem of the container's, for others of this crate.
