@@ -4,12 +4,18 @@
 //! compile until someone decides here whether it is done or refused. A security setting that cannot be enforced is
 //! never a warning.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use crate::error::{Error, Result};
 use crate::schedule::Affinity;
 use crate::spec::{Linux, Mount, NamespaceKind, Process, Spec};
 
 /// Longest container id: it becomes a directory and a cgroup name.
 const MAX_ID_BYTES: usize = 255;
+
+/// -1 to the calls that set ids (the class of CVE-2024-40635).
+const NO_ID: u32 = u32::MAX;
 
 fn refused(field: &str, reason: &str) -> Error {
     Error::Refused { field: field.to_owned(), reason: reason.to_owned() }
@@ -75,7 +81,7 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
     let Process {
         terminal: _,
         console_size: _,
-        user: _,
+        user,
         args,
         command_line,
         env: _,
@@ -93,6 +99,13 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
     table(&[("process.commandLine", set(command_line), "it is for Windows")])?;
     // Applied at exec alone, but a wrong one is told at create.
     Affinity::plan(process)?;
+    let ids = [("uid", user.uid), ("gid", user.gid)].into_iter();
+    for (field, id) in ids.chain(user.additional_gids.iter().map(|gid| ("additionalGids", *gid))) {
+        if id == NO_ID {
+            let why = "the kernel takes it for \"leave as it is\", which is the runtime's own: root";
+            return Err(Error::invalid(format!("process.user.{field}: {id} is no id: {why}")));
+        }
+    }
     if args.is_empty() {
         return Err(Error::invalid("process.args must not be empty"));
     }
@@ -162,7 +175,8 @@ fn check_coherence(spec: &Spec) -> Result<()> {
             "without a mount namespace the container's mounts would be the host's",
         ));
     }
-    if !has(NamespaceKind::Uts) && (set(&spec.hostname) || set(&spec.domainname)) {
+    if (set(&spec.hostname) || set(&spec.domainname)) && (!has(NamespaceKind::Uts) || is_own(spec, NamespaceKind::Uts))
+    {
         return Err(Error::invalid(
             "config.json: hostname and domainname need a uts namespace, or they would be the host's",
         ));
@@ -225,11 +239,24 @@ fn check_sysctl(spec: &Spec, name: &str) -> Result<()> {
     } else {
         return Err(refused("linux.sysctl", &format!("{name} is not namespaced: it would change the host")));
     };
-    if spec.namespace(needs).is_none() {
-        let reason = format!("{name} without a {} namespace would change the host", needs.name());
+    if spec.namespace(needs).is_none() || is_own(spec, needs) {
+        let reason = format!("{name} without a {} namespace of the container's would change the host", needs.name());
         return Err(refused("linux.sysctl", &reason));
     }
     Ok(())
+}
+
+/// Whether a namespace to join by its path is the runtime's own: then it is the host's, by another name.
+fn is_own(spec: &Spec, kind: NamespaceKind) -> bool {
+    let own = match kind {
+        NamespaceKind::Ipc => "/proc/self/ns/ipc",
+        NamespaceKind::Network => "/proc/self/ns/net",
+        NamespaceKind::Uts => "/proc/self/ns/uts",
+        _ => return false,
+    };
+    let identity = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    let joined = spec.namespace(kind).and_then(|namespace| namespace.joins());
+    joined.and_then(identity).is_some_and(|found| Some(found) == identity(Path::new(own)))
 }
 
 /// A container's id: it names a directory and a cgroup.
@@ -261,6 +288,15 @@ mod tests {
     }
 
     #[test]
+    fn minus_one_is_nobody() {
+        for user in [r#""uid":4294967295"#, r#""gid":4294967295"#, r#""additionalGids":[4294967295]"#] {
+            let text = format!(r#"{{"args":["sh"],"cwd":"/","user":{{{user}}}}}"#);
+            let error = check_process(&serde_json::from_str(&text).unwrap()).unwrap_err().to_string();
+            assert!(error.contains("process.user."), "{error}");
+        }
+    }
+
+    #[test]
     fn refusals_name_the_field() {
         let error = check(&spec(r#","vm":{}"#)).unwrap_err().to_string();
         assert!(error.contains(": vm is not supported"), "{error}");
@@ -288,6 +324,11 @@ mod tests {
         assert!(check(&config).is_err());
         config.linux.sysctl = [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into();
         assert!(check(&config).is_err(), "no network namespace");
+        let host = serde_json::from_str(r#"{"type":"network","path":"/proc/self/ns/net"}"#).unwrap();
+        config.linux.namespaces.push(host);
+        assert!(check(&config).is_err(), "the host's network namespace by its path");
+        config.linux.namespaces.last_mut().unwrap().path = None;
+        check(&config).unwrap();
         config.linux.sysctl = [("kernel.msgmax/../x".to_owned(), "1".to_owned())].into();
         assert!(check(&config).is_err());
     }

@@ -101,7 +101,7 @@ fn finish_directory(at: &OwnedFd, flags: OFlag) -> io::Result<OwnedFd> {
 /// The text of a link found in `dir`.
 fn link_text(dir: &OwnedFd, link: &OwnedFd) -> io::Result<OsString> {
     if fstatfs(link)?.filesystem_type() == PROC_SUPER_MAGIC && fstat(dir)?.st_ino != PROC_ROOT_INODE {
-        return Err(error(libc::EXDEV));
+        return Err(error(libc::ELOOP));
     }
     Ok(readlinkat(link, "")?)
 }
@@ -205,7 +205,7 @@ mod tests {
         for name in ["self/root", "self/root/etc", "self/cwd", "self/exe", "self/fd/0", "self/ns/mnt"] {
             let walked = open(proc.as_fd(), Path::new(name), flags, true).unwrap_err().raw_os_error();
             let kernel = beneath::open(&proc, Path::new(name), flags).unwrap_err().raw_os_error();
-            assert_eq!((walked, kernel), (Some(libc::EXDEV), Some(libc::EXDEV)), "{name}");
+            assert_eq!((walked, kernel), (Some(libc::ELOOP), Some(libc::ELOOP)), "{name}");
         }
     }
 
