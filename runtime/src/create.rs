@@ -21,7 +21,9 @@ use crate::spawn::{Side, Spawn};
 use crate::spec::{NamespaceKind, Process, Spec};
 use crate::state::{self, CONFIG, Record, SOCKET};
 use crate::undo::Undo;
-use crate::{CreateOptions, Parent, Runtime, Stdio, console, hooks, init, netdev, rdt, refuse, rootless, seccomp, sys};
+use crate::{
+    CreateOptions, Parent, Runtime, Stdio, console, hooks, init, lsm, netdev, rdt, refuse, rootless, seccomp, sys,
+};
 
 /// Creates a container up to the point where its process waits for `start`.
 pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Result<i32> {
@@ -171,6 +173,7 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
         has_poststart: !spec.hooks.poststart.is_empty(),
         has_poststop: !spec.hooks.poststop.is_empty(),
         rdt: rdt.map(|(_, group)| group),
+        no_new_keyring: options.no_new_keyring,
     };
     record.save(&dir)?;
     if let Some(path) = &options.pid_file {
@@ -251,9 +254,12 @@ pub(crate) fn console_socket(terminal: bool, path: Option<&Path>, fd: Option<&Ow
     }
 }
 
+/// The host's /proc. What is written by it (sysctls, labels) takes effect on a real one alone.
 pub(crate) fn open_proc() -> Result<OwnedFd> {
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
-    nix::fcntl::open("/proc", flags, nix::sys::stat::Mode::empty()).op(|| "open /proc of the host")
+    let proc = nix::fcntl::open("/proc", flags, nix::sys::stat::Mode::empty()).op(|| "open /proc of the host")?;
+    lsm::check_procfs(&proc)?;
+    Ok(proc)
 }
 
 fn make_state_dir(runtime: &Runtime, id: &str) -> Result<PathBuf> {

@@ -92,7 +92,8 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         size: options.process.console_size.clone(),
         stdio: options.stdio,
         preserve_fds: options.preserve_fds,
-        keyring: None,
+        // The caller's own keys are not the container's.
+        keyring: (!record.no_new_keyring).then(|| id.to_owned()),
         init,
         affinity,
     };
@@ -187,9 +188,9 @@ fn run(plan: Plan, channel: Channel) -> ! {
 
 /// The child's list.
 fn set_up(mut plan: Plan, _channel: &Channel) -> Result<(Identity, crate::identity::Program, u32)> {
-    sys::reset_signals();
-    // Before anyone inside can see this process: it is still the runtime, with the host's rights.
+    // First of all: those inside can see this process, and it is still the runtime, with the host's rights.
     nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
+    sys::reset_signals();
     setsid().op(|| "start a session")?;
     crate::init::join_cgroup(std::mem::take(&mut plan.cgroup_files))?;
     plan.affinity.finish()?;
@@ -198,6 +199,9 @@ fn set_up(mut plan: Plan, _channel: &Channel) -> Result<(Identity, crate::identi
     if let Some(proc) = plan.proc.take() {
         // Through the host's /proc: the container's may be anything.
         plan.identity.open_labels(&proc)?;
+    }
+    if plan.identity.in_user_namespace {
+        crate::spawn::leave_groups()?;
     }
     if plan.namespaces != 0 {
         plan.init.join(plan.namespaces).op(|| "join the container's namespaces")?;

@@ -23,12 +23,17 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::error::{Context, Error, Result};
 use crate::handle::Handle;
 use crate::spec::Hook;
+use crate::sys;
 
 /// How much of a failed hook's output goes into the error.
 const MAX_OUTPUT_BYTES: u64 = 1024;
 
 /// Runs hooks of one kind, in order; the first that fails ends it.
 pub(crate) fn run(kind: &str, hooks: &[Hook], state: &str, cwd: &Path) -> Result<()> {
+    if !hooks.is_empty() {
+        // Neither what the runtime's caller left open, nor what it handed over for the container.
+        sys::close_on_exec_from(3).op(|| format!("keep descriptors from the {kind} hooks"))?;
+    }
     hooks.iter().enumerate().try_for_each(|(index, hook)| {
         let what = format!("{kind} hook #{index} {}", hook.path.display());
         run_one(&what, hook, state, cwd)

@@ -4,9 +4,9 @@
 //! [`Identity::assume`] is the process's own last steps before it waits or execs.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -18,7 +18,7 @@ use crate::error::{Context, Error, Result};
 use crate::lsm::{self, Label};
 use crate::schedule::{Domain, Schedule};
 use crate::spec::{Linux, Process, Rlimit};
-use crate::{seccomp, sys};
+use crate::{beneath, seccomp, sys};
 
 /// Where programs are looked for when the environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -235,13 +235,10 @@ impl Identity {
         if self.uid == 0 {
             return Ok(());
         }
-        let null = nix::sys::stat::stat("/dev/null").ok();
         for fd in 0..3 {
             let fd = sys::borrow(fd);
             let Ok(metadata) = fstat(fd) else { continue };
-            if metadata.st_uid == self.uid
-                || null.is_some_and(|n| n.st_rdev == metadata.st_rdev && n.st_mode == metadata.st_mode)
-            {
+            if metadata.st_uid == self.uid || is_null(&metadata) {
                 continue;
             }
             match fchown(fd, Some(Uid::from_raw(self.uid)), None) {
@@ -340,6 +337,12 @@ impl Identity {
     }
 }
 
+/// The host's /dev/null is everyone's. Known by its number: the container may have anything at that path.
+fn is_null(metadata: &nix::sys::stat::FileStat) -> bool {
+    const NULL: libc::dev_t = libc::makedev(1, 3);
+    metadata.st_mode & libc::S_IFMT == libc::S_IFCHR && metadata.st_rdev == NULL
+}
+
 /// Sets the limits of a process (0: this one).
 pub(crate) fn set_rlimits(pid: i32, rlimits: &[(u32, u64, u64)]) -> Result<()> {
     rlimits.iter().try_for_each(|&(resource, soft, hard)| {
@@ -381,10 +384,10 @@ fn find_in_path(name: &str, env: &[String]) -> Result<PathBuf> {
 /// The home directory by the container's own /etc/passwd, `/` when it does not say.
 fn home_of(uid: u32) -> String {
     let mut text = String::new();
-    // A hostile image may have a fifo there.
-    let file =
-        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open("/etc/passwd");
-    if let Ok(file) = file
+    // A hostile image may have a fifo there, or a link through /proc/self/fd to what this process has open.
+    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let root = File::open("/");
+    if let Ok(file) = root.and_then(|root| beneath::open(&root, Path::new("etc/passwd"), flags)).map(File::from)
         && file.metadata().is_ok_and(|m| m.is_file())
         && file.take(MAX_PASSWD_BYTES).read_to_string(&mut text).is_ok()
     {

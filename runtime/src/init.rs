@@ -73,14 +73,15 @@ struct Ready<'a> {
 /// The list. Each step says why it stands where it does, unless it could stand anywhere.
 fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     let spec = plan.spec;
+    // First of all: a shared PID namespace may hold hostile processes, who must not trace this one while it is
+    // privileged.
+    if plan.sources.is_some() || !spec.makes(NamespaceKind::User) {
+        nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
+    }
     // The parent's dispositions and masks are no business of the container's.
     sys::reset_signals();
     // Modes of what is made below are meant as they are.
     umask(Mode::empty());
-    // A shared PID namespace may hold hostile processes: they must not trace this one while it is privileged.
-    if plan.sources.is_some() || !spec.makes(NamespaceKind::User) {
-        nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
-    }
     setsid().op(|| "start a session")?;
     // Before the cgroup namespace is made, whose root is the cgroup of this moment; and before anything is allocated
     // that should be charged to the container.
@@ -159,6 +160,8 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     }
 
     plan.identity.open_labels(&plan.proc)?;
+    // The container's own paths come next: none of them shall find the host's /proc among this process's descriptors.
+    drop(plan.proc);
     // From here on only this process's own attributes change.
     match &terminal {
         Some(slave) => {
@@ -202,7 +205,10 @@ fn wait_and_exec(ready: Ready<'_>, channel: Channel) {
     let Some(starter) = accept(&listener) else { return };
     drop(listener);
     let error = match start_hooks(spec, id, bundle) {
-        Ok(()) => identity.exec(&program),
+        Ok(()) => match keep_across_exec(preserve_fds) {
+            Ok(()) => identity.exec(&program),
+            Err(error) => error,
+        },
         Err(error) => error,
     };
     // `start` takes a closed connection without words for success.
@@ -247,6 +253,11 @@ pub(crate) fn keep_only<const N: usize>(preserve: u32, fds: [Option<OwnedFd>; N]
     }
     sys::close_from(next as u32).op(|| "close the runtime's descriptors")?;
     Ok(kept)
+}
+
+/// What the caller handed over for the program is the program's, however it was opened.
+pub(crate) fn keep_across_exec(preserve: u32) -> Result<()> {
+    (3..3 + preserve as i32).try_for_each(|fd| sys::dup_to(fd, fd, false).op(|| "pass on preserved descriptors"))
 }
 
 pub(crate) fn join_cgroup(files: Vec<OwnedFd>) -> Result<()> {

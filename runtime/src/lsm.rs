@@ -8,6 +8,8 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+
 use crate::beneath;
 use crate::error::{Context, Error, Result};
 use crate::options::Options;
@@ -97,6 +99,14 @@ impl Label {
     }
 }
 
+/// A label written to anything else than procfs would be lost without an error (CVE-2019-16884, CVE-2025-52881).
+pub(crate) fn check_procfs(proc: &OwnedFd) -> Result<()> {
+    if fstatfs(proc).op(|| "look at /proc of the host")?.filesystem_type() != PROC_SUPER_MAGIC {
+        return Err(Error::invalid("/proc of the host is not a proc filesystem: mount one there"));
+    }
+    Ok(())
+}
+
 /// The mount label of the configuration, where the host knows such.
 pub(crate) fn mount_label(spec: &Spec) -> Result<Option<&str>> {
     let label = set(&spec.linux.mount_label);
@@ -142,6 +152,14 @@ mod tests {
         let labels = plan_on(&process("p", "u:r:t:s0:c1,c2"), root.path()).unwrap();
         assert_eq!(labels.iter().map(|l| l.text.as_str()).collect::<Vec<_>>(), ["exec p", "u:r:t:s0:c1,c2"]);
         assert!(labels[0].apply().is_err(), "nothing is written before the file is open");
+    }
+
+    #[test]
+    fn a_folder_that_looks_like_proc_is_none() {
+        let fake = tempfile::tempdir().unwrap();
+        let open = |path: &Path| std::fs::File::open(path).unwrap().into();
+        assert!(check_procfs(&open(fake.path())).unwrap_err().to_string().contains("not a proc filesystem"));
+        check_procfs(&open(Path::new("/proc"))).unwrap();
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -45,7 +46,9 @@ pub fn seal_self() -> Result<()> {
 }
 
 fn is_sealed(exe: &File) -> io::Result<bool> {
-    if fstatvfs(exe)?.flags().contains(FsFlags::ST_RDONLY) {
+    // A read-only mount of the host's may become writable one day, and a container may have kept a descriptor till then.
+    // The root of a detached mount, which ours is, has no other name.
+    if fstatvfs(exe)?.flags().contains(FsFlags::ST_RDONLY) && std::fs::read_link(EXE)? == Path::new("/") {
         return Ok(true);
     }
     // A file that is no memfd has no seals, and says EINVAL.

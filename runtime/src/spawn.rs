@@ -148,8 +148,10 @@ impl Spawn {
     }
 
     fn prepare(&self) -> Result<()> {
-        if self.ordinary {
-            // Before anyone inside can see this process or the next. (Root's init and exec do it themselves.)
+        if self.ordinary || self.early.iter().any(|(kind, _)| *kind == NamespaceKind::User) {
+            // Who is in that user namespace already may have the right to trace all that enters it, and with a shared PID
+            // namespace sees the next process from its first moment on, when it still has the host's root and files
+            // open. A clone inherits this.
             nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
         }
         if !self.offsets.is_empty() {
@@ -171,8 +173,21 @@ impl Spawn {
 
 fn join(namespaces: &[(NamespaceKind, OwnedFd)]) -> Result<()> {
     namespaces.iter().try_for_each(|(kind, file)| {
+        if *kind == NamespaceKind::User {
+            leave_groups()?;
+        }
         sys::setns(file.as_fd(), kind.flag() as i32).op(|| format!("join the {} namespace", kind.name()))
     })
+}
+
+/// Gives up the caller's additional groups before a user namespace is entered: one that denies setgroups would leave
+/// them for good, unmapped and still good for what they open on the host (the class of CVE-2018-7169, turned around).
+pub(crate) fn leave_groups() -> Result<()> {
+    match nix::unistd::setgroups(&[]) {
+        // An ordinary user has no right to, and gets no more by the namespace than there was before.
+        Ok(()) | Err(nix::errno::Errno::EPERM) => Ok(()),
+        Err(e) => Err(e).op(|| "drop the caller's groups"),
+    }
 }
 
 fn clone3(flags: u64, sibling: bool, cgroup: Option<&OwnedFd>) -> Result<Option<i32>> {

@@ -56,6 +56,9 @@ pub(crate) struct Record {
     /// Its group of Intel RDT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rdt: Option<rdt::Group>,
+    /// Whether its processes keep the session keyring of who made them.
+    #[serde(default)]
+    pub no_new_keyring: bool,
 }
 
 /// A container's status.

@@ -275,6 +275,22 @@ pub fn close_from(first: c_uint) -> io::Result<()> {
     Ok(())
 }
 
+/// Marks all descriptors from `first` on close-on-exec: those of a caller that forgot to, above all.
+pub fn close_on_exec_from(first: c_uint) -> io::Result<()> {
+    const CLOSE_RANGE_CLOEXEC: c_uint = 4;
+    // SAFETY: plain integers; no descriptor is closed.
+    match check(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, CLOSE_RANGE_CLOEXEC) }) {
+        // The flag came with Linux 5.11, after the call itself (5.9).
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => {}
+        result => return result.map(drop),
+    }
+    for fd in first..MAX_DESCRIPTORS {
+        // SAFETY: sets a flag of descriptors; a number that is not open is no harm.
+        unsafe { libc::fcntl(fd as c_int, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    Ok(())
+}
+
 /// Takes ownership of a descriptor known by number (one passed by our own parent).
 pub fn adopt(fd: RawFd) -> OwnedFd {
     // SAFETY: callers pass a number they just made by dup2, or inherited for this very purpose, and use it once.

@@ -7,21 +7,29 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::sys;
 
-/// Receives the terminal's master, as the container's process sends it over the console socket.
+/// More descriptors than a message has room for, the kernel closes itself.
+const MAX_DESCRIPTORS: usize = 4;
+
+/// Receives the terminal's master, as the container's process sends it over the console socket: one descriptor, and a
+/// terminal. Whatever else comes is closed.
 pub fn receive_master(socket: &impl AsFd) -> io::Result<OwnedFd> {
     let mut name = [0u8; 256];
     let mut slices = [io::IoSliceMut::new(&mut name)];
-    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+    // Adopted first of all, so that each is closed whatever comes next.
+    let mut received = Vec::new();
     for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = control
-            && let Some(&fd) = fds.first()
-        {
-            return Ok(sys::adopt(fd));
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            received.extend(fds.into_iter().map(sys::adopt));
         }
     }
-    Err(io::Error::other("the console socket carried no terminal"))
+    match received.pop() {
+        Some(master) if received.is_empty() && sys::pty_number(&master).is_ok() => Ok(master),
+        Some(_) => Err(io::Error::other("the console socket carried something else than one terminal")),
+        None => Err(io::Error::other("the console socket carried no terminal")),
+    }
 }
 
 /// A terminal's size: rows, columns.
@@ -32,4 +40,35 @@ pub fn size(terminal: &impl AsFd) -> io::Result<(u16, u16)> {
 /// Sets a terminal's size.
 pub fn resize(terminal: &impl AsFd, rows: u16, columns: u16) -> io::Result<()> {
     sys::set_window_size(terminal.as_fd(), rows, columns)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::net::UnixStream;
+
+    use nix::sys::socket::{ControlMessage, sendmsg};
+
+    use super::*;
+
+    /// What is received of these descriptors.
+    fn receive(files: &[&File]) -> io::Result<OwnedFd> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let fds: Vec<RawFd> = files.iter().map(|file| file.as_raw_fd()).collect();
+        let control = [ControlMessage::ScmRights(&fds)];
+        let control = if fds.is_empty() { &[][..] } else { &control };
+        let flags = MsgFlags::empty();
+        sendmsg::<()>(theirs.as_raw_fd(), &[io::IoSlice::new(b"x")], control, flags, None).unwrap();
+        receive_master(&ours)
+    }
+
+    #[test]
+    fn one_terminal_is_taken_and_nothing_else() {
+        let terminal = || File::options().read(true).write(true).open("/dev/ptmx").unwrap();
+        receive(&[&terminal()]).unwrap();
+        let null = File::open("/dev/null").unwrap();
+        for wrong in [&[][..], &[&null], &[&null, &terminal()], &[&terminal(), &terminal()], &[&null; 9]] {
+            assert!(receive(wrong).is_err(), "{} descriptors", wrong.len());
+        }
+    }
 }
