@@ -264,7 +264,7 @@ fn network_devices_are_named_by_a_template_and_join_a_namespace_that_is_there() 
     bundle.set("/linux/netDevices", json!({ "d0": {}, "d1": { "name": "lo" } }));
     let answer = in_own_network(&bundle, before, "ip -o link");
     assert!(answer.out.contains(" d0@") && answer.out.contains(" d1@"), "{answer:?}");
-    answer.fails("linux.netDevices").fails("\"lo\" already");
+    answer.fails("linux.netDevices").fails("\\\"lo\\\" already");
     bundle.assert_gone();
 }
 
@@ -286,7 +286,7 @@ fn a_failed_create_puts_network_devices_back() {
     bundle.set("/linux/netDevices", json!({ "d0": {}, "none": {} }));
     let answer = in_own_network(&bundle, DEVICE, "ip addr show dev d0");
     assert!(answer.out.contains("192.0.2.5/24"), "{answer:?}");
-    answer.fails("linux.netDevices").fails("\"none\"");
+    answer.fails("linux.netDevices").fails("\\\"none\\\"");
     bundle.namespace("network", None);
     bundle.create().fails("linux.netDevices");
     bundle.assert_gone();
