@@ -59,6 +59,8 @@ enum Source {
     Filesystem { fstype: String, source: String },
     /// The cgroup filesystem, in the shape the host has.
     Cgroup,
+    /// What is mounted there already.
+    Mounted,
 }
 
 /// How the init gets its root filesystem.
@@ -127,7 +129,12 @@ impl<'a> Planner<'a> {
         if self.in_init && (idmapped || options.sub_path.is_some()) {
             return Err(Error::Refused { field: format!("mount {what}"), reason: NOT_ROOT.into() });
         }
-        let source = if options.bind {
+        let source = if options.remount {
+            if options.bind && !options.data.is_empty() {
+                return Err(bad(&format!("{:?} is no option of a bind mount", options.data[0])));
+            }
+            Source::Mounted
+        } else if options.bind {
             if let Some(word) = options.data.first() {
                 return Err(bad(&format!("{word:?} is no option of a bind mount")));
             }
@@ -366,7 +373,7 @@ impl Planned {
 
     /// Whether the host's own files are bound here.
     pub fn is_bind(&self) -> bool {
-        self.options.bind
+        self.options.bind && !self.options.remount
     }
 
     /// The init's part: makes the filesystem if need be and attaches it beneath `root`.
@@ -374,6 +381,7 @@ impl Planned {
         let Planned { destination, options, source } = self;
         match source {
             Source::Cgroup => crate::cgroupfs::attach(root, &destination, &options, cgroups, cgroup_namespace),
+            Source::Mounted => remount(root, &options, &destination),
             Source::Tree(tree, kind) => {
                 set_attributes(&tree, &options).map_err(|cause| {
                     let locked = " (in a user namespace no flag that the host set can be cleared or changed)";
@@ -400,10 +408,66 @@ impl Planned {
                     copyup::copy(&target, &tree).path("copy up the contents of", &destination)?;
                     set_attributes(&tree, &options).path("set the attributes of mount", &destination)?;
                 }
-                finish(&tree, &target, &options, &destination)
+                finish(&tree, &target, &options, &destination)?;
+                match options.iversion {
+                    Some(on) if !PSEUDO.contains(&fstype.as_str()) => set_iversion(&tree, &options, on)
+                        .and_then(|()| set_attributes(&tree, &options))
+                        .path("set iversion of mount", &destination),
+                    // Those count changes by themselves, or not at all.
+                    _ => Ok(()),
+                }
             }
         }
     }
+}
+
+/// Changes an earlier mount, or the root. A symlink could make it another one.
+fn remount(root: &OwnedFd, options: &Options, destination: &Path) -> Result<()> {
+    let what = |step: &str| format!("remount {}: {step}", destination.display());
+    let target = beneath::open_no_links(root, destination, libc::O_PATH).op(|| what("open"))?;
+    if !options.data.is_empty() {
+        let fs = sys::fspick(&target).op(|| what("it is not a mount point"))?;
+        let explain = |cause: std::io::Error, step: &str| {
+            let words = sys::fs_message(&fs).map(|m| format!(" (kernel: {m})")).unwrap_or_default();
+            Error::Os { what: what(step) + &words, cause }
+        };
+        for option in &options.data {
+            let result = match option.split_once('=') {
+                Some((key, value)) => sys::fsconfig_string(&fs, key, value),
+                None => sys::fsconfig_flag(&fs, option),
+            };
+            result.map_err(|e| explain(e, &format!("option {option:?}")))?;
+        }
+        sys::fsconfig_reconfigure(&fs).map_err(|e| explain(e, "change the filesystem"))?;
+    }
+    if let Some(on) = options.iversion {
+        set_iversion(&target, options, on).op(|| what("set iversion (is it a mount point?)"))?;
+    }
+    set_attributes(&target, options).op(|| what("set its attributes (is it a mount point?)"))?;
+    change_propagation(&target, options, destination)
+}
+
+/// The kernel takes this word through mount(2) alone, which replaces all other flags: they are said again.
+fn set_iversion(mounted: &OwnedFd, options: &Options, on: bool) -> std::io::Result<()> {
+    /// Of statfs(2): the same bits as for mount(2), but for these.
+    const SAME: u64 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x40 | 0x400 | 0x800;
+    const RELATIME: u64 = 0x1000;
+    let present = nix::sys::statvfs::fstatvfs(mounted)?.flags().bits();
+    let mut flags = libc::MS_REMOUNT | present & SAME;
+    flags |= match (present & libc::MS_NOATIME != 0, present & RELATIME != 0) {
+        (true, _) => 0,
+        (_, true) => libc::MS_RELATIME,
+        _ => libc::MS_STRICTATIME,
+    };
+    if options.data.iter().any(|word| word == "lazytime") {
+        flags |= libc::MS_LAZYTIME;
+    }
+    if on {
+        flags |= libc::MS_I_VERSION;
+    }
+    let path = format!("/proc/self/fd/{}", mounted.as_raw_fd());
+    let flags = nix::mount::MsFlags::from_bits_retain(flags);
+    Ok(nix::mount::mount(None::<&str>, path.as_str(), None::<&str>, flags, None::<&str>)?)
 }
 
 fn with_object(error: Error, destination: &Path) -> Error {
@@ -415,6 +479,10 @@ fn with_object(error: Error, destination: &Path) -> Error {
 
 fn finish(tree: &OwnedFd, target: &OwnedFd, options: &Options, destination: &Path) -> Result<()> {
     sys::move_mount(tree.as_fd(), target.as_fd()).path("mount on", destination)?;
+    change_propagation(tree, options, destination)
+}
+
+fn change_propagation(tree: &OwnedFd, options: &Options, destination: &Path) -> Result<()> {
     for &(flag, recursive) in &options.propagation {
         set_propagation(tree, flag, recursive).path("set the propagation of mount", destination)?;
     }

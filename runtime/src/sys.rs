@@ -203,6 +203,18 @@ pub fn fsconfig_create(fs: &OwnedFd) -> io::Result<()> {
     fsconfig(fs, 6, None, None)
 }
 
+/// fspick(2): the context of a mounted filesystem, to change it.
+pub fn fspick(mounted: &OwnedFd) -> io::Result<OwnedFd> {
+    // SAFETY: the path is an empty C string; the flags are FSPICK_CLOEXEC | FSPICK_EMPTY_PATH.
+    let call = || unsafe { libc::syscall(libc::SYS_fspick, mounted.as_raw_fd(), c"".as_ptr(), 0x1 | 0x8) };
+    since("fspick", "5.2", owned(again(call)))
+}
+
+/// Changes the superblock of a picked filesystem context.
+pub fn fsconfig_reconfigure(fs: &OwnedFd) -> io::Result<()> {
+    fsconfig(fs, 7, None, None)
+}
+
 /// What the kernel has to say about the last failure of a filesystem context, if anything.
 pub fn fs_message(fs: &OwnedFd) -> Option<String> {
     let mut buffer = [0u8; 512];

@@ -171,6 +171,66 @@ impl Drop for Mounted {
 }
 
 #[test]
+fn a_remount_changes_an_earlier_mount() {
+    let mut bundle =
+        Bundle::sh("grep -E ' (/|/t|/b) ' /proc/self/mountinfo; touch /t/x 2>&1; touch /b/x && echo written");
+    let source = bundle.dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    bundle.mount("/t", "tmpfs", "tmpfs", &["size=64k", "nosuid", "lazytime"]);
+    bundle.mount("/t", "tmpfs", "tmpfs", &["remount", "size=128k", "noexec", "ro", "nolazytime"]);
+    bundle.mount("/b", "bind", source.to_str().unwrap(), &["bind", "ro", "nodev"]);
+    bundle.mount("/b", "bind", source.to_str().unwrap(), &["remount", "bind", "rw"]);
+    let out = bundle.run().out;
+    if !ours() {
+        return; // runc replaces all flags of the mount by those of the remount; ours keep the rest, as a shell's user expects.
+    }
+    let line = |point: &str| out.lines().find(|l| l.contains(point)).unwrap_or_else(|| panic!("{point}: {out}"));
+    for words in ["ro,", "noexec", "nosuid", "size=128k"] {
+        assert!(line(" /t ").contains(words), "{words}: {out}");
+    }
+    assert!(!line(" /t ").contains("lazytime"), "{out}");
+    assert!(line(" /b ").contains(" rw,nodev"), "{out}");
+    assert!(out.contains("Read-only file system") && out.contains("written"), "{out}");
+    bundle.mount("/bin", "tmpfs", "tmpfs", &["remount", "ro"]);
+    bundle.create().fails("remount /bin");
+    bundle.assert_gone();
+}
+
+#[test]
+fn options_of_the_whole_filesystem_reach_it() {
+    let mut bundle = Bundle::sh("grep -E ' /(t|u) ' /proc/self/mountinfo");
+    bundle.mount("/t", "tmpfs", "tmpfs", &["sync", "dirsync", "lazytime", "silent", "iversion", "nosymfollow"]);
+    bundle.mount("/u", "tmpfs", "tmpfs", &["sync", "async", "loud", "noiversion", "defaults", "strictatime"]);
+    let out = bundle.run().ok().out;
+    let line = |point: &str| out.lines().find(|l| l.contains(point)).unwrap_or_else(|| panic!("{point}: {out}"));
+    assert!(line(" /t ").contains("sync,dirsync,lazytime"), "{out}");
+    assert!(line(" /t ").contains("nosymfollow") || peer("runc"), "{out}");
+    assert!(!line(" /u ").contains("sync") && !line(" /u ").contains("relatime"), "{out}");
+}
+
+#[test]
+fn a_filesystem_of_a_device_counts_its_changes() {
+    let mut bundle = Bundle::sh("grep ' /disk ' /proc/self/mountinfo; touch /disk/x && echo written");
+    let image = bundle.dir.path().join("disk");
+    fs::File::create(&image).unwrap().set_len(4 << 20).unwrap();
+    let image = image.to_str().unwrap().to_owned();
+    let run = |command: &str, args: &[&str]| {
+        let output = std::process::Command::new(command).args(args).output().expect("e2fsprogs and losetup");
+        assert!(output.status.success(), "{command}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    run("mkfs.ext4", &["-q", "-O", "^has_journal", &image]);
+    let device = run("losetup", &["--find", "--show", &image]);
+    // The init, which mounts it, is in the container's cgroup already.
+    bundle.set("/linux/resources", json!({ "devices": [{ "allow": true, "access": "rwm" }] }));
+    bundle.mount("/disk", "ext4", &device, &["iversion", "nosuid", "noatime", "sync"]);
+    let answer = bundle.run();
+    run("losetup", &["--detach", &device]);
+    let out = answer.ok().out;
+    assert!(out.contains("nosuid,noatime") && out.contains("sync") && out.contains("written"), "{out}");
+}
+
+#[test]
 fn tmpcopyup_starts_with_what_was_there() {
     let mut bundle = Bundle::sh("cat /etc/a/file; ls -l /etc/link; stat -c %a:%u /etc/a; touch /etc/new");
     let etc = bundle.rootfs().join("etc");
