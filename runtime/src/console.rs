@@ -31,6 +31,17 @@ pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
     UnixStream::connect(path).map(OwnedFd::from).path("connect to console socket", path)
 }
 
+/// The socket that gets a pidfd, connected before anything exists.
+pub(crate) fn pidfd_socket(path: Option<&Path>) -> Result<Option<OwnedFd>> {
+    path.map(|path| UnixStream::connect(path).map(OwnedFd::from).path("connect to pidfd socket", path)).transpose()
+}
+
+/// Sends a pidfd, with the kind of process as the message: `standard` for an init, `setns` for exec, as runc has it.
+pub(crate) fn send_pidfd(socket: &OwnedFd, pid: i32, kind: &str) -> Result<()> {
+    let pidfd = sys::pidfd_open(pid).op(|| "open a pidfd of the new process")?;
+    send_fd(socket, &pidfd, kind.as_bytes()).op(|| "send the pidfd to the pidfd socket")
+}
+
 /// A pty of the devpts at `dir` (the container's /dev/pts): master, slave, name.
 ///
 /// The image may have put anything at that path: it is used only when it is devpts, and the slave is opened through the

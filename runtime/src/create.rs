@@ -47,6 +47,7 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     };
     let (spawn, joins) = Spawn::plan(&spec, options.parent, ordinary)?;
     let console = plan_console(process, &options)?;
+    let pidfd_socket = console::pidfd_socket(options.pidfd_socket.as_deref())?;
     own_streams(&options.stdio, &spec, process)?;
     let proc = open_proc()?;
 
@@ -175,6 +176,9 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
         rdt: rdt.map(|(_, group)| group),
         no_new_keyring: options.no_new_keyring,
     };
+    if let Some(socket) = &pidfd_socket {
+        console::send_pidfd(socket, pid, "standard")?;
+    }
     record.save(&dir)?;
     if let Some(path) = &options.pid_file {
         write_pid_file(path, pid)?;

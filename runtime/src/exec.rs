@@ -8,7 +8,7 @@ use std::path::{Component, Path};
 
 use nix::unistd::setsid;
 
-use crate::cgroup::{Cgroup, CgroupState};
+use crate::cgroup::{Cgroup, CgroupState, Version};
 use crate::channel::{Channel, Message};
 use crate::error::{Context, Error, Result};
 use crate::handle::Handle;
@@ -69,17 +69,18 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     for variable in &options.extra_env {
         identity.add_env(variable.clone());
     }
-    let cgroup = match &options.cgroup {
-        Some(path) => beneath(&record.cgroup, path)?,
-        None => record.cgroup(),
-    };
+    let cgroup = Cgroup::open(&beneath(&record.cgroup, &options.cgroup)?);
     create::own_streams(&options.stdio, &spec, &options.process)?;
     let console = create::console_socket(
         options.process.terminal,
         options.console_socket.as_deref(),
         options.console_fd.as_ref(),
     )?;
-    let cgroup_dir = cgroup.dir_fd_for_clone().map_err(create::cgroup_error)?;
+    let pidfd_socket = console::pidfd_socket(options.pidfd_socket.as_deref())?;
+    let cgroup_dir = match cgroup.dir_fd_for_clone() {
+        Ok(dir) => dir,
+        Err(error) => Some(inits_cgroup(&record, &options.cgroup).ok_or_else(|| create::cgroup_error(error))?),
+    };
     let proc = if identity.labelled() { Some(create::open_proc()?) } else { None };
     // Who has no rights of his own gets some by way of the user namespace alone: see `rootless`.
     let ordinary = record.namespaces & NamespaceKind::User.flag() != 0 && !rootless::may_join();
@@ -112,7 +113,13 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     let (ours, theirs) = Channel::pair().op(|| "make a socket pair")?;
     let before = plan.affinity.begin()?;
     let former_score = if ordinary { rootless::take_oom_score(&options.process)? } else { None };
-    let side = spawn.clone(cgroup_dir.as_ref(), &ours, &theirs);
+    let mut side = spawn.clone(cgroup_dir.as_ref(), &ours, &theirs);
+    // v2 lets no process into a cgroup that hands controllers to those beneath it.
+    if matches!(&side, Err(error) if error.errno() == Some(libc::EBUSY))
+        && let Some(dir) = inits_cgroup(&record, &options.cgroup)
+    {
+        side = spawn.clone(Some(&dir), &ours, &theirs);
+    }
     if !matches!(side, Ok(Side::Child)) {
         Affinity::end(before)?;
         rootless::put_oom_score(former_score)?;
@@ -141,6 +148,9 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         // Raising a hard limit takes rights over the host that nobody inside has.
         set_rlimits(pid, &rlimits)?;
     }
+    if let Some(socket) = &pidfd_socket {
+        console::send_pidfd(socket, pid, "setns")?;
+    }
     if let Some(path) = &options.pid_file {
         create::write_pid_file(path, pid)?;
     }
@@ -163,19 +173,57 @@ fn inherit(process: &mut Process, spec: &Spec) {
     process.exec_cpu_affinity = process.exec_cpu_affinity.take().or_else(|| init.exec_cpu_affinity.clone());
 }
 
-/// A cgroup inside the container's; it must exist, as with runc.
-fn beneath(state: &CgroupState, path: &str) -> Result<Cgroup> {
-    let relative = Path::new(path.trim_start_matches('/'));
-    if relative.components().any(|c| !matches!(c, Component::Normal(_))) {
-        return Err(Error::invalid(format!(
-            "--cgroup {path:?}: only names beneath the container's cgroup are allowed"
-        )));
+/// Where the init has gone with its processes, as systemd in a container does; for those who asked for no other place.
+fn inits_cgroup(record: &Record, asked: &[String]) -> Option<OwnedFd> {
+    if !asked.is_empty() || record.cgroup.version == Version::V1 {
+        return None;
     }
+    Cgroup::of_process(record.pid).ok().flatten()?.dir_fd_for_clone().ok().flatten()
+}
+
+/// The container's cgroup with `--cgroup` applied: `[CONTROLLER[,CONTROLLER]:]PATH` beneath it, once for all controllers
+/// or once for each. The cgroups must exist, as with runc.
+fn beneath(state: &CgroupState, wanted: &[String]) -> Result<CgroupState> {
     let mut state = state.clone();
-    for group in &mut state.groups {
-        group.path.push(relative);
+    let mut moved = vec![None; state.groups.len()];
+    for word in wanted {
+        let wrong = |why: String| Error::invalid(format!("--cgroup {word:?}: {why}"));
+        let (controllers, path) = match word.split_once(':') {
+            Some((controllers, path)) => (Some(controllers), path),
+            None if wanted.len() > 1 => {
+                return Err(wrong("of several each needs its controllers (cpu,cpuacct:PATH)".into()));
+            }
+            None => (None, word.as_str()),
+        };
+        let relative = Path::new(path.trim_start_matches('/'));
+        if relative.components().any(|c| !matches!(c, Component::Normal(_))) {
+            return Err(wrong("bad sub cgroup path: it must lead to a cgroup beneath the container's".into()));
+        }
+        let Some(controllers) = controllers else {
+            moved.fill(Some(relative));
+            continue;
+        };
+        if state.version == Version::V2 {
+            return Err(wrong("cgroup v2 has one tree for all controllers: give the path alone".into()));
+        }
+        for controller in controllers.split(',') {
+            let found = state.groups.iter().position(|group| group.controllers.iter().any(|c| c == controller));
+            let index = found.ok_or_else(|| wrong(format!("unknown controller {controller:?}")))?;
+            match moved[index].replace(relative) {
+                // Controllers of one hierarchy go together.
+                Some(before) if before != relative => {
+                    return Err(wrong(format!("controller {controller} has two places")));
+                }
+                _ => {}
+            }
+        }
     }
-    Ok(Cgroup::open(&state))
+    for (group, relative) in state.groups.iter_mut().zip(moved) {
+        if let Some(relative) = relative.filter(|path| *path != Path::new("")) {
+            group.path.push(relative);
+        }
+    }
+    Ok(state)
 }
 
 fn run(plan: Plan, channel: Channel) -> ! {
@@ -243,4 +291,45 @@ fn finish(mut identity: Identity, program: &crate::identity::Program, preserve: 
     let error = identity.exec(program);
     // The parent may be gone; then nobody asks.
     let _ = channel.send(&Message::Failed(error.to_string()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Group;
+
+    fn placed(version: Version, wanted: &[&str]) -> Result<Vec<String>> {
+        let group = |controllers: &[&str], path: &str| Group {
+            controllers: controllers.iter().map(|c| (*c).to_owned()).collect(),
+            path: path.into(),
+        };
+        let groups = match version {
+            Version::V1 => vec![group(&["cpu", "cpuacct"], "/c"), group(&["memory"], "/m")],
+            Version::V2 => vec![group(&[], "/u")],
+        };
+        let wanted: Vec<String> = wanted.iter().map(|w| (*w).to_owned()).collect();
+        let state = beneath(&CgroupState { version, groups }, &wanted)?;
+        Ok(state.groups.iter().map(|g| g.path.display().to_string()).collect())
+    }
+
+    #[test]
+    fn a_cgroup_is_named_for_all_controllers_or_for_some() {
+        let v1 = |wanted: &[&str]| placed(Version::V1, wanted).unwrap().join(" ");
+        assert_eq!(v1(&[]), "/c /m");
+        assert_eq!(v1(&["/"]), "/c /m");
+        assert_eq!(v1(&["/a/b"]), "/c/a/b /m/a/b");
+        assert_eq!(v1(&["cpu,cpuacct:a"]), "/c/a /m");
+        assert_eq!(v1(&["cpu:a", "memory:b"]), "/c/a /m/b");
+        assert_eq!(placed(Version::V2, &["a"]).unwrap(), ["/u/a"]);
+    }
+
+    #[test]
+    fn a_place_outside_unknown_or_unclear_is_refused() {
+        for wanted in
+            [&[".."][..], &["a/../.."], &["cpu:.."], &["disk:a"], &[":a"], &["a", "b"], &["cpu:a", "cpuacct:b"]]
+        {
+            assert!(placed(Version::V1, wanted).is_err(), "{wanted:?}");
+        }
+        assert!(placed(Version::V2, &["cpu:a"]).is_err());
+    }
 }

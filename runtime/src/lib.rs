@@ -131,6 +131,8 @@ pub struct CreateOptions {
     pub console_socket: Option<PathBuf>,
     /// The same, already connected.
     pub console_fd: Option<OwnedFd>,
+    /// A unix socket to connect to, that gets a pidfd of the init.
+    pub pidfd_socket: Option<PathBuf>,
     /// Gets the pid.
     pub pid_file: Option<PathBuf>,
     /// Descriptors from 3 on that the container gets.
@@ -166,8 +168,10 @@ pub struct ExecOptions {
     pub pid_file: Option<PathBuf>,
     /// Descriptors from 3 on that the process gets.
     pub preserve_fds: u32,
-    /// A cgroup beneath the container's.
-    pub cgroup: Option<String>,
+    /// A unix socket to connect to, that gets a pidfd of the process.
+    pub pidfd_socket: Option<PathBuf>,
+    /// Cgroups beneath the container's: `[CONTROLLER[,CONTROLLER]:]PATH`, one for all or one for each.
+    pub cgroup: Vec<String>,
     /// Exec in a paused container: it waits for the resume.
     pub ignore_paused: bool,
     /// More variables for the program.

@@ -35,13 +35,11 @@ fn options(call: &Call) -> Result<CreateOptions> {
 
 /// create
 pub fn create(call: &Call, args: Create) -> Result<i32> {
-    if args.pidfd_socket.is_some() {
-        bail!("--pidfd-socket is not supported yet");
-    }
     let (preserve_fds, extra_env) = listen_fds(args.preserve_fds);
     let options = CreateOptions {
         bundle: directory(&args.bundle).to_owned(),
         console_socket: args.console_socket,
+        pidfd_socket: args.pidfd_socket,
         pid_file: args.pid_file,
         preserve_fds,
         no_pivot: args.no_pivot,
@@ -75,9 +73,6 @@ fn session(terminal: bool, detach: bool, socket: Option<&PathBuf>) -> Result<(Se
 
 /// run
 pub fn run(call: &Call, args: Run) -> Result<i32> {
-    if args.pidfd_socket.is_some() {
-        bail!("--pidfd-socket is not supported yet");
-    }
     let (runtime, id) = (&call.runtime, &args.words[0]);
     let bundle = directory(&args.bundle).to_owned();
     let terminal = wants_terminal(&bundle)?;
@@ -89,6 +84,7 @@ pub fn run(call: &Call, args: Run) -> Result<i32> {
     let options = CreateOptions {
         bundle,
         console_socket: args.console_socket,
+        pidfd_socket: args.pidfd_socket,
         console_fd,
         pid_file: args.pid_file,
         preserve_fds,
@@ -112,23 +108,16 @@ pub fn run(call: &Call, args: Run) -> Result<i32> {
 /// exec
 pub fn exec(call: &Call, args: Exec) -> Result<i32> {
     let (id, command) = args.words.split_first().context("a container is needed")?;
-    if args.pidfd_socket.is_some() {
-        bail!("--pidfd-socket is not supported yet");
-    }
-    let cgroup = match &args.cgroup[..] {
-        [] => None,
-        [one] => Some(one.clone()),
-        _ => bail!("more than one --cgroup is not supported yet"),
-    };
     let process = process(&call.runtime, id, command, &args)?;
     let (session, console_fd) = session(process.terminal, args.detach, args.console_socket.as_ref())?;
     let options = ExecOptions {
         process,
         console_socket: args.console_socket,
+        pidfd_socket: args.pidfd_socket,
         console_fd,
         pid_file: args.pid_file,
         preserve_fds: args.preserve_fds,
-        cgroup,
+        cgroup: args.cgroup,
         ignore_paused: args.ignore_paused,
         ..Default::default()
     };
@@ -174,6 +163,9 @@ fn process(runtime: &Runtime, id: &str, command: &[String], args: &Exec) -> Resu
             // Not the inheritable set: every program would then carry it on (CVE-2022-29162).
             set.extend(args.cap.iter().filter(|c| !set.contains(c)).cloned().collect::<Vec<_>>());
         }
+        // Only what can be inherited can be ambient.
+        let ambient = args.cap.iter().filter(|c| sets.inheritable.contains(c) && !sets.ambient.contains(c));
+        sets.ambient.extend(ambient.cloned().collect::<Vec<_>>());
     }
     Ok(process)
 }
