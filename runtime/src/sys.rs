@@ -353,6 +353,23 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) } as c_long).map(drop)
 }
 
+/// Reaps one child that has ended: its pid and its status as wait(2) encodes it. `None` when none has.
+///
+/// nix knows no real-time signals, and would lose the news of a child that one of them killed.
+pub fn reap() -> io::Result<Option<(i32, c_int)>> {
+    let mut status = 0;
+    // SAFETY: writes one int.
+    let pid = check(unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) } as c_long)?;
+    Ok((pid > 0).then_some((pid as i32, status)))
+}
+
+/// Whether a signal waits, blocked, for this thread or process.
+pub fn is_pending(signal: c_int) -> bool {
+    let mut set = std::mem::MaybeUninit::uninit();
+    // SAFETY: sigpending fills the set when it succeeds, and only then it is read.
+    unsafe { libc::sigpending(set.as_mut_ptr()) == 0 && libc::sigismember(set.as_ptr(), signal) == 1 }
+}
+
 /// Joins the namespaces named by `flags`, of a process (pidfd) or of one namespace file.
 pub fn setns(fd: BorrowedFd<'_>, flags: c_int) -> io::Result<()> {
     // SAFETY: plain integers.

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::sys;
@@ -32,6 +33,12 @@ pub fn receive_master(socket: &impl AsFd) -> io::Result<OwnedFd> {
     }
 }
 
+/// The other end of a terminal. While somebody holds it the master gives no end of file, so that a program may close its
+/// terminal and open it again.
+pub fn other_end(master: &OwnedFd) -> io::Result<OwnedFd> {
+    sys::pty_peer(master)
+}
+
 /// A terminal's size: rows, columns.
 pub fn size(terminal: &impl AsFd) -> io::Result<(u16, u16)> {
     sys::window_size(terminal.as_fd())
@@ -40,6 +47,32 @@ pub fn size(terminal: &impl AsFd) -> io::Result<(u16, u16)> {
 /// Sets a terminal's size.
 pub fn resize(terminal: &impl AsFd, rows: u16, columns: u16) -> io::Result<()> {
     sys::set_window_size(terminal.as_fd(), rows, columns)
+}
+
+/// Sends any signal, real-time ones included, to a child that was not reaped yet.
+pub fn signal(child: i32, number: i32) -> io::Result<()> {
+    sys::kill(child, number)
+}
+
+/// Reaps a child that has ended, of any kind: its pid, and its exit code or 128 + N when signal N ended it. `None` when
+/// none has ended.
+pub fn reap() -> Option<(i32, i32)> {
+    // No children are no ended child.
+    let (pid, status) = sys::reap().ok().flatten()?;
+    let code = if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
+    Some((pid, code))
+}
+
+/// Stops this process (with `group`, its process group) by a signal of job control, which the caller keeps blocked, as
+/// well as SIGCONT. Returns when it is continued; false if it was not stopped, for no shell is there to continue it.
+pub fn stop(signal: Signal, group: bool) -> io::Result<bool> {
+    let target = if group { 0 } else { std::process::id() as i32 };
+    let one = SigSet::from(signal);
+    sys::kill(target, signal as i32)?;
+    // Stops here.
+    sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&one), None)?;
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&one), None)?;
+    Ok(sys::is_pending(libc::SIGCONT))
 }
 
 #[cfg(test)]

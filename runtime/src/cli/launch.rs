@@ -1,6 +1,5 @@
 //! create, run and exec.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -9,7 +8,7 @@ use coracle_runtime::{CreateOptions, ExecOptions, Process, Runtime, spec};
 
 use super::Call;
 use super::args::{Create, Exec, Run, bool_or_auto, directory};
-use super::terminal::Session;
+use super::terminal::{self, Given, Session};
 
 /// Descriptors handed over by socket activation come before the preserved ones. They are meant for us only when the
 /// pid says so: a variable that was inherited from somewhere above is not.
@@ -58,7 +57,7 @@ fn wants_terminal(bundle: &Path) -> Result<bool> {
 }
 
 /// A terminal of ours, when the process shall have one and nobody else takes its master.
-fn session(terminal: bool, detach: bool, socket: Option<&PathBuf>) -> Result<(Session, Option<OwnedFd>)> {
+fn session(terminal: bool, detach: bool, socket: Option<&PathBuf>) -> Result<(Session, Given)> {
     if detach || socket.is_some() {
         if terminal && socket.is_none() {
             bail!("a detached process with a terminal needs --console-socket");
@@ -66,7 +65,7 @@ fn session(terminal: bool, detach: bool, socket: Option<&PathBuf>) -> Result<(Se
         if !detach && socket.is_some() {
             bail!("--console-socket is for --detach: a process in the foreground uses this terminal");
         }
-        return Ok((Session::detached(), None));
+        return Ok((Session::detached(), Given::default()));
     }
     Session::foreground(terminal)
 }
@@ -76,7 +75,7 @@ pub fn run(call: &Call, args: Run) -> Result<i32> {
     let (runtime, id) = (&call.runtime, &args.words[0]);
     let bundle = directory(&args.bundle).to_owned();
     let terminal = wants_terminal(&bundle)?;
-    let (session, console_fd) = session(terminal, args.detach, args.console_socket.as_ref())?;
+    let (mut session, given) = session(terminal, args.detach, args.console_socket.as_ref())?;
     if !args.detach && !args.no_subreaper {
         nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
     }
@@ -85,7 +84,8 @@ pub fn run(call: &Call, args: Run) -> Result<i32> {
         bundle,
         console_socket: args.console_socket,
         pidfd_socket: args.pidfd_socket,
-        console_fd,
+        console_fd: given.console,
+        stdio: given.stdio,
         pid_file: args.pid_file,
         preserve_fds,
         no_pivot: args.no_pivot,
@@ -94,7 +94,8 @@ pub fn run(call: &Call, args: Run) -> Result<i32> {
         ..options(call)?
     };
     let pid = runtime.create(id, options)?;
-    let outcome = runtime.start(id).map_err(anyhow::Error::from).and_then(|()| session.wait(pid));
+    let started = session.attach().and_then(|()| Ok(runtime.start(id)?));
+    let outcome = started.and_then(|()| session.wait(pid));
     if outcome.is_err() || (!args.detach && !args.keep) {
         let removed = runtime.delete(id, true);
         // The first error is the one to tell.
@@ -108,13 +109,19 @@ pub fn run(call: &Call, args: Run) -> Result<i32> {
 /// exec
 pub fn exec(call: &Call, args: Exec) -> Result<i32> {
     let (id, command) = args.words.split_first().context("a container is needed")?;
-    let process = process(&call.runtime, id, command, &args)?;
-    let (session, console_fd) = session(process.terminal, args.detach, args.console_socket.as_ref())?;
+    let mut process = process(&call.runtime, id, command, &args)?;
+    let (session, given) = session(process.terminal, args.detach, args.console_socket.as_ref())?;
+    if process.terminal && !args.detach {
+        // Its program may ask for the size before we have the terminal.
+        process.console_size =
+            terminal::size().map(|(rows, columns)| spec::ConsoleSize { height: rows.into(), width: columns.into() });
+    }
     let options = ExecOptions {
         process,
         console_socket: args.console_socket,
         pidfd_socket: args.pidfd_socket,
-        console_fd,
+        console_fd: given.console,
+        stdio: given.stdio,
         pid_file: args.pid_file,
         preserve_fds: args.preserve_fds,
         cgroup: args.cgroup,

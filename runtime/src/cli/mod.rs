@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod flags;
+mod flow;
 mod help;
 mod inspect;
 mod launch;

@@ -1,57 +1,127 @@
 //! The foreground: this terminal joined with the container's, signals passed on, the exit code awaited.
+//!
+//! All signals are blocked and read from a signalfd, so that none is lost while the container is made, and there is one
+//! poll for everything. With a terminal (`process.terminal`, `exec --tty`):
+//!
+//! ```text
+//! our stdin (raw) ---> master of the container's pty ---> our stdout
+//! ```
+//! Without one the container's process has our own streams, but for those that are a terminal: it gets pipes instead,
+//! and never the host's terminal, through which it could type for the user.
+//!
+//! Job control is that of any program which reads its terminal. In the background it stops (SIGTTIN); a SIGTSTP is passed
+//! on, gives the terminal its mode back and stops us; when continued in the foreground the mode is made raw again and the
+//! size is copied. The container goes on meanwhile. Without a terminal of its own a container runs in the background as
+//! well, and its input waits until the job is in the foreground again.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
-use coracle_runtime::terminal as pty;
+use coracle_runtime::{Stdio, terminal as pty};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{isatty, pipe2};
 
-/// What is copied at once between the two terminals.
-const BUFFER: usize = 16 << 10;
+use super::flow::{self, Flow};
+use super::log;
+
+/// How often a background job looks whether it may read its terminal again: nothing tells it.
+const BACKGROUND_LOOK_MS: u16 = 200;
+/// What is passed on of the output after the process has ended: more than any pipe or terminal holds, so that somebody
+/// it left behind cannot keep us.
+const MAX_REST: usize = 4 << 20;
+/// Signals that end a wait for a slow reader of the last output.
+const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
 /// A process to wait for, or not.
+#[derive(Default)]
 pub struct Session {
     signals: Option<SignalFd>,
+    /// Gets the master.
     console: Option<OwnedFd>,
+    master: Option<OwnedFd>,
+    /// Held so that the container may close its terminal and open it again.
+    _other_end: Option<OwnedFd>,
+    input: Option<Flow>,
+    outputs: Vec<Flow>,
+    raw: Option<RawMode>,
 }
 
-/// Restores the terminal's mode when the session ends, however it ends.
+/// What a process of a session is made with.
+#[derive(Default)]
+pub struct Given {
+    /// Where it sends its terminal.
+    pub console: Option<OwnedFd>,
+    /// Its streams.
+    pub stdio: Stdio,
+}
+
+/// A terminal in raw mode. Its mode comes back when the session ends, however it ends.
 struct RawMode(Termios);
 
 impl RawMode {
     fn enter() -> Option<RawMode> {
         let before = tcgetattr(io::stdin()).ok()?;
-        let mut raw = before.clone();
+        let mode = RawMode(before);
+        mode.again();
+        Some(mode)
+    }
+
+    fn again(&self) {
+        let mut raw = self.0.clone();
         cfmakeraw(&mut raw);
-        tcsetattr(io::stdin(), SetArg::TCSANOW, &raw).ok()?;
-        Some(RawMode(before))
+        // A terminal that is gone needs no mode.
+        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &raw);
+    }
+
+    fn leave(&self) {
+        // In the background it is somebody else's, who has set it.
+        if in_foreground() {
+            let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
+        }
     }
 }
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // A terminal that is gone needs no mode.
-        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
+        self.leave();
     }
 }
 
+/// Whether this process may use its terminal. A terminal that is not its controlling one knows no job control.
+fn in_foreground() -> bool {
+    nix::unistd::tcgetpgrp(io::stdin()).map_or(true, |group| group == nix::unistd::getpgrp())
+}
+
+/// Stops until this process is in the foreground, as one that reads its terminal does.
+fn await_foreground() -> Result<()> {
+    while !in_foreground() {
+        // Without a shell that could continue it nothing stops it, and there is nothing to wait for.
+        if !pty::stop(Signal::SIGTTIN, true).context("stop in the background")? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn is_terminal(stream: &impl AsFd) -> bool {
+    isatty(stream).unwrap_or(false)
+}
+
 impl Session {
-    /// Nobody waits.
+    /// Nothing to wait for.
     pub fn detached() -> Session {
-        Session { signals: None, console: None }
+        Session::default()
     }
 
-    /// Waits in the foreground. Signals are blocked from here on, so that none is lost while the container is made.
-    /// The second value is the socket that the container's process sends its terminal to.
-    pub fn foreground(terminal: bool) -> Result<(Session, Option<OwnedFd>)> {
+    /// Waits in the foreground.
+    pub fn foreground(terminal: bool) -> Result<(Session, Given)> {
         let mut all = SigSet::all();
         // What a fault of our own raises must not be swallowed.
         for fault in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGABRT, Signal::SIGTRAP]
@@ -60,148 +130,207 @@ impl Session {
         }
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&all), None).context("block signals")?;
         let signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("signalfd")?;
-        if !terminal {
-            return Ok((Session { signals: Some(signals), console: None }, None));
+        let mut session = Session { signals: Some(signals), ..Session::default() };
+        let mut given = Given::default();
+        if terminal {
+            if is_terminal(&io::stdin()) {
+                // Before anything exists.
+                await_foreground()?;
+            }
+            let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+                .context("make a socket pair for the terminal")?;
+            session.console = Some(ours);
+            given.console = Some(theirs);
+        } else {
+            given.stdio = session.pipes().context("make pipes for the standard streams")?;
         }
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
-            .context("make a socket pair for the terminal")?;
-        Ok((Session { signals: Some(signals), console: Some(ours) }, Some(theirs)))
+        Ok((session, given))
+    }
+
+    /// Pipes in the place of terminals.
+    fn pipes(&mut self) -> nix::Result<Stdio> {
+        let mut stdio = Stdio::default();
+        let pipe = || pipe2(OFlag::O_CLOEXEC);
+        if is_terminal(&io::stdin()) {
+            let (read, write) = pipe()?;
+            flow::set_nonblocking(&write)?;
+            self.input = Some(Flow::new(flow::own(io::stdin().as_fd(), OFlag::O_RDONLY)?, write));
+            stdio.stdin = Some(read);
+        }
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        for (stream, place) in [(stdout.as_fd(), &mut stdio.stdout), (stderr.as_fd(), &mut stdio.stderr)] {
+            if is_terminal(&stream) {
+                let (read, write) = pipe()?;
+                flow::set_nonblocking(&read)?;
+                self.outputs.push(Flow::new(read, flow::own(stream, OFlag::O_WRONLY)?));
+                *place = Some(write);
+            }
+        }
+        Ok(stdio)
+    }
+
+    /// Takes the terminal that the process has sent. Best before its program runs, which may ask for the size.
+    pub fn attach(&mut self) -> Result<()> {
+        let Some(console) = self.console.take() else { return Ok(()) };
+        let master = pty::receive_master(&console).context("receive the container's terminal")?;
+        let copy = || master.try_clone().context("copy a descriptor");
+        flow::set_nonblocking(&master).context("prepare the container's terminal")?;
+        self._other_end = pty::other_end(&master).ok();
+        let input = flow::own(io::stdin().as_fd(), OFlag::O_RDONLY).context("open stdin again")?;
+        let output = flow::own(io::stdout().as_fd(), OFlag::O_WRONLY).context("open stdout again")?;
+        self.input = Some(Flow::into_terminal(input, copy()?, copy()?));
+        self.outputs = vec![Flow::new(copy()?, output)];
+        self.master = Some(master);
+        self.copy_size();
+        Ok(())
     }
 
     /// Waits for the process; its exit code, 128 + N when signal N ended it. 0 at once when detached.
-    pub fn wait(self, pid: i32) -> Result<i32> {
-        let Some(signals) = self.signals else { return Ok(0) };
-        let Some(console) = self.console else { return wait_without_terminal(&signals, pid) };
-        let master = pty::receive_master(&console).context("receive the container's terminal")?;
-        copy_size(&master);
-        // Without a terminal of our own (a pipe as stdin) there is no mode to change.
-        let _raw = RawMode::enter();
-        wait_with_terminal(&signals, &master, pid)
-    }
-}
-
-fn copy_size(master: &OwnedFd) {
-    if let Ok((rows, columns)) = pty::size(&io::stdin()) {
-        // A container that closed its terminal has no size.
-        let _ = pty::resize(master, rows, columns);
-    }
-}
-
-fn wait_without_terminal(signals: &SignalFd, pid: i32) -> Result<i32> {
-    loop {
-        wait_readable(&[signals.as_fd()])?;
-        if let Some(code) = handle_signals(signals, pid, None)? {
-            return Ok(code);
+    pub fn wait(mut self, pid: i32) -> Result<i32> {
+        let Some(signals) = self.signals.take() else { return Ok(0) };
+        self.attach()?;
+        if self.master.is_some() && is_terminal(&io::stdin()) {
+            await_foreground()?;
+            self.raw = in_foreground().then(RawMode::enter).flatten();
+        }
+        loop {
+            self.wait_and_move(&signals)?;
+            if let Some(code) = self.handle_signals(&signals, pid)? {
+                log::debug(|| format!("process {pid} exited with {code}"));
+                self.rest(&signals)?;
+                return Ok(code);
+            }
         }
     }
-}
 
-fn wait_readable(fds: &[BorrowedFd<'_>]) -> Result<Vec<bool>> {
-    let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-    match poll(&mut polled, PollTimeout::NONE) {
-        Ok(_) => Ok(polled.iter().map(|p| p.any().unwrap_or(false)).collect()),
-        Err(Errno::EINTR) => Ok(vec![false; fds.len()]),
-        Err(e) => Err(e).context("poll"),
-    }
-}
-
-/// Passes signals on, resizes, reaps; the exit code once the process has ended.
-fn handle_signals(signals: &SignalFd, pid: i32, master: Option<&OwnedFd>) -> Result<Option<i32>> {
-    while let Some(info) = signals.read_signal().context("read signals")? {
-        let number = info.ssi_signo as i32;
-        match Signal::try_from(number) {
-            Ok(Signal::SIGCHLD) => {
-                if let Some(code) = reap(pid) {
-                    return Ok(Some(code));
+    /// One poll, and what it allows.
+    fn wait_and_move(&mut self, signals: &SignalFd) -> Result<()> {
+        // With raw mode a background process stops; without, its input waits.
+        let suspended = self.raw.is_none() && self.reads_terminal() && !in_foreground();
+        let timeout = if suspended { PollTimeout::from(BACKGROUND_LOOK_MS) } else { PollTimeout::NONE };
+        let flows = || self.input.iter().filter(|_| !suspended).chain(&self.outputs);
+        let mut polled = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        polled.extend(flows().filter_map(Flow::wants));
+        match poll(&mut polled, timeout) {
+            Err(Errno::EINTR) => return Ok(()),
+            result => result.context("poll")?,
+        };
+        let mut ready = polled[1..].iter().map(|p| p.any().unwrap_or(false)).collect::<Vec<_>>().into_iter();
+        let mut is_ready = |flow: &Flow| flow.wants().is_some() && ready.next().unwrap_or(false);
+        if let Some(input) = self.input.as_mut().filter(|_| !suspended)
+            && is_ready(input)
+        {
+            match input.step() {
+                Err(Errno::EIO) if self.raw.is_some() && !in_foreground() => self.regain()?,
+                Err(Errno::EIO) if !in_foreground() => {}
+                // A terminal that is gone.
+                Err(Errno::EIO) => input.end(),
+                result => drop(result.context("pass on the input")?),
+            }
+        }
+        for output in &mut self.outputs {
+            if is_ready(output) {
+                match output.step() {
+                    Err(Errno::EIO) => output.end(),
+                    result => drop(result.context("pass on the output")?),
                 }
             }
-            Ok(Signal::SIGWINCH) => master.into_iter().for_each(copy_size),
-            // The runtime of the language and the kernel use these among threads and timers, not for the container.
-            Ok(Signal::SIGURG) => {}
-            Ok(signal) => {
-                // A process that has just ended needs no signal; its SIGCHLD follows.
-                let _ = kill(Pid::from_raw(pid), signal);
+        }
+        Ok(())
+    }
+
+    fn reads_terminal(&self) -> bool {
+        self.input.as_ref().is_some_and(|input| input.wants().is_some()) && is_terminal(&io::stdin())
+    }
+
+    /// Passes signals on, resizes, reaps; the exit code once the process has ended.
+    fn handle_signals(&mut self, signals: &SignalFd, pid: i32) -> Result<Option<i32>> {
+        while let Some(info) = signals.read_signal().context("read signals")? {
+            let number = info.ssi_signo as i32;
+            match Signal::try_from(number) {
+                Ok(Signal::SIGCHLD) => {
+                    // Orphans of the container too, as their subreaper.
+                    while let Some((ended, code)) = pty::reap() {
+                        if ended == pid {
+                            return Ok(Some(code));
+                        }
+                    }
+                }
+                Ok(Signal::SIGWINCH) => self.copy_size(),
+                // The kernel's words to this process about its own terminal and pipes.
+                Ok(Signal::SIGURG | Signal::SIGPIPE | Signal::SIGTTIN | Signal::SIGTTOU) => {}
+                Ok(Signal::SIGTSTP) => {
+                    pass_on(pid, number);
+                    self.raw.iter().for_each(RawMode::leave);
+                    pty::stop(Signal::SIGTSTP, false).context("stop")?;
+                    self.regain()?;
+                }
+                Ok(Signal::SIGCONT) => {
+                    pass_on(pid, number);
+                    self.regain()?;
+                }
+                _ => pass_on(pid, number),
             }
-            Err(_) => {}
+        }
+        Ok(None)
+    }
+
+    /// After a stop: the shell has set its own mode, and the window may have another size.
+    fn regain(&mut self) -> Result<()> {
+        if let Some(raw) = &self.raw {
+            await_foreground()?;
+            if in_foreground() {
+                raw.again();
+            }
+        }
+        self.copy_size();
+        Ok(())
+    }
+
+    fn copy_size(&self) {
+        let Some(master) = &self.master else { return };
+        if let Some((rows, columns)) = size() {
+            // A container that closed its terminal has no size.
+            let _ = pty::resize(master, rows, columns);
         }
     }
-    Ok(None)
-}
 
-/// Reaps all that ended (orphans of the container too, as their subreaper).
-fn reap(pid: i32) -> Option<i32> {
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(who, code)) if who.as_raw() == pid => return Some(code),
-            Ok(WaitStatus::Signaled(who, signal, _)) if who.as_raw() == pid => return Some(128 + signal as i32),
-            Ok(WaitStatus::StillAlive) | Err(_) => return None,
-            Ok(_) => {}
-        }
-    }
-}
-
-fn wait_with_terminal(signals: &SignalFd, master: &OwnedFd, pid: i32) -> Result<i32> {
-    let (stdin, stdout) = (io::stdin(), io::stdout());
-    let mut input_open = true;
-    loop {
-        let mut fds = vec![signals.as_fd(), master.as_fd()];
-        if input_open {
-            fds.push(stdin.as_fd());
-        }
-        let ready = wait_readable(&fds)?;
-        // Output before the news of the end, so that none is lost.
-        if ready[1] && !copy(master.as_fd(), stdout.as_fd())? {
-            // All slaves are closed; the process may live on without its terminal.
-            return wait_without_terminal(signals, pid);
-        }
-        if ready.get(2) == Some(&true) && !copy(stdin.as_fd(), master.as_fd())? {
-            input_open = false;
-            // End of input is a character to a terminal.
-            let _ = nix::unistd::write(master, b"\x04");
-        }
-        if let Some(code) = handle_signals(signals, pid, Some(master))? {
-            drain(master, stdout.as_fd())?;
-            return Ok(code);
-        }
-    }
-}
-
-/// Copies what there is; false at the end.
-fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<bool> {
-    let mut buffer = [0u8; BUFFER];
-    let n = match nix::unistd::read(from, &mut buffer) {
-        Ok(n) => n,
-        // How a pty master says that its other end is closed.
-        Err(Errno::EIO) => 0,
-        Err(Errno::EINTR | Errno::EAGAIN) => return Ok(true),
-        Err(e) => return Err(e).context("read from the terminal"),
-    };
-    let mut rest = &buffer[..n];
-    while !rest.is_empty() {
-        match nix::unistd::write(to, rest) {
-            Ok(written) => rest = &rest[written..],
-            Err(Errno::EINTR) => {}
-            // A reader that went away (`run ... | head`) must not end the container.
-            Err(Errno::EPIPE | Errno::EIO) => break,
-            Err(e) => return Err(e).context("write to the terminal"),
-        }
-    }
-    Ok(n > 0)
-}
-
-/// What the process wrote just before its end.
-fn drain(master: &OwnedFd, stdout: BorrowedFd<'_>) -> Result<()> {
-    loop {
-        let mut polled = [PollFd::new(master.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut polled, PollTimeout::ZERO) {
-            Ok(0) => return Ok(()),
-            Ok(_) => {
-                if !copy(master.as_fd(), stdout)? {
-                    return Ok(());
+    /// What the process wrote just before its end.
+    fn rest(&mut self, signals: &SignalFd) -> Result<()> {
+        for output in &mut self.outputs {
+            let start = output.total;
+            while output.total - start < MAX_REST {
+                if output.is_pending() {
+                    let mut polled = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+                    polled.extend(output.wants());
+                    match poll(&mut polled, PollTimeout::NONE) {
+                        Ok(_) | Err(Errno::EINTR) => {}
+                        Err(error) => return Err(error).context("poll"),
+                    }
+                    let told = signals.read_signal().context("read signals")?;
+                    let number = told.map(|info| info.ssi_signo as i32);
+                    if ENDING.iter().any(|signal| Some(*signal as i32) == number) {
+                        return Ok(());
+                    }
+                }
+                match output.step() {
+                    Ok(true) => {}
+                    Ok(false) | Err(Errno::EIO) => break,
+                    Err(error) => return Err(error).context("pass on the last output"),
                 }
             }
-            Err(Errno::EINTR) => {}
-            Err(e) => return Err(e).context("poll"),
         }
+        Ok(())
     }
+}
+
+/// The size of our terminal, which any of the streams may be.
+pub fn size() -> Option<(u16, u16)> {
+    pty::size(&io::stdin()).or_else(|_| pty::size(&io::stdout())).or_else(|_| pty::size(&io::stderr())).ok()
+}
+
+fn pass_on(pid: i32, number: i32) {
+    log::debug(|| format!("forwarding signal {number} to {pid}"));
+    // A process that has just ended needs no signal; its SIGCHLD follows.
+    let _ = pty::signal(pid, number);
 }
