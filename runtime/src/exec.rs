@@ -308,7 +308,7 @@ mod tests {
             Version::V2 => vec![group(&[], "/u")],
         };
         let wanted: Vec<String> = wanted.iter().map(|w| (*w).to_owned()).collect();
-        let state = beneath(&CgroupState { version, groups }, &wanted)?;
+        let state = beneath(&CgroupState { version, groups, systemd: None }, &wanted)?;
         Ok(state.groups.iter().map(|g| g.path.display().to_string()).collect())
     }
 

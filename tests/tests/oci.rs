@@ -566,7 +566,7 @@ fn version_spec_and_features_are_what_tools_parse() {
         assert_eq!(features["ociVersionMin"], "1.0.0");
         assert!(features["linux"]["namespaces"].as_array().unwrap().contains(&json!("time")));
         assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], true);
-        assert_eq!(features["linux"]["intelRdt"]["enabled"], false);
+        assert_eq!(features["linux"]["intelRdt"]["enabled"], true);
     }
 }
 
