@@ -34,6 +34,8 @@ pub(crate) struct Spawn {
     process: Option<(Handle, u64)>,
     /// Whether the caller has rights nowhere but in the user namespace that is made or joined.
     ordinary: bool,
+    /// Whether it does no harm if this process's later children stay in a PID namespace joined for them.
+    last: bool,
     intermediate: bool,
     parent: Parent,
 }
@@ -68,27 +70,32 @@ impl Spawn {
             .map(|(clock, offset)| format!("{clock} {} {}\n", offset.secs, offset.nanosecs))
             .collect();
         let has_user = spec.namespace(NamespaceKind::User).is_some();
-        let intermediate = (has_user && !joins.is_empty()) || !offsets.is_empty();
+        let mut intermediate = (has_user && !joins.is_empty()) || !offsets.is_empty();
+        if !intermediate && joins.iter().any(|(kind, _)| *kind == NamespaceKind::Pid) {
+            // Root of a user namespace could not return to a PID namespace that is not of it; hooks are children, too.
+            let own = own_pid_namespace()?;
+            intermediate = sys::setns(own.as_fd(), libc::CLONE_NEWPID).is_err();
+        }
         let (mut early, mut own): (Vec<_>, Vec<_>) =
             joins.into_iter().partition(|(kind, _)| intermediate || *kind == NamespaceKind::Pid);
         // The user namespace last: it takes the rights to join the others. An ordinary user gets them there.
         early.sort_by_key(|(kind, _)| (*kind == NamespaceKind::User) != ordinary);
         // The mount namespace last: the others are open descriptors, but errors should not depend on it.
         own.sort_by_key(|(kind, _)| *kind == NamespaceKind::Mount);
-        Ok((Spawn { flags, early, offsets, process: None, ordinary, intermediate, parent }, own))
+        Ok((Spawn { flags, early, offsets, process: None, ordinary, last: false, intermediate, parent }, own))
     }
 
     /// For exec: a plain child, in the container's PID namespace if it has one of its own.
     pub fn into_pid_namespace(pid: Option<OwnedFd>, parent: Parent) -> Spawn {
         let early = pid.into_iter().map(|fd| (NamespaceKind::Pid, fd)).collect();
         let (offsets, process) = (String::new(), None);
-        Spawn { flags: 0, early, offsets, process, ordinary: false, intermediate: false, parent }
+        Spawn { flags: 0, early, offsets, process, ordinary: false, last: true, intermediate: false, parent }
     }
 
     /// For exec by an ordinary user: an intermediate process joins all of the container's namespaces at once.
     pub fn into_namespaces(of: Handle, kinds: u64, parent: Parent) -> Spawn {
         let (offsets, process) = (String::new(), Some((of, kinds)));
-        Spawn { flags: 0, early: Vec::new(), offsets, process, ordinary: true, intermediate: true, parent }
+        Spawn { flags: 0, early: Vec::new(), offsets, process, ordinary: true, last: true, intermediate: true, parent }
     }
 
     /// Clones. `ours` is the parent's end of the channel, `theirs` the init's; each side closes the other's end.
@@ -99,14 +106,18 @@ impl Spawn {
         let back = match &self.early[..] {
             [] => None,
             early => {
-                let own = File::open("/proc/self/ns/pid").op(|| "open /proc/self/ns/pid")?;
+                let own = own_pid_namespace()?;
                 join(early)?;
                 Some(own)
             }
         };
         let result = clone3(self.flags, self.parent == Parent::Grandparent, cgroup);
         if let (Some(own), Ok(Some(_)) | Err(_)) = (back, &result) {
-            sys::setns(own.as_fd(), libc::CLONE_NEWPID).op(|| "return to the own PID namespace for children")?;
+            match sys::setns(own.as_fd(), libc::CLONE_NEWPID) {
+                // Root of a user namespace beneath that of the PID namespace may go in, but not back.
+                Err(e) if e.raw_os_error() == Some(libc::EPERM) && self.last => {}
+                returned => returned.op(|| "return to the own PID namespace for children")?,
+            }
         }
         Ok(match result? {
             Some(pid) => Side::Parent(pid),
@@ -169,6 +180,10 @@ impl Spawn {
         }
         join(&self.early)
     }
+}
+
+fn own_pid_namespace() -> Result<File> {
+    File::open("/proc/self/ns/pid").op(|| "open /proc/self/ns/pid")
 }
 
 fn join(namespaces: &[(NamespaceKind, OwnedFd)]) -> Result<()> {
