@@ -272,7 +272,11 @@ fn make_state_dir(runtime: &Runtime, id: &str) -> Result<PathBuf> {
     builder.mode(0o700);
     match builder.create(&dir) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).mode(0o711).create(&runtime.root).path("make", &runtime.root)?;
+            let made = DirBuilder::new().recursive(true).mode(0o711).create(&runtime.root);
+            made.op(|| {
+                let root = runtime.root.display();
+                format!("make the state root {root} (an ordinary user's is in $XDG_RUNTIME_DIR, or --root)")
+            })?;
             builder.create(&dir).path("make", &dir)?;
         }
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Err(Error::Exists(id.to_owned())),

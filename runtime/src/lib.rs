@@ -13,7 +13,7 @@
 //! netdev    network devices that move into the container                 rdt    Intel RDT
 //! hooks     state (on disk), time  undo      what a failed create takes back
 //! seal      the program itself     apart     for containers of other programs
-//! cgroup    seccomp                handle    another process
+//! cgroup    seccomp                handle    another process               members  without a cgroup
 //! sys       all of the crate's unsafe code
 //! ```
 //!
@@ -37,12 +37,13 @@ mod idmap;
 mod init;
 mod lifecycle;
 mod lsm;
+mod members;
 mod mounts;
 mod netdev;
 mod options;
 mod rdt;
 mod refuse;
-pub mod rootless;
+mod rootless;
 mod schedule;
 mod seal;
 pub mod seccomp;

@@ -15,7 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::handle::Handle;
 use crate::spec::{NamespaceKind, Process, Spec};
 use crate::state::{self, Detail, Record, SOCKET, State, Status};
-use crate::{Runtime, hooks, rdt, refuse};
+use crate::{Runtime, hooks, members, rdt, refuse};
 
 /// How long delete waits for a killed process, as long as runc.
 const KILL_WAIT: Duration = Duration::from_secs(10);
@@ -87,6 +87,9 @@ impl Runtime {
             let cgroup = record.cgroup();
             if cgroup.exists() {
                 return cgroup.kill_all(signal).map_err(cgroup_error);
+            }
+            if record.cgroup.groups.is_empty() && record.alive() {
+                return members::signal(&record, signal);
             }
         }
         if !record.signal(signal)? {
@@ -174,7 +177,11 @@ impl Runtime {
 
     /// The pids of all processes.
     pub fn pids(&self, id: &str) -> Result<Vec<i32>> {
-        Record::load(&self.root, id)?.cgroup().pids().map_err(cgroup_error)
+        let record = Record::load(&self.root, id)?;
+        match record.cgroup.groups.is_empty() {
+            true => members::pids(&record),
+            false => record.cgroup().pids().map_err(cgroup_error),
+        }
     }
 
     /// What the cgroup accounts.
@@ -214,7 +221,7 @@ impl Record {
     }
 
     /// Signals the init; false when it is dead.
-    fn signal(&self, signal: i32) -> Result<bool> {
+    pub(crate) fn signal(&self, signal: i32) -> Result<bool> {
         let Some(init) = self.init()? else { return Ok(false) };
         // Compared after the handle was opened: it can no longer come to mean another process.
         if !self.alive() {

@@ -150,6 +150,12 @@ pub(crate) fn parse_stat(text: &str) -> Option<(u64, bool)> {
     Some((start, !matches!(state, "Z" | "X" | "x")))
 }
 
+/// The pid of the parent, of the same text.
+pub(crate) fn parse_parent(text: &str) -> Option<i32> {
+    let (_, rest) = text.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 impl Record {
     /// Reads a container's record.
     pub fn load(root: &Path, id: &str) -> Result<Record> {
@@ -231,7 +237,7 @@ mod tests {
     #[test]
     fn the_start_time_is_read_past_a_hostile_name() {
         let line = "7 (a) S 1 (x)) R 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 987 20";
-        assert_eq!(parse_stat(line), Some((987, true)));
+        assert_eq!((parse_stat(line), parse_parent(line)), (Some((987, true)), Some(1)));
         assert_eq!(parse_stat("7 (x) Z 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 5 20"), Some((5, false)));
         assert_eq!(parse_stat("7 (x"), None);
     }

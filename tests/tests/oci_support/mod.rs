@@ -74,6 +74,19 @@ impl Answer {
     }
 }
 
+/// Makes a root filesystem of busybox.
+pub fn busybox_rootfs(rootfs: &Path) {
+    let bin = rootfs.join("bin");
+    fs::create_dir_all(&bin).expect("rootfs");
+    fs::copy(BUSYBOX, bin.join("busybox")).expect("busybox-static is needed: apt-get install busybox-static");
+    for applet in APPLETS {
+        symlink("busybox", bin.join(applet)).expect("symlink");
+    }
+    for name in ["proc", "sys", "dev", "tmp", "etc"] {
+        fs::create_dir(rootfs.join(name)).expect("mkdir");
+    }
+}
+
 /// A bundle, its container, and everything to remove at the end.
 pub struct Bundle {
     pub dir: tempfile::TempDir,
@@ -87,16 +100,8 @@ impl Bundle {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = tempfile::Builder::new().prefix("coracle-oci-").tempdir().expect("temporary directory");
         let id = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let bin = dir.path().join("rootfs/bin");
-        fs::create_dir_all(&bin).expect("rootfs");
         fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
-        fs::copy(BUSYBOX, bin.join("busybox")).expect("busybox-static is needed: apt-get install busybox-static");
-        for applet in APPLETS {
-            symlink("busybox", bin.join(applet)).expect("symlink");
-        }
-        for name in ["proc", "sys", "dev", "tmp", "etc"] {
-            fs::create_dir(dir.path().join("rootfs").join(name)).expect("mkdir");
-        }
+        busybox_rootfs(&dir.path().join("rootfs"));
         let config = config(args, &format!("/coracle-test-oci-{id}"));
         Bundle { dir, id, config }
     }

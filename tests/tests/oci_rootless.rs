@@ -1,0 +1,502 @@
+//! The runtime run by an ordinary user, and by root inside that user's own user namespace: runc's rootless containers.
+//!
+//! The user is nobody's: each command runs in a mount namespace of its own, in which /etc/passwd, /etc/subuid and
+//! /etc/subgid are this test's. The machine's stay as they are.
+
+mod oci_support;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use oci_support::{Answer, busybox_rootfs, ours, runtime, wait_for};
+use serde_json::{Value, json};
+
+/// An ordinary user's number, and the first of the ids that /etc/subuid gives.
+const UID: u32 = 54_321;
+const FIRST: u32 = 700_000;
+const COUNT: u32 = 65_536;
+
+/// Puts the files in place and becomes the user: directory, number, then the command.
+const BECOME: &str = "dir=$1; uid=$2; shift 2
+for name in passwd group subuid subgid; do mount --bind $dir/etc/$name /etc/$name || exit 125; done
+exec setpriv --reuid $uid --regid $uid --clear-groups --inh-caps=-all -- \"$@\"";
+
+/// Becomes root of a new user namespace of the user's, and runs a script there.
+const INSIDE: &str =
+    "exec unshare --user --mount --map-root-user --map-users=auto --map-groups=auto -- /bin/sh -ec \"$1\"";
+
+/// An ordinary user with a bundle and a runtime directory.
+struct User {
+    dir: tempfile::TempDir,
+    config: Value,
+}
+
+impl User {
+    /// The configuration is the one that `spec --rootless` writes, running a shell script without a terminal.
+    fn sh(script: &str) -> User {
+        let dir = tempfile::Builder::new().prefix("coracle-rootless-").tempdir().expect("temporary directory");
+        let user = User { dir, config: Value::Null };
+        fs::set_permissions(user.dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        ["etc", "home", "home/run", "home/bundle"]
+            .iter()
+            .for_each(|name| fs::create_dir(user.path(name)).expect("mkdir"));
+        user.etc(
+            "passwd",
+            &format!("root:x:0:0::/root:/bin/sh\nrower:x:{UID}:{UID}::{}:/bin/sh\n", user.path("home").display()),
+        );
+        user.etc("group", &format!("root:x:0:\nrower:x:{UID}:\n"));
+        ["subuid", "subgid"].iter().for_each(|name| user.etc(name, &format!("rower:{FIRST}:{COUNT}\n")));
+        busybox_rootfs(&user.path("home/bundle/rootfs"));
+        if runtime().is_absolute() {
+            fs::copy(runtime(), user.path("runtime")).expect("copy the runtime");
+        }
+        let owned = Command::new("chown").arg("-hR").arg(format!("{UID}:{UID}")).arg(user.path("home")).status();
+        assert!(owned.expect("chown runs").success());
+        user.oci(&["spec", "--rootless", "--bundle", user.bundle()]).ok();
+        let text = fs::read_to_string(user.path("home/bundle/config.json")).expect("config.json");
+        let mut user = User { config: serde_json::from_str(&text).expect("JSON"), ..user };
+        user.config["process"]["terminal"] = json!(false);
+        user.config["process"]["args"] = json!(["/bin/sh", "-c", script]);
+        user.config["process"]["env"] = json!(["PATH=/bin"]);
+        user
+    }
+
+    fn sleeping() -> User {
+        let user = User::sh("exec sleep 1000");
+        user.run_with(&["--detach"]).ok();
+        user
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn bundle(&self) -> &'static str {
+        // The user's home is this folder for every one of them.
+        "home/bundle"
+    }
+
+    fn etc(&self, name: &str, text: &str) {
+        fs::write(self.path("etc").join(name), text).expect("write");
+    }
+
+    /// All ids of the user: the own one is root.
+    fn with_ranges(mut self) -> User {
+        let maps = json!([
+            { "containerID": 0, "hostID": UID, "size": 1 }, { "containerID": 1, "hostID": FIRST, "size": COUNT }
+        ]);
+        self.config["linux"]["uidMappings"] = maps.clone();
+        self.config["linux"]["gidMappings"] = maps;
+        self
+    }
+
+    fn namespace(mut self, kind: &str, path: Option<&str>) -> User {
+        let list = self.config["linux"]["namespaces"].as_array_mut().expect("namespaces");
+        list.retain(|n| n["type"] != kind);
+        list.push(path.map_or(json!({ "type": kind }), |path| json!({ "type": kind, "path": path })));
+        self
+    }
+
+    fn without_namespace(mut self, kind: &str) -> User {
+        self.config["linux"]["namespaces"].as_array_mut().expect("namespaces").retain(|n| n["type"] != kind);
+        self
+    }
+
+    fn mount(mut self, destination: &str, kind: &str, source: &str, options: &[&str]) -> User {
+        let mount = json!({ "destination": destination, "type": kind, "source": source, "options": options });
+        let mounts = self.config["mounts"].as_array_mut().expect("mounts");
+        mounts.retain(|m| m["destination"] != destination);
+        mounts.push(mount);
+        self
+    }
+
+    fn set(mut self, pointer: &str, value: Value) -> User {
+        let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
+        self.config.pointer_mut(parent).expect("the parent is there")[name] = value;
+        self
+    }
+
+    fn program(&self) -> PathBuf {
+        if runtime().is_absolute() { self.path("runtime") } else { runtime() }
+    }
+
+    /// A command as this user, in the user's folder.
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "slave", "--", "/bin/sh", "-c", BECOME, "become"]);
+        command.arg(self.dir.path()).arg(UID.to_string()).args(words);
+        command.current_dir(self.dir.path()).stdin(Stdio::null()).env("XDG_RUNTIME_DIR", self.path("home/run"));
+        command.env("HOME", self.path("home")).env("USER", "rower").env_remove("LISTEN_FDS");
+        command
+    }
+
+    /// The runtime as this user; its output is not a pipe, which a container would hold open.
+    fn oci(&self, words: &[&str]) -> Answer {
+        let program = self.program();
+        let mut all = vec![program.to_str().expect("UTF-8")];
+        all.extend(words);
+        self.answer(self.command(&all))
+    }
+
+    fn answer(&self, mut command: Command) -> Answer {
+        let file = || tempfile::tempfile_in(self.dir.path()).expect("file");
+        let (mut out, mut err) = (file(), file());
+        command.stdout(out.try_clone().expect("dup")).stderr(err.try_clone().expect("dup"));
+        let code = command.status().expect("it runs").code().unwrap_or(-1);
+        let read = |file: &mut fs::File| {
+            std::io::Seek::rewind(file).expect("rewind");
+            std::io::read_to_string(file).expect("UTF-8")
+        };
+        Answer { code, out: read(&mut out), err: read(&mut err) }
+    }
+
+    fn write_config(&self) {
+        fs::write(self.path("home/bundle/config.json"), self.config.to_string()).expect("config.json");
+    }
+
+    fn run(&self) -> Answer {
+        self.run_with(&[])
+    }
+
+    fn run_with(&self, flags: &[&str]) -> Answer {
+        self.write_config();
+        let mut words = vec!["run", "--bundle", self.bundle()];
+        words.extend(flags);
+        words.push("box");
+        self.oci(&words)
+    }
+
+    /// A script of the runtime's commands by root of the user's own user namespace; `$oci` is the runtime.
+    fn inside(&self, script: &str) -> Answer {
+        self.write_config();
+        let script = format!("oci={}; {script}", self.program().display());
+        self.answer(self.command(&["/bin/sh", "-c", INSIDE, "inside", &script]))
+    }
+
+    fn status(&self) -> String {
+        let state: Value = serde_json::from_str(&self.oci(&["state", "box"]).ok().out).expect("JSON");
+        state["status"].as_str().expect("status").to_owned()
+    }
+
+    fn pid(&self) -> i64 {
+        let state: Value = serde_json::from_str(&self.oci(&["state", "box"]).ok().out).expect("JSON");
+        state["pid"].as_i64().expect("pid")
+    }
+
+    /// Nothing may be left: no state, and no process of the user's ids.
+    #[track_caller]
+    fn assert_gone(&self) {
+        let states = self.path("home/run").join(self.program().file_name().expect("name"));
+        let ours = self.path("home/run/coracle-oci");
+        for root in [states, ours] {
+            let left: Vec<_> = fs::read_dir(root).into_iter().flatten().flatten().map(|e| e.path()).collect();
+            assert_eq!(left, Vec::<PathBuf>::new(), "state is left");
+        }
+        let folder = self.dir.path().to_str().expect("UTF-8");
+        for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+            let path = entry.path();
+            let mounts = fs::read_to_string(path.join("mountinfo")).unwrap_or_default();
+            let words = fs::read(path.join("cmdline")).unwrap_or_default();
+            assert!(!mounts.contains(folder), "{path:?} is left: {}", String::from_utf8_lossy(&words));
+        }
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        let _ = self.oci(&["delete", "--force", "box"]);
+    }
+}
+
+#[test]
+fn the_configuration_of_spec_rootless_runs_as_it_is() {
+    let user = User::sh("id -u; cat /proc/self/uid_map; echo hi >/dev/null; cat /proc/self/setgroups");
+    let answer = user.run().ok();
+    let words: Vec<&str> = answer.out.split_whitespace().collect();
+    assert_eq!(words, ["0", "0", &UID.to_string(), "1", "deny"]);
+    user.assert_gone();
+}
+
+#[test]
+fn a_container_lives_through_all_commands_of_its_user() {
+    let user = User::sh("exec sleep 1000");
+    user.write_config();
+    user.oci(&["create", "--bundle", user.bundle(), "--pid-file", "home/pid", "box"]).ok();
+    assert_eq!(user.status(), "created");
+    user.oci(&["start", "box"]).ok();
+    assert_eq!(user.status(), "running");
+    assert_eq!(fs::read_to_string(user.path("home/pid")).unwrap(), user.pid().to_string());
+    assert!(user.oci(&["list"]).ok().out.contains("running"));
+    assert_eq!(user.oci(&["exec", "box", "cat", "/proc/1/comm"]).ok().out, "sleep\n");
+    assert_eq!(user.oci(&["exec", "box", "sh", "-c", "exit 7"]).code, 7);
+    user.oci(&["kill", "box", "KILL"]).ok();
+    wait_for("the end", || user.status() == "stopped");
+    user.oci(&["delete", "box"]).ok();
+    user.oci(&["state", "box"]).fails("does not exist");
+    user.assert_gone();
+}
+
+#[test]
+fn state_is_kept_in_the_users_runtime_directory_out_of_the_reach_of_cleaners() {
+    if !ours() {
+        return;
+    }
+    let user = User::sleeping();
+    let root = fs::metadata(user.path("home/run/coracle-oci")).unwrap();
+    assert_eq!((root.uid(), root.mode() & 0o7777), (UID, 0o1700));
+    assert_eq!(fs::metadata(user.path("home/run/coracle-oci/box")).unwrap().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn ranges_of_ids_are_mapped_by_newuidmap() {
+    let user = User::sh("id -u; id -g; id -G; touch /home/f; stat -c %u /root").with_ranges();
+    ["home", "root"].iter().for_each(|name| fs::create_dir(user.path("home/bundle/rootfs").join(name)).unwrap());
+    chown(user.path("home/bundle/rootfs/home"), Some(FIRST + 6), None).unwrap();
+    chown(user.path("home/bundle/rootfs/root"), Some(UID), None).unwrap();
+    let user = user
+        .set("/root/readonly", json!(false))
+        .set("/process/user", json!({ "uid": 7, "gid": 8, "additionalGids": [9] }));
+    if ours() {
+        assert_eq!(user.run().ok().out, "7\n8\n8 9\n0\n");
+        assert_eq!(fs::metadata(user.path("home/bundle/rootfs/home/f")).unwrap().uid(), FIRST + 6);
+    }
+    user.assert_gone();
+}
+
+#[test]
+fn the_containers_root_need_not_be_the_user_nor_see_the_users_folders() {
+    if !ours() {
+        return;
+    }
+    let maps = json!([{ "containerID": 0, "hostID": FIRST, "size": COUNT }]);
+    let user = User::sh("id -u; cat /secret/f; cat /proc/self/uid_map")
+        .set("/linux/uidMappings", maps.clone())
+        .set("/linux/gidMappings", maps);
+    fs::create_dir(user.path("home/private")).unwrap();
+    fs::create_dir(user.path("home/private/open")).unwrap();
+    fs::write(user.path("home/private/open/f"), "seen\n").unwrap();
+    ["home", "home/private"].iter().for_each(|name| {
+        chown(user.path(name), Some(UID), Some(UID)).unwrap();
+        fs::set_permissions(user.path(name), fs::Permissions::from_mode(0o700)).unwrap();
+    });
+    fs::create_dir(user.path("home/bundle/rootfs/secret")).unwrap();
+    let source = user.path("home/private/open");
+    let user = user.mount("/secret", "bind", source.to_str().unwrap(), &["rbind", "ro"]);
+    let out = user.run().ok().out;
+    assert_eq!(out.split_whitespace().collect::<Vec<_>>(), ["0", "seen", "0", &FIRST.to_string(), &COUNT.to_string()]);
+}
+
+#[test]
+fn exec_joins_all_namespaces_and_can_be_any_mapped_user() {
+    let user = User::sh("exec sleep 1000").with_ranges().namespace("network", None);
+    user.run_with(&["--detach"]).ok();
+    let kinds = ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"];
+    let pid = user.pid();
+    for kind in kinds {
+        let link = format!("/proc/self/ns/{kind}");
+        let inside = user.oci(&["exec", "box", "readlink", &link]).ok().out;
+        let init = fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        assert_eq!(Path::new(inside.trim()), init, "{kind}");
+    }
+    assert_eq!(user.oci(&["exec", "--user", "7:8", "box", "sh", "-c", "id -u; id -g"]).ok().out, "7\n8\n");
+    if ours() {
+        let status = user.oci(&["exec", "box", "sh", "-c", "grep -i CapEff /proc/self/status"]).ok().out;
+        assert!(status.contains("0000000020000420"), "only those of the configuration: {status}");
+    }
+}
+
+#[test]
+fn a_terminal_is_given_to_the_user_of_an_exec() {
+    let user = User::sh("exec sleep 1000").with_ranges();
+    user.run_with(&["--detach"]).ok();
+    let program = user.program();
+    let line = format!("{} exec --tty --user 7 box sh -c 'tty; stat -c %u /dev/pts/0'", program.display());
+    let answer = user.answer(user.command(&["script", "--quiet", "--return", "--command", &line, "/dev/null"])).ok();
+    assert_eq!(answer.out.split_whitespace().collect::<Vec<_>>(), ["/dev/pts/0", "7"], "{}", answer.err);
+}
+
+#[test]
+fn processes_are_listed_and_signalled_without_a_cgroup() {
+    if !ours() {
+        return;
+    }
+    let user = User::sh("sleep 1000 & sleep 1000 & trap 'exit 3' TERM; while :; do wait; done");
+    user.run_with(&["--detach"]).ok();
+    let pids =
+        || -> Vec<i64> { serde_json::from_str(&user.oci(&["ps", "--format", "json", "box"]).ok().out).expect("JSON") };
+    wait_for("three processes", || pids().len() == 3);
+    assert!(pids().contains(&user.pid()));
+    user.oci(&["kill", "--all", "box", "TERM"]).ok();
+    wait_for("the end", || user.status() == "stopped");
+    user.oci(&["pause", "box"]).fails("stopped");
+    user.oci(&["delete", "box"]).ok();
+    user.assert_gone();
+}
+
+#[test]
+fn devices_are_the_hosts_and_work() {
+    let user = User::sh(
+        "stat -c %t:%T /dev/null /dev/zero /dev/tty; echo x > /dev/null; head -c 2 /dev/zero | wc -c; readlink /dev/ptmx",
+    );
+    let out = user.run().ok().out;
+    assert_eq!(out, "1:3\n1:5\n5:0\n2\npts/ptmx\n");
+}
+
+#[test]
+fn what_an_ordinary_user_cannot_have_is_refused_with_the_likely_cause_and_leaves_nothing() {
+    if !ours() {
+        return;
+    }
+    let plain = || User::sh("true");
+    let bind = |options: &[&str]| plain().mount("/host", "bind", "/proc", options);
+    let maps = json!([{ "containerID": 0, "hostID": 5, "size": 10 }]);
+    let cases: [(User, &str); 12] = [
+        (
+            plain().without_namespace("user").set("/linux/uidMappings", json!([])).set("/linux/gidMappings", json!([])),
+            "user namespace",
+        ),
+        (plain().set("/linux/uidMappings", maps.clone()).set("/linux/gidMappings", maps), "/etc/subgid"),
+        (plain().mount("/sys", "sysfs", "sysfs", &["ro"]), "bind /sys"),
+        (plain().without_namespace("ipc"), "ipc namespace"),
+        (plain().without_namespace("pid"), "pid namespace"),
+        (plain().mount("/host", "bind", "/", &["bind"]), "rbind"),
+        (bind(&["rbind", "idmap"]), "idmapped"),
+        (plain().mount("/host", "ext4", "/dev/vda", &[]), "user namespace"),
+        (plain().set("/process/oomScoreAdj", json!(-999)), "oomScoreAdj"),
+        (plain().set("/process/user", json!({ "uid": 0, "gid": 0, "additionalGids": [5] })), "groups"),
+        (plain().set("/linux/cgroupsPath", json!("/coracle-test-rootless")), "cgroup"),
+        (plain().set("/linux/resources", json!({ "memory": { "limit": 100_000_000 } })), "memory"),
+    ];
+    for (user, words) in cases {
+        user.run().fails(words);
+        user.assert_gone();
+    }
+}
+
+#[test]
+fn a_missing_newuidmap_and_an_unmapped_root_are_told() {
+    if !ours() {
+        return;
+    }
+    let user = User::sh("true").with_ranges();
+    user.write_config();
+    let program = user.program();
+    let words = ["env", "PATH=/nonexistent", program.to_str().unwrap(), "run", "--bundle", user.bundle(), "box"];
+    user.answer(user.command(&words)).fails("uidmap");
+    let unmapped = json!([{ "containerID": 1, "hostID": FIRST, "size": 10 }]);
+    let user = user.set("/linux/uidMappings", unmapped.clone()).set("/linux/gidMappings", unmapped);
+    user.run().fails("is it mapped");
+    user.assert_gone();
+}
+
+#[test]
+fn an_oom_score_may_be_raised_and_stays_the_containers_own() {
+    if !ours() {
+        return;
+    }
+    let user = User::sh("cat /proc/self/oom_score_adj; exec sleep 1000").set("/process/oomScoreAdj", json!(700));
+    user.write_config();
+    let script = "cat /proc/self/oom_score_adj; $0 run --detach --bundle home/bundle box; cat /proc/self/oom_score_adj; \
+                  $0 exec box cat /proc/self/oom_score_adj";
+    let program = user.program();
+    let answer = user.answer(user.command(&["/bin/sh", "-c", script, program.to_str().unwrap()])).ok();
+    let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    let own = own.trim();
+    assert_eq!(answer.out.split_whitespace().collect::<Vec<_>>(), [own, "700", own, own]);
+}
+
+#[test]
+fn a_second_container_joins_the_first_ones_namespaces_by_path() {
+    if !ours() {
+        return;
+    }
+    let first = User::sh("exec sleep 1000").with_ranges().namespace("network", None);
+    first.run_with(&["--detach"]).ok();
+    let path = |kind: &str| format!("/proc/{}/ns/{kind}", first.pid());
+    let mut second = User::sh("readlink /proc/self/ns/user /proc/self/ns/net /proc/self/ns/ipc; id -u");
+    for (kind, name) in [("user", "user"), ("network", "net"), ("ipc", "ipc")] {
+        second = second.namespace(kind, Some(&path(name)));
+    }
+    let second = second.set("/linux/uidMappings", json!([])).set("/linux/gidMappings", json!([]));
+    let expected: String =
+        ["user", "net", "ipc"].map(|kind| format!("{}\n", fs::read_link(path(kind)).unwrap().display())).concat();
+    assert_eq!(second.run().ok().out, format!("{expected}0\n"));
+    second.assert_gone();
+}
+
+#[test]
+fn the_users_hooks_run_as_the_user() {
+    if !ours() {
+        return;
+    }
+    let user = User::sh("true");
+    let hook = |kind: &str| {
+        let line = format!("id -u > {}", user.path("home").join(kind).display());
+        json!([{ "path": "/bin/sh", "args": ["sh", "-c", line], "env": ["PATH=/usr/bin:/bin"] }])
+    };
+    let hooks =
+        json!({ "createRuntime": hook("runtime"), "createContainer": hook("container"), "poststop": hook("stop") });
+    let user = user.set("/hooks", hooks);
+    user.run().ok();
+    let seen = ["runtime", "container", "stop"].map(|kind| fs::read_to_string(user.path("home").join(kind)).unwrap());
+    assert_eq!(seen, [format!("{UID}\n"), "0\n".to_owned(), format!("{UID}\n")]);
+}
+
+/// A configuration as podman's for its rootless containers: no user namespace, as the caller is in one.
+fn for_root_of_a_namespace(script: &str) -> User {
+    User::sh(script)
+        .without_namespace("user")
+        .namespace("network", None)
+        .set("/linux/uidMappings", json!([]))
+        .set("/linux/gidMappings", json!([]))
+}
+
+#[test]
+fn root_of_a_user_namespace_runs_containers() {
+    let user = for_root_of_a_namespace("stat -c %t:%T /dev/null; echo x > /dev/null; exec sleep 1000").mount(
+        "/sys",
+        "sysfs",
+        "sysfs",
+        &["ro", "nosuid", "noexec", "nodev"],
+    );
+    let script =
+        "$oci run --detach --bundle home/bundle box; $oci exec --user 7:8 box id -u; $oci exec box cat /proc/1/comm
+        $oci exec box readlink /proc/self/ns/user; readlink /proc/self/ns/user
+        $oci kill box KILL; while ! $oci state box | grep -q stopped; do sleep 0.05; done; $oci delete box";
+    let out = user.inside(script).ok().out;
+    let words: Vec<&str> = out.split_whitespace().collect();
+    assert_eq!(words[..3], ["1:3", "7", "sleep"]);
+    assert_eq!(words[3], words[4]);
+    user.assert_gone();
+}
+
+#[test]
+fn a_user_namespace_in_a_user_namespace_is_mapped_directly() {
+    let maps = json!([{ "containerID": 0, "hostID": 10, "size": 100 }]);
+    let user = for_root_of_a_namespace("cat /proc/self/uid_map; id -u; echo x > /dev/null")
+        .namespace("user", None)
+        .set("/linux/uidMappings", maps.clone())
+        .set("/linux/gidMappings", maps);
+    let rootfs = user.path("home/bundle/rootfs");
+    let owned = Command::new("chown").arg("-hR").arg(format!("{0}:{0}", FIRST + 9)).arg(rootfs).status();
+    assert!(owned.unwrap().success());
+    let out = user.inside("$oci run --bundle home/bundle box").ok().out;
+    assert_eq!(out.split_whitespace().collect::<Vec<_>>(), ["0", "10", "100", "0"]);
+    user.assert_gone();
+}
+
+#[test]
+fn root_of_a_user_namespace_shares_a_pid_namespace_between_containers() {
+    if !ours() {
+        return;
+    }
+    let user = for_root_of_a_namespace("exec sleep 1000");
+    let script = "$oci run --detach --bundle home/bundle box; pid=$($oci state box | sed -n 's/.*\"pid\": \\([0-9]*\\).*/\\1/p')
+        mkdir home/second; sed \"s,{\\\"type\\\":\\\"pid\\\"},{\\\"type\\\":\\\"pid\\\"\\,\\\"path\\\":\\\"/proc/$pid/ns/pid\\\"},
+        s,exec sleep 1000,cat /proc/1/comm,; s,\\\"rootfs\\\",\\\"../bundle/rootfs\\\",\" home/bundle/config.json > home/second/config.json
+        $oci run --bundle home/second other; $oci delete --force box";
+    assert_eq!(user.inside(script).ok().out, "sleep\n");
+    user.assert_gone();
+}
