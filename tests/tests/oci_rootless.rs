@@ -56,7 +56,8 @@ impl User {
         assert!(owned.expect("chown runs").success());
         user.oci(&["spec", "--rootless", "--bundle", user.bundle()]).ok();
         let text = fs::read_to_string(user.path("home/bundle/config.json")).expect("config.json");
-        let mut user = User { config: serde_json::from_str(&text).expect("JSON"), ..user };
+        let mut user = user;
+        user.config = serde_json::from_str(&text).expect("JSON");
         user.config["process"]["terminal"] = json!(false);
         user.config["process"]["args"] = json!(["/bin/sh", "-c", script]);
         user.config["process"]["env"] = json!(["PATH=/bin"]);
@@ -314,7 +315,7 @@ fn a_terminal_is_given_to_the_user_of_an_exec() {
     let program = user.program();
     let line = format!("{} exec --tty --user 7 box sh -c 'tty; stat -c %u /dev/pts/0'", program.display());
     let answer = user.answer(user.command(&["script", "--quiet", "--return", "--command", &line, "/dev/null"])).ok();
-    assert_eq!(answer.out.split_whitespace().collect::<Vec<_>>(), ["/dev/pts/0", "7"], "{}", answer.err);
+    assert!(answer.out.contains("/dev/pts/0\r\n7\r\n"), "{answer:?}");
 }
 
 #[test]
@@ -404,7 +405,7 @@ fn an_oom_score_may_be_raised_and_stays_the_containers_own() {
     let answer = user.answer(user.command(&["/bin/sh", "-c", script, program.to_str().unwrap()])).ok();
     let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
     let own = own.trim();
-    assert_eq!(answer.out.split_whitespace().collect::<Vec<_>>(), [own, "700", own, own]);
+    assert_eq!(answer.out.split_whitespace().collect::<Vec<_>>(), [own, "700", own, "700"]);
 }
 
 #[test]
@@ -415,7 +416,7 @@ fn a_second_container_joins_the_first_ones_namespaces_by_path() {
     let first = User::sh("exec sleep 1000").with_ranges().namespace("network", None);
     first.run_with(&["--detach"]).ok();
     let path = |kind: &str| format!("/proc/{}/ns/{kind}", first.pid());
-    let mut second = User::sh("readlink /proc/self/ns/user /proc/self/ns/net /proc/self/ns/ipc; id -u");
+    let mut second = User::sh("for kind in user net ipc; do readlink /proc/self/ns/$kind; done; id -u");
     for (kind, name) in [("user", "user"), ("network", "net"), ("ipc", "ipc")] {
         second = second.namespace(kind, Some(&path(name)));
     }
