@@ -92,6 +92,18 @@ impl Channel {
         }
     }
 
+    /// The parent's: Go, or why the init is not there to hear it.
+    pub fn go(&self) -> Result<()> {
+        match self.send(&Message::Go) {
+            Ok(()) => Ok(()),
+            // Its last words are still there to be read.
+            Err(cause) => {
+                self.expect()?;
+                Err(Error::Os { what: "answer the container's process".into(), cause })
+            }
+        }
+    }
+
     /// The init's: waits for Go; an error when the parent is gone.
     pub fn wait_go(&self) -> Result<()> {
         match self.receive() {
@@ -115,6 +127,14 @@ mod tests {
         }
         drop(a);
         assert_eq!(b.receive().unwrap(), None);
+    }
+
+    #[test]
+    fn who_failed_before_go_is_heard_nevertheless() {
+        let (a, b) = Channel::pair().unwrap();
+        b.send(&Message::Failed("its reason".into())).unwrap();
+        drop(b);
+        assert!(a.go().unwrap_err().to_string().contains("its reason"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 /// Deeper trees are an error: each level is a stack frame and two descriptors.
 const MAX_DEPTH: usize = 256;
 
-/// Copies what `from` (an O_PATH directory) holds into `to`.
+/// Copies what `from` (an O_PATH directory) holds, and its owner, into `to`; the mode of `to` is a mount option.
 pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     let metadata = nix::sys::stat::fstat(from)?;
     copy_level(from, to, 0)?;
@@ -25,7 +25,6 @@ pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
         Some(Gid::from_raw(metadata.st_gid)),
         AtFlags::AT_EMPTY_PATH,
     )?;
-    fchmodat(to, ".", Mode::from_bits_truncate(metadata.st_mode), FchmodatFlags::FollowSymlink)?;
     Ok(())
 }
 

@@ -1,13 +1,11 @@
 //! The parent's half of create, as one flat list. What it did is undone when a later step fails.
 
-use std::cell::Cell;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
@@ -24,7 +22,7 @@ use crate::spec::{NamespaceKind, Process, Spec};
 use crate::state::{self, CONFIG, Record, SOCKET};
 use crate::undo::Undo;
 use crate::{
-    CreateOptions, Parent, Runtime, Stdio, agent, console, hooks, init, lsm, netdev, rdt, refuse, rootless, sys,
+    CreateOptions, Parent, Runtime, Stdio, console, hooks, init, lsm, netdev, rdt, refuse, rootless, seccomp, sys,
 };
 
 /// Creates a container up to the point where its process waits for `start`.
@@ -53,18 +51,6 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     own_streams(&options.stdio, &spec, process)?;
     let proc = open_proc()?;
 
-    // What failed after there was a process goes on where delete would: with the poststop hooks, last of all.
-    let born = Rc::new(Cell::new(false));
-    if !spec.hooks.poststop.is_empty() {
-        let (born, bundle) = (born.clone(), bundle.clone());
-        let state = state::hook_state(&spec, id, &bundle, "stopped", 0);
-        let poststop = spec.hooks.poststop.clone();
-        undo.push(move || {
-            if born.get() {
-                hooks::run_all("poststop", &poststop, &state, &bundle);
-            }
-        });
-    }
     // The name is taken by mkdir: of two creates of one id, one fails here.
     let dir = make_state_dir(runtime, id)?;
     undo.push({
@@ -135,7 +121,6 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     drop((plan, theirs));
     let parent = options.parent;
     undo.push(move || kill_and_reap(pid, parent));
-    born.set(true);
 
     if let Some((tree, group)) = &rdt {
         tree.join(group, pid)?;
@@ -156,14 +141,14 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
         rootless::write_maps(pid, &maps)?;
     }
     if spec.init_waits_first() {
-        ours.send(&Message::Go).op(|| "answer the container's process")?;
+        ours.go()?;
     }
     let mut message = ours.expect()?;
     if message == Message::Hooks {
         let state = state::hook_state(&spec, id, &bundle, "creating", pid);
         hooks::run("prestart", &spec.hooks.prestart, &state, &bundle)?;
         hooks::run("createRuntime", &spec.hooks.create_runtime, &state, &bundle)?;
-        ours.send(&Message::Go).op(|| "answer the container's process")?;
+        ours.go()?;
         message = ours.expect()?;
     }
     if message != Message::Ready {
@@ -199,7 +184,7 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
         write_pid_file(path, pid)?;
     }
     // From here on the container exists without us.
-    ours.send(&Message::Go).op(|| "answer the container's process")?;
+    ours.go()?;
     undo.disarm();
     Ok(pid)
 }
@@ -223,8 +208,27 @@ pub(crate) fn rootfs_path(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
 }
 
 fn plan_identity(spec: &Spec, id: &str, bundle: &Path, process: &Process, options: &CreateOptions) -> Result<Identity> {
-    let (filter, agent) = agent::plan(spec, || state::hook_state(spec, id, bundle, "creating", 0))?;
-    let mut identity = Identity::plan(process, &spec.linux, filter, agent)?;
+    let filter = match &spec.linux.seccomp {
+        Some(profile) => {
+            Some(seccomp::compile(profile).map_err(|e| Error::invalid(format!("config.json: linux.seccomp: {e}")))?)
+        }
+        None => None,
+    };
+    let agent = spec.linux.seccomp.as_ref().and_then(|s| s.listener_path().clone());
+    let listener = match agent {
+        Some(path) => {
+            let metadata = spec.linux.seccomp.as_ref().and_then(|s| s.listener_metadata().clone());
+            let state: serde_json::Value =
+                serde_json::from_str(&state::hook_state(spec, id, bundle, "creating", 0)).unwrap_or_default();
+            let message = serde_json::json!({
+                "ociVersion": state::OCI_VERSION, "fds": ["seccompFd"], "pid": 0,
+                "metadata": metadata.unwrap_or_default(), "state": state,
+            });
+            Some((console::connect(&path)?, message.to_string().into_bytes()))
+        }
+        None => None,
+    };
+    let mut identity = Identity::plan(process, &spec.linux, filter, listener)?;
     identity.in_user_namespace = spec.namespace(NamespaceKind::User).is_some();
     for fd in 3..3 + options.preserve_fds as i32 {
         if !sys::is_open(fd) {

@@ -52,7 +52,8 @@ pub(crate) fn plan(spec: &Spec, bound_dev: bool) -> Result<Vec<Node>> {
             nodes.push(Node { path, kind: SFlag::S_IFCHR, device, mode: 0o666, uid: 0, gid: 0, host: None });
         }
     }
-    for device in &spec.linux.devices {
+    // /dev/ptmx is the container's own, a link made by [`links`]; `--privileged` names the host's like any other device.
+    for device in spec.linux.devices.iter().filter(|d| bound_dev || d.path != Path::new("/dev/ptmx")) {
         nodes.push(node(device)?);
     }
     if in_user_namespace {

@@ -19,7 +19,7 @@ use crate::spawn::{Side, Spawn};
 use crate::spec::{ConsoleSize, NamespaceKind, Process, Spec};
 use crate::state::{Record, Status};
 use crate::undo::Undo;
-use crate::{ExecOptions, Runtime, Stdio, agent, console, create, rdt, refuse, rootless, state, sys};
+use crate::{ExecOptions, Runtime, Stdio, console, create, rdt, refuse, rootless, seccomp, sys};
 
 /// What the child needs.
 struct Plan {
@@ -58,11 +58,13 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         return Err(Error::State(format!("cannot exec in container {id:?}: it is stopped")));
     }
     let spec = record.spec(&runtime.root)?;
-    let state = || state::hook_state(&spec, id, &record.bundle, "running", record.pid);
-    let (filter, agent) = agent::plan(&spec, state)?;
+    let filter = match &spec.linux.seccomp {
+        Some(profile) => Some(seccomp::compile(profile).map_err(|e| Error::invalid(format!("linux.seccomp: {e}")))?),
+        None => None,
+    };
     inherit(&mut options.process, &spec);
     let affinity = Affinity::plan(&options.process)?;
-    let mut identity = Identity::plan(&options.process, &spec.linux, filter, agent)?;
+    let mut identity = Identity::plan(&options.process, &spec.linux, filter, None)?;
     identity.in_user_namespace = record.namespaces & NamespaceKind::User.flag() != 0;
     for variable in &options.extra_env {
         identity.add_env(variable.clone());
@@ -152,7 +154,7 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     if let Some(path) = &options.pid_file {
         create::write_pid_file(path, pid)?;
     }
-    ours.send(&Message::Go).op(|| "answer the new process")?;
+    ours.go()?;
     // The exec closes the child's end; words before that are why it failed.
     match ours.receive() {
         Ok(Some(Message::Failed(words))) => return Err(Error::Init(words)),
@@ -240,7 +242,6 @@ fn set_up(mut plan: Plan, _channel: &Channel) -> Result<(Identity, crate::identi
     setsid().op(|| "start a session")?;
     crate::init::join_cgroup(std::mem::take(&mut plan.cgroup_files))?;
     plan.affinity.finish()?;
-    plan.identity.name_process()?;
     // With the host's rights, which a user namespace ends.
     std::mem::take(&mut plan.identity.schedule).apply(0)?;
     if let Some(proc) = plan.proc.take() {

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::errno::Errno;
 use nix::sys::stat::{Mode, fstat, umask};
 use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, fchown, setgroups, setresgid, setresuid};
 
-use crate::agent::Agent;
 use crate::error::{Context, Error, Result};
 use crate::lsm::{self, Label};
 use crate::schedule::{Domain, Schedule};
@@ -52,8 +52,8 @@ pub(crate) struct Identity {
     env: Vec<String>,
     cwd: PathBuf,
     filter: Option<seccomp::Program>,
-    /// Where the filter's listener goes.
-    agent: Option<Agent>,
+    /// Where a seccomp listener's descriptor goes, with what message.
+    listener: Option<(Option<OwnedFd>, Vec<u8>)>,
     /// Of AppArmor and SELinux.
     labels: Vec<Label>,
     /// Taken out by who applies it elsewhere.
@@ -110,18 +110,21 @@ impl Identity {
         process: &Process,
         linux: &Linux,
         filter: Option<seccomp::Program>,
-        agent: Option<Agent>,
+        listener: Option<(OwnedFd, Vec<u8>)>,
     ) -> Result<Identity> {
         let none = crate::spec::Capabilities::default();
         // No capabilities in the configuration means none for the process.
         let names = process.capabilities.as_ref().unwrap_or(&none);
-        let sets = Sets {
+        let mut sets = Sets {
             bounding: set_of(&names.bounding)?,
             effective: set_of(&names.effective)?,
             inheritable: set_of(&names.inheritable)?,
             permitted: set_of(&names.permitted)?,
             ambient: set_of(&names.ambient)?,
         };
+        // The kernel has none ambient that is not inheritable. buildah asks for such; like runc and crun, they stay out:
+        // what is not granted endangers nobody.
+        sets.ambient.retain(|cap| sets.inheritable.contains(cap) && sets.permitted.contains(cap));
         let mut rlimits = process.rlimits.iter().map(rlimit).collect::<Result<Vec<_>>>()?;
         rlimits.sort_unstable();
         if rlimits.windows(2).any(|w| w[0].0 == w[1].0) {
@@ -140,7 +143,7 @@ impl Identity {
             env: process.env.clone(),
             cwd: process.cwd.clone(),
             filter,
-            agent,
+            listener: listener.map(|(socket, message)| (Some(socket), message)),
             labels: lsm::plan(process)?,
             schedule: Schedule::plan(process)?,
             domain: Domain::plan(linux)?,
@@ -154,19 +157,14 @@ impl Identity {
 
     /// The seccomp listener's socket, taken out while descriptors are renumbered.
     pub fn take_listener(&mut self) -> Option<OwnedFd> {
-        self.agent.as_mut().and_then(Agent::take_socket)
+        self.listener.as_mut().and_then(|l| l.0.take())
     }
 
     /// And put back.
     pub fn put_listener(&mut self, socket: Option<OwnedFd>) {
-        if let Some(agent) = &mut self.agent {
-            agent.put_socket(socket);
+        if let Some(listener) = &mut self.listener {
+            listener.0 = socket;
         }
-    }
-
-    /// Tells the agent which process this is, while the host's /proc is there.
-    pub fn name_process(&mut self) -> Result<()> {
-        self.agent.as_mut().map_or(Ok(()), Agent::name_process)
     }
 
     /// Opens what the labels will be written to, while the host's /proc is there.
@@ -222,7 +220,7 @@ impl Identity {
         match chdir(&self.cwd) {
             Ok(()) => {}
             // EACCES for the user alone: root's chdir stands, as in runc.
-            Err(nix::errno::Errno::EACCES) if early.is_ok() => {}
+            Err(Errno::EACCES) if early.is_ok() => {}
             Err(e) => return Err(e).path("change to working directory", &self.cwd),
         }
         // A working directory outside of the root (by a leaked descriptor) would be a way out.
@@ -249,7 +247,7 @@ impl Identity {
             }
             match fchown(fd, Some(Uid::from_raw(self.uid)), None) {
                 // Read-only, foreign or immutable: the program still has the open descriptor.
-                Ok(()) | Err(nix::errno::Errno::EPERM | nix::errno::Errno::EROFS | nix::errno::Errno::EINVAL) => {}
+                Ok(()) | Err(Errno::EPERM | Errno::EROFS | Errno::EINVAL) => {}
                 Err(e) => return Err(e).op(|| "change the owner of the standard streams"),
             }
         }
@@ -269,7 +267,7 @@ impl Identity {
     fn become_user(&self) -> Result<()> {
         match setgroups(&self.groups) {
             // A user namespace may deny it; then there is nothing to give up either.
-            Err(nix::errno::Errno::EPERM) if self.groups.is_empty() && self.in_user_namespace => {}
+            Err(Errno::EPERM) if self.groups.is_empty() && self.in_user_namespace => {}
             result => result.op(|| format!("set the additional groups {:?}", self.groups))?,
         }
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
@@ -322,8 +320,7 @@ impl Identity {
         if let Some(filter) = &self.filter {
             match seccomp::load(filter) {
                 Ok(Some(notify)) => {
-                    // Known to be there where the filter notifies.
-                    if let Some(Err(e)) = self.agent.as_ref().map(|agent| agent.send(&notify)) {
+                    if let Err(e) = self.send_listener(&notify) {
                         return e;
                     }
                 }
@@ -333,6 +330,14 @@ impl Identity {
         }
         let Err(cause) = nix::unistd::execve(&program.path, &program.args, &program.env);
         Error::Os { what: format!("exec {}", program.path.to_string_lossy()), cause: cause.into() }
+    }
+
+    fn send_listener(&self, notify: &OwnedFd) -> Result<()> {
+        match &self.listener {
+            Some((Some(socket), message)) => crate::console::send_fd(socket, notify, message)
+                .op(|| "send the seccomp listener to linux.seccomp.listenerPath"),
+            _ => Err(Error::invalid("linux.seccomp notifies but has no listenerPath")),
+        }
     }
 }
 
@@ -351,17 +356,24 @@ pub(crate) fn set_rlimits(pid: i32, rlimits: &[(u32, u64, u64)]) -> Result<()> {
     })
 }
 
+/// In small letters, as Go has errors: docker makes its exit code (126, 127) of these words.
+fn cannot_exec(what: &str, cause: Errno) -> Error {
+    Error::Init(format!("exec {what}: {}", cause.desc().to_lowercase()))
+}
+
 fn find_in_path(name: &str, env: &[String]) -> Result<PathBuf> {
     let usable = |path: &Path| -> nix::Result<()> {
         if nix::sys::stat::stat(path)?.st_mode & libc::S_IFMT == libc::S_IFDIR {
-            return Err(nix::errno::Errno::EISDIR);
+            return Err(Errno::EISDIR);
         }
         access(path, AccessFlags::X_OK)
     };
     if name.contains('/') {
         return match usable(Path::new(name)) {
             Ok(()) => Ok(PathBuf::from(name)),
-            Err(e) => Err(e).op(|| format!("exec {name:?}")),
+            // execve says so of directories, too.
+            Err(Errno::EISDIR) => Err(cannot_exec(&format!("{name:?} (it is a directory)"), Errno::EACCES)),
+            Err(e) => Err(cannot_exec(&format!("{name:?}"), e)),
         };
     }
     let path = env.iter().find_map(|e| e.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
@@ -370,12 +382,12 @@ fn find_in_path(name: &str, env: &[String]) -> Result<PathBuf> {
         let candidate = Path::new(if dir.is_empty() { "." } else { dir }).join(name);
         match usable(&candidate) {
             Ok(()) => return Ok(candidate),
-            Err(nix::errno::Errno::EACCES) => denied = Some(candidate),
+            Err(Errno::EACCES) => denied = Some(candidate),
             Err(_) => {}
         }
     }
     match denied {
-        Some(path) => Err(nix::errno::Errno::EACCES).op(|| format!("exec {:?}", path.display().to_string())),
+        Some(path) => Err(cannot_exec(&format!("{:?}", path.display().to_string()), Errno::EACCES)),
         None => Err(Error::Init(format!("exec {name:?}: executable file not found in $PATH"))),
     }
 }

@@ -88,9 +88,8 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     join_cgroup(std::mem::take(&mut plan.cgroup_files))?;
     // After it: the cpuset limits what this comes to.
     schedule::reset_affinity();
-    plan.identity.name_process()?;
     // In a user namespace the folders above may be closed to who this process becomes; the host's root may pass still.
-    let point = open_directory(&plan.rootfs)?;
+    let point = open_directory(&plan.rootfs);
     // Nothing can be made as root of the new user namespace before the parent wrote its maps.
     if spec.init_waits_first() {
         channel.wait_go()?;
@@ -107,6 +106,8 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     if spec.namespace(NamespaceKind::User).is_some() {
         become_root_of_namespace()?;
     }
+    // Or they are the namespace's own (podman's, owned by the mapped root), which only now is known to the kernel.
+    let point = point.or_else(|_| open_directory(&plan.rootfs))?;
     for (kind, file) in std::mem::take(&mut plan.joins) {
         sys::setns(file.as_fd(), kind.flag() as i32).op(|| format!("join the {} namespace", kind.name()))?;
     }
@@ -231,10 +232,7 @@ fn start_hooks(spec: &Spec, id: &str, bundle: &Path) -> Result<()> {
         return Ok(());
     }
     let state = crate::state::hook_state(spec, id, bundle, "created", std::process::id() as i32);
-    let mut hooks = spec.hooks.start_container.clone();
-    let env = spec.process.as_ref().map(|process| &process.env[..]).unwrap_or_default();
-    hooks.iter_mut().filter(|hook| hook.env.is_empty()).for_each(|hook| hook.env = env.to_vec());
-    hooks::run("startContainer", &hooks, &state, Path::new("/"))
+    hooks::run("startContainer", &spec.hooks.start_container, &state, Path::new("/"))
 }
 
 /// Moves the given descriptors to the lowest numbers above what the container gets, and closes all others.

@@ -75,13 +75,7 @@ pub(crate) enum Root {
 /// may reach the host unless the configuration says shared.
 pub(crate) fn base_propagation(spec: &Spec) -> u64 {
     let word = spec.linux.rootfs_propagation.as_deref().unwrap_or_default();
-    match options::propagation(word) {
-        None => libc::MS_SLAVE,
-        // What nobody may copy the runtime could not either, who makes parts of it read-only by copies. In the end the
-        // root becomes what it shall be.
-        Some((libc::MS_UNBINDABLE, _)) => libc::MS_PRIVATE,
-        Some((flag, _)) => flag,
-    }
+    options::propagation(word).map_or(libc::MS_SLAVE, |(flag, _)| flag)
 }
 
 fn set_propagation(fd: &OwnedFd, flag: u64, recursive: bool) -> std::io::Result<()> {
@@ -399,12 +393,15 @@ impl Planned {
             }
             Source::Filesystem { fstype, source } => {
                 // proc and sysfs anywhere else than at their real path would leave the masks pointing at nothing.
+                let mut first = options.clone();
                 let target = if fstype == "proc" || fstype == "sysfs" {
                     ordinary_directory(root, &destination, &fstype)?
                 } else {
+                    if fstype == "tmpfs" && !options.data.iter().any(|word| word.starts_with("mode=")) {
+                        first.data.extend(mode_of_covered(root, &destination)?);
+                    }
                     find_target(root, &destination, Kind::Directory)?
                 };
-                let mut first = options.clone();
                 if options.copy_up {
                     first.attr.set &= !libc::MOUNT_ATTR_RDONLY;
                 }
@@ -474,6 +471,15 @@ fn set_iversion(mounted: &OwnedFd, options: &Options, on: bool) -> std::io::Resu
     let path = format!("/proc/self/fd/{}", mounted.as_raw_fd());
     let flags = nix::mount::MsFlags::from_bits_retain(flags);
     Ok(nix::mount::mount(None::<&str>, path.as_str(), None::<&str>, flags, None::<&str>)?)
+}
+
+/// A tmpfs without a mode takes that of the directory it covers, as with runc and crun; over a new one, the kernel's 1777.
+fn mode_of_covered(root: &OwnedFd, destination: &Path) -> Result<Option<String>> {
+    match beneath::open(root, destination, libc::O_PATH | libc::O_DIRECTORY) {
+        Ok(covered) => Ok(Some(format!("mode={:o}", fstat(&covered).path("stat", destination)?.st_mode & 0o7777))),
+        // Whatever is wrong with the path is told when the mount point is looked up.
+        Err(_) => Ok(None),
+    }
 }
 
 fn with_object(error: Error, destination: &Path) -> Error {
