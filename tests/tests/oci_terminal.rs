@@ -165,6 +165,9 @@ fn words(bundle: &Bundle) -> String {
 
 #[test]
 fn the_programs_first_look_at_its_size_is_right() {
+    if peer("crun") {
+        return; // It copies the size only when the window changes.
+    }
     // runc sets the size when the program runs already.
     let wait = if ours() { "" } else { "sleep 0.5; " };
     let bundle = with_terminal(&format!("{wait}tty; stty size; exit 3"));
@@ -215,7 +218,10 @@ fn keys_go_to_the_container_not_to_the_runtime() {
 fn the_size_follows_the_window() {
     let bundle = with_terminal("while :; do stty size; sleep 0.05; done");
     let mut screen = Screen::run(&bundle);
-    screen.expect("30 90");
+    if !peer("crun") {
+        screen.expect("30 90");
+    }
+    wait_for("raw mode", || screen.is_raw());
     screen.resize(41, 123);
     screen.expect("41 123");
     bundle.oci(&["kill", &bundle.id, "KILL"]).ok();
@@ -238,6 +244,9 @@ fn exec_has_the_terminal_too() {
 
 #[test]
 fn a_large_paste_and_its_echo_pass_each_other() {
+    if peer("crun") {
+        return; // It waits for the one while the other waits for it, and hangs.
+    }
     // Every line comes back twice: once as the echo, of which the kernel may drop some, and once from the program.
     let bundle = with_terminal("tr x y; echo end");
     let mut screen = Screen::run(&bundle);

@@ -113,10 +113,12 @@ impl Flow {
 }
 
 /// A descriptor of this process's own for one that it shares with others: non-blocking, without making theirs so. What
-/// cannot be opened again (a socket) or has a position of its own (a file) is used as it is.
+/// cannot be opened again (a socket) or has a position of its own (a file) is used as it is; and so is a fifo to read
+/// from, which tells no end of file to who opens it after its writer has gone.
 pub fn own(fd: BorrowedFd<'_>, flags: OFlag) -> nix::Result<OwnedFd> {
     let kind = fstat(fd)?.st_mode & libc::S_IFMT;
-    if kind == libc::S_IFIFO || nix::unistd::isatty(fd).unwrap_or(false) {
+    let fifo = kind == libc::S_IFIFO && flags == OFlag::O_WRONLY;
+    if fifo || nix::unistd::isatty(fd).unwrap_or(false) {
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         if let Ok(own) = open(path.as_str(), flags, Mode::empty()) {
