@@ -387,6 +387,25 @@ fn exec_goes_to_a_cgroup_beneath_the_containers() {
 }
 
 #[test]
+fn exec_finds_an_init_that_has_moved_on() {
+    // systemd in a container does so. On v2 the cgroup it leaves takes no more processes, for it hands controllers on.
+    let move_on = "cd /sys/fs/cgroup; mkdir sub; echo 1 > sub/cgroup.procs; echo +memory > cgroup.subtree_control";
+    let mut bundle = Bundle::sh(&format!("({move_on}) 2>/dev/null; echo moved; exec sleep 1000"));
+    bundle.namespace("cgroup", Some(None));
+    bundle.mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev"]);
+    bundle.create().ok();
+    bundle.oci(&["start", &bundle.id]).ok();
+    wait_for("the move", || bundle.file("out") == "moved\n");
+    bundle.exec(&["/bin/true"]).ok();
+    if fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap() && !peer("runc") {
+        let own = bundle.exec(&["/bin/cat", "/proc/self/cgroup"]).ok().out;
+        assert!(own.ends_with("/sub\n"), "{own}");
+        // Who asks for the one place gets that one or none.
+        assert_ne!(bundle.oci(&["exec", "--cgroup", "/", &bundle.id, "/bin/true"]).code, 0);
+    }
+}
+
+#[test]
 fn exec_takes_labels_and_no_new_privs() {
     let bundle = Bundle::sleeping();
     let status = |flag: &str| bundle.oci(&["exec", flag, &bundle.id, "/bin/grep", "NoNewPrivs", "/proc/self/status"]);
