@@ -2,7 +2,7 @@
 //!
 //! v2: one cgroup2 mount. v1: a tmpfs with one directory per hierarchy, each the container's own cgroup: a fresh cgroup
 //! mount inside a cgroup namespace, else a bind of the host's directory. Symlinks give co-mounted controllers
-//! (`cpu,cpuacct`) their single names.
+//! (`cpu,cpuacct`) their single names. A user namespace without a cgroup namespace sees the host's v2, read-only.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -52,7 +52,12 @@ pub(crate) fn attach(root: &OwnedFd, destination: &Path, options: &Options, own:
     let target = mounts::find_target(root, destination, Kind::Directory)?;
     let attr = MountAttr { set: options.attr.set | options.deep.set, ..Default::default() };
     if statfs(HOST).op(|| format!("statfs {HOST}"))?.filesystem_type() == CGROUP2_SUPER_MAGIC {
-        let tree = mounts::detached("cgroup2", "cgroup", &[])?;
+        let tree = match mounts::detached("cgroup2", "cgroup", &[]) {
+            // In a user namespace without a cgroup namespace of its own. What the host shows is shown then, and never
+            // writable: the user's other cgroups are in it.
+            Err(e) if !namespaced && e.errno() == Some(libc::EPERM) => host_read_only().op(what)?,
+            made => made?,
+        };
         sys::mount_setattr(tree.as_fd(), false, &attr).op(what)?;
         return sys::move_mount(tree.as_fd(), target.as_fd()).op(what);
     }
@@ -73,6 +78,13 @@ pub(crate) fn attach(root: &OwnedFd, destination: &Path, options: &Options, own:
         mounts::read_only(&top, false).op(what)?;
     }
     Ok(())
+}
+
+fn host_read_only() -> std::io::Result<OwnedFd> {
+    let path = CString::new(HOST)?;
+    let tree = sys::clone_tree(sys::CWD, &path, true)?;
+    mounts::read_only(&tree, true)?;
+    Ok(tree)
 }
 
 fn fresh(hierarchy: &Hierarchy<'_>) -> Result<OwnedFd> {

@@ -14,7 +14,7 @@ use crate::cgroup::{Cgroup, CgroupOptions};
 use crate::channel::{Channel, Message};
 use crate::error::{Context, Error, Result};
 use crate::identity::{Identity, set_rlimits};
-use crate::idmap::{self, Maps};
+use crate::idmap;
 use crate::schedule::Schedule;
 use crate::sources::Sources;
 use crate::spawn::{Side, Spawn};
@@ -136,9 +136,8 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     if let Some(moved) = netdev::give(&spec, pid)? {
         undo.push(move || moved.back());
     }
-    if spec.makes(NamespaceKind::User) {
-        let maps = Maps { uids: spec.linux.uid_mappings.clone(), gids: spec.linux.gid_mappings.clone() };
-        rootless::write_maps(pid, &maps)?;
+    if spec.makes(NamespaceKind::User) && !spawn.has_mapped() {
+        rootless::write_maps(pid, &spec.maps())?;
     }
     if spec.init_waits_first() {
         ours.go()?;

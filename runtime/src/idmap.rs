@@ -30,6 +30,13 @@ use crate::rootless;
 use crate::spec::{IdMapping, NamespaceKind, Spec};
 use crate::sys::{self, MountAttr};
 
+impl Spec {
+    /// Those of the container's own user namespace.
+    pub(crate) fn maps(&self) -> Maps {
+        Maps { uids: self.linux.uid_mappings.clone(), gids: self.linux.gid_mappings.clone() }
+    }
+}
+
 /// Maps of user ids and of group ids.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Maps {
@@ -50,8 +57,6 @@ impl<'a> Namespaces<'a> {
 
     /// The namespace with the container's own maps.
     pub fn container(&mut self) -> Result<Rc<OwnedFd>> {
-        let linux = &self.spec.linux;
-        let maps = Maps { uids: linux.uid_mappings.clone(), gids: linux.gid_mappings.clone() };
         match self.spec.namespace(NamespaceKind::User).map(|namespace| namespace.joins()) {
             None => Err(Error::invalid(
                 "config.json: the mount option idmap needs a user namespace, or uidMappings and gidMappings",
@@ -60,7 +65,7 @@ impl<'a> Namespaces<'a> {
                 let file = File::open(path).op(|| format!("open user namespace {}", path.display()))?;
                 Ok(Rc::new(file.into()))
             }
-            Some(None) => self.with(&maps),
+            Some(None) => self.with(&self.spec.maps()),
         }
     }
 
@@ -138,7 +143,8 @@ pub(crate) fn apply(tree: &OwnedFd, namespace: &OwnedFd, recursive: bool) -> std
 }
 
 /// The likely cause of a refused idmap.
-pub(crate) const HINT: &str = "idmap (does its filesystem support idmapped mounts, and is it not one already?)";
+pub(crate) const HINT: &str =
+    "idmap (does its filesystem support idmapped mounts, is it not one already, and is this the host's root?)";
 
 /// Runs `work` in a mount namespace that ends with it; what `work` takes out of it are detached mounts.
 pub(crate) fn in_private_mounts<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {

@@ -6,7 +6,8 @@
 //! - joins together with a user namespace, and time offsets: the joins need the rights of before the user namespace, and
 //!   what is made new must belong to it; offsets can only be set by a process outside of the new time namespace. Then an
 //!   intermediate process joins and prepares, clones the init as a child of *our* process (CLONE_PARENT) and goes;
-//! - an exec by an ordinary user, who enters no namespace but by way of the user namespace: the same.
+//! - an exec by an ordinary user, who enters no namespace but by way of the user namespace: the same. His time offsets
+//!   take a user namespace, too: then the intermediate process is cloned into the new one already, and gets its maps.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,8 +20,9 @@ use crate::Parent;
 use crate::channel::{Channel, Message};
 use crate::error::{Context, Error, Result};
 use crate::handle::Handle;
+use crate::idmap::Maps;
 use crate::spec::{NamespaceKind, Spec};
-use crate::sys;
+use crate::{rootless, sys};
 
 /// What to clone with.
 pub(crate) struct Spawn {
@@ -32,6 +34,8 @@ pub(crate) struct Spawn {
     offsets: String,
     /// A process whose namespaces of these kinds an intermediate process joins, all by one call.
     process: Option<(Handle, u64)>,
+    /// The maps of the user namespace that the intermediate process is cloned into, when it is.
+    maps: Option<Maps>,
     /// Whether the caller has rights nowhere but in the user namespace that is made or joined.
     ordinary: bool,
     /// Whether it does no harm if this process's later children stay in a PID namespace joined for them.
@@ -76,26 +80,44 @@ impl Spawn {
             let own = own_pid_namespace()?;
             intermediate = sys::setns(own.as_fd(), libc::CLONE_NEWPID).is_err();
         }
+        let mut maps = None;
+        if ordinary && !offsets.is_empty() {
+            if !spec.makes(NamespaceKind::User) {
+                let reason = "an ordinary user can set them with a new user namespace alone".to_owned();
+                return Err(Error::Refused { field: "linux.timeOffsets".into(), reason });
+            }
+            maps = Some(spec.maps());
+        }
         let (mut early, mut own): (Vec<_>, Vec<_>) =
             joins.into_iter().partition(|(kind, _)| intermediate || *kind == NamespaceKind::Pid);
         // The user namespace last: it takes the rights to join the others. An ordinary user gets them there.
         early.sort_by_key(|(kind, _)| (*kind == NamespaceKind::User) != ordinary);
         // The mount namespace last: the others are open descriptors, but errors should not depend on it.
         own.sort_by_key(|(kind, _)| *kind == NamespaceKind::Mount);
-        Ok((Spawn { flags, early, offsets, process: None, ordinary, last: false, intermediate, parent }, own))
+        Ok((Spawn { flags, early, offsets, process: None, maps, ordinary, last: false, intermediate, parent }, own))
     }
 
     /// For exec: a plain child, in the container's PID namespace if it has one of its own.
     pub fn into_pid_namespace(pid: Option<OwnedFd>, parent: Parent) -> Spawn {
         let early = pid.into_iter().map(|fd| (NamespaceKind::Pid, fd)).collect();
-        let (offsets, process) = (String::new(), None);
-        Spawn { flags: 0, early, offsets, process, ordinary: false, last: true, intermediate: false, parent }
+        let (offsets, process, maps) = (String::new(), None, None);
+        Spawn { flags: 0, early, offsets, process, maps, ordinary: false, last: true, intermediate: false, parent }
     }
 
     /// For exec by an ordinary user: an intermediate process joins all of the container's namespaces at once.
     pub fn into_namespaces(of: Handle, kinds: u64, parent: Parent) -> Spawn {
-        let (offsets, process) = (String::new(), Some((of, kinds)));
-        Spawn { flags: 0, early: Vec::new(), offsets, process, ordinary: true, last: true, intermediate: true, parent }
+        let (offsets, process, maps) = (String::new(), Some((of, kinds)), None);
+        Spawn {
+            flags: 0,
+            early: Vec::new(),
+            offsets,
+            process,
+            maps,
+            ordinary: true,
+            last: true,
+            intermediate: true,
+            parent,
+        }
     }
 
     /// Clones. `ours` is the parent's end of the channel, `theirs` the init's; each side closes the other's end.
@@ -128,8 +150,10 @@ impl Spawn {
     fn clone_twice(&self, cgroup: Option<&OwnedFd>, ours: &Channel, theirs: &Channel) -> Result<Side> {
         // Once in the container's cgroup namespace nobody may move a process into it from outside.
         let (first, second) = if self.ordinary { (cgroup, None) } else { (None, cgroup) };
-        let Some(intermediate) = clone3(0, self.parent == Parent::Grandparent, first)? else {
-            match self.prepare().and_then(|()| clone3(self.flags & !self.time_flag(), true, second)) {
+        let flags = if self.maps.is_some() { NamespaceKind::User.flag() } else { 0 };
+        let Some(intermediate) = clone3(flags, self.parent == Parent::Grandparent, first)? else {
+            let rest = self.flags & !flags & !self.time_flag();
+            match self.prepare(theirs).and_then(|()| clone3(rest, true, second)) {
                 Ok(None) => return Ok(Side::Child),
                 Ok(Some(pid)) => {
                     let sent = theirs.send(&Message::Born(pid));
@@ -142,7 +166,16 @@ impl Spawn {
                 }
             }
         };
-        let born = ours.expect();
+        let mapped = match &self.maps {
+            Some(maps) => rootless::write_maps(intermediate, maps)
+                .and_then(|()| ours.send(&Message::Go).op(|| "answer the intermediate process")),
+            None => Ok(()),
+        };
+        if mapped.is_err() {
+            // It still waits for them. That it may be dead already is as good.
+            let _ = nix::sys::signal::kill(Pid::from_raw(intermediate), nix::sys::signal::Signal::SIGKILL);
+        }
+        let born = mapped.and_then(|()| ours.expect());
         if self.parent == Parent::Caller {
             // Only to leave no zombie; how it ended was said on the channel.
             let _ = waitpid(Pid::from_raw(intermediate), None);
@@ -158,7 +191,18 @@ impl Spawn {
         if self.offsets.is_empty() { 0 } else { sys::CLONE_NEWTIME }
     }
 
-    fn prepare(&self) -> Result<()> {
+    /// Whether the init's user namespace has its maps when it is born.
+    pub fn has_mapped(&self) -> bool {
+        self.maps.is_some()
+    }
+
+    fn prepare(&self, channel: &Channel) -> Result<()> {
+        if self.maps.is_some() {
+            channel.wait_go()?;
+            // While the file is this user's: it is root's once the process is not dumpable.
+            self.set_offsets()?;
+            return nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable");
+        }
         if self.ordinary || self.early.iter().any(|(kind, _)| *kind == NamespaceKind::User) {
             // Who is in that user namespace already may have the right to trace all that enters it, and with a shared PID
             // namespace sees the next process from its first moment on, when it still has the host's root and files
@@ -166,12 +210,7 @@ impl Spawn {
             nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
         }
         if !self.offsets.is_empty() {
-            sys::unshare(sys::CLONE_NEWTIME).op(|| "make a time namespace")?;
-            std::fs::OpenOptions::new()
-                .write(true)
-                .open("/proc/self/timens_offsets")
-                .and_then(|mut file| file.write_all(self.offsets.as_bytes()))
-                .op(|| "write linux.timeOffsets")?;
+            self.set_offsets()?;
         }
         if let Some((process, kinds)) = &self.process {
             return process
@@ -179,6 +218,12 @@ impl Spawn {
                 .op(|| "join the container's namespaces (is it another user's, or created and not started yet?)");
         }
         join(&self.early)
+    }
+
+    fn set_offsets(&self) -> Result<()> {
+        sys::unshare(sys::CLONE_NEWTIME).op(|| "make a time namespace")?;
+        let file = std::fs::OpenOptions::new().write(true).open("/proc/self/timens_offsets");
+        file.and_then(|mut file| file.write_all(self.offsets.as_bytes())).op(|| "write linux.timeOffsets")
     }
 }
 
@@ -208,5 +253,13 @@ pub(crate) fn leave_groups() -> Result<()> {
 fn clone3(flags: u64, sibling: bool, cgroup: Option<&OwnedFd>) -> Result<Option<i32>> {
     // With CLONE_PARENT the exit signal is that of the caller, and must not be named.
     let (flags, signal) = if sibling { (flags | libc::CLONE_PARENT as u64, 0) } else { (flags, libc::SIGCHLD) };
-    sys::clone3(flags, cgroup.map(|c| c.as_fd()), signal).op(|| "clone the container's process")
+    sys::clone3(flags, cgroup.map(|c| c.as_fd()), signal).map_err(|cause| {
+        let hint = match cause.raw_os_error() {
+            Some(libc::EACCES) => " into its cgroup (a user may only move a process within cgroups delegated to him)",
+            Some(libc::EPERM) => " (are user namespaces for ordinary users switched off?)",
+            Some(libc::ENOSPC) => " (too many user namespaces: user.max_user_namespaces, or 32 levels of them)",
+            _ => "",
+        };
+        Error::Os { what: format!("clone the container's process{hint}"), cause }
+    })
 }

@@ -503,3 +503,58 @@ fn root_of_a_user_namespace_shares_a_pid_namespace_between_containers() {
     assert_eq!(user.inside(script).ok().out, "sleep\n");
     user.assert_gone();
 }
+
+#[test]
+fn sysctls_and_filters_are_the_users_to_set_in_namespaces_of_his_own() {
+    let filter = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{ "names": ["chmod", "fchmodat"], "action": "SCMP_ACT_ERRNO" }]
+    });
+    let user = User::sh("cat /proc/sys/net/ipv4/ip_forward; chmod 700 /dev/shm || echo denied")
+        .namespace("network", None)
+        .set("/linux/sysctl", json!({ "net.ipv4.ip_forward": "1" }))
+        .set("/linux/seccomp", filter);
+    assert_eq!(user.run().ok().out, "1\ndenied\n");
+}
+
+#[test]
+fn clocks_are_set_ahead_in_a_user_namespace_that_is_made_for_them() {
+    if !ours() {
+        return;
+    }
+    let user = User::sh("cat /proc/self/timens_offsets; id -u; cat /proc/self/uid_map")
+        .with_ranges()
+        .namespace("time", None)
+        .set("/linux/timeOffsets", json!({ "monotonic": { "secs": 86_400 } }));
+    let out = user.run().ok().out;
+    let expected = format!("monotonic 86400 0 boottime 0 0 0 0 {UID} 1 1 {FIRST} {COUNT}");
+    assert_eq!(out.split_whitespace().collect::<Vec<_>>().join(" "), expected);
+    let unmapped = json!([{ "containerID": 0, "hostID": 5, "size": 10 }]);
+    user.set("/linux/uidMappings", unmapped.clone()).set("/linux/gidMappings", unmapped).run().fails("/etc/subgid");
+}
+
+#[test]
+fn podman_runs_an_ordinary_users_containers_by_it() {
+    let user = User::sh("");
+    let script = format!(
+        "mkdir -p $HOME/.config/containers; cd $HOME
+        printf '[storage]\ndriver=\"vfs\"\ngraphroot=\"%s/storage\"\nrunroot=\"%s/runroot\"\n' $HOME $HOME > .config/containers/storage.conf
+        podman() {{ /usr/bin/podman --cgroup-manager cgroupfs --events-backend none --runtime {} \"$@\"; }}
+        trap 'podman rm --all --force --time 0 > /dev/null; podman system migrate' EXIT
+        root=$HOME/bundle/rootfs
+        podman run --rm --net none --rootfs $root sh -c 'id -u; echo x > /dev/null; exit 3' || echo $?
+        podman run --rm --net none --userns keep-id --rootfs $root id -u
+        podman run --rm --net host --user 7:8 -v $HOME:/v:ro --rootfs $root sh -c 'id -u; ls /v/bundle/rootfs > /dev/null && touch /v/x || echo read-only'
+        podman run --detach --name one --net none --rootfs $root sleep 1000 > /dev/null
+        podman exec one sh -c 'id -u; cat /proc/1/comm'
+        podman run --rm --pid container:one --net container:one --rootfs $root cat /proc/1/comm
+        podman stop --time 0 one > /dev/null
+        podman inspect one --format '{{{{.State.Status}}}} {{{{.State.ExitCode}}}}'",
+        user.program().display()
+    );
+    let answer = user.answer(user.command(&["/bin/sh", "-ec", &script])).ok();
+    let words: Vec<&str> = answer.out.split_whitespace().collect();
+    let expected = ["0", "3", "54321", "7", "read-only", "0", "sleep", "sleep", "exited", "137"];
+    assert_eq!(words, expected, "{}", answer.err);
+    user.assert_gone();
+}
