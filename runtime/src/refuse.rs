@@ -96,7 +96,10 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
         scheduler: _,
         exec_cpu_affinity: _,
     } = process;
-    table(&[("process.commandLine", set(command_line), "it is for Windows")])?;
+    table(&[
+        ("process.commandLine", set(command_line), "it is for Windows"),
+        ("process.user.username", set(&user.username), "it is for Windows; give uid and gid"),
+    ])?;
     // Applied at exec alone, but a wrong one is told at create.
     Affinity::plan(process)?;
     let ids = [("uid", user.uid), ("gid", user.gid)].into_iter();

@@ -213,12 +213,17 @@ fn actions() -> impl Strategy<Value = LinuxSeccompAction> {
     )
 }
 
+/// Whether an action has a number of its own.
+fn numbered(action: LinuxSeccompAction) -> bool {
+    matches!(action, LinuxSeccompAction::ScmpActErrno | LinuxSeccompAction::ScmpActTrace)
+}
+
 fn rules() -> impl Strategy<Value = LinuxSyscall> {
     let errno = prop::option::of(0u32..4096);
     let args = prop::option::of(prop::collection::vec(args(), 0..4));
     (prop::collection::vec(names(), 1..6), actions(), errno, args).prop_map(|(names, action, errno, args)| {
         let mut rule = LinuxSyscall::default();
-        rule.set_names(names).set_action(action).set_errno_ret(errno).set_args(args);
+        rule.set_names(names).set_action(action).set_errno_ret(errno.filter(|_| numbered(action))).set_args(args);
         rule
     })
 }
@@ -232,7 +237,7 @@ fn profiles() -> impl Strategy<Value = LinuxSeccomp> {
     (actions(), prop::option::of(0u32..200), archs, prop::collection::vec(rules(), 0..12)).prop_map(
         |(action, errno, archs, rules)| {
             let mut profile = LinuxSeccomp::default();
-            profile.set_default_action(action).set_default_errno_ret(errno);
+            profile.set_default_action(action).set_default_errno_ret(errno.filter(|_| numbered(action)));
             profile.set_architectures(archs).set_syscalls(Some(rules));
             profile
         },
