@@ -153,9 +153,17 @@ impl Spawn {
         let flags = if self.maps.is_some() { NamespaceKind::User.flag() } else { 0 };
         let Some(intermediate) = clone3(flags, self.parent == Parent::Grandparent, first)? else {
             let rest = self.flags & !flags & !self.time_flag();
-            match self.prepare(theirs).and_then(|()| clone3(rest, true, second)) {
-                Ok(None) => return Ok(Side::Child),
-                Ok(Some(pid)) => {
+            // Closed when this process ends: the init says nothing before its birth is told.
+            let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).op(|| "make a pipe");
+            let prepared = self.prepare(theirs).and_then(|()| pipe());
+            match prepared.and_then(|pipe| Ok((clone3(rest, true, second)?, pipe))) {
+                Ok((None, (told, tell))) => {
+                    drop(tell);
+                    // However it ends, this is the init now: it must not go on as its parent.
+                    let _ = sys::retry(|| nix::unistd::read(&told, &mut [0]));
+                    return Ok(Side::Child);
+                }
+                Ok((Some(pid), _pipe)) => {
                     let sent = theirs.send(&Message::Born(pid));
                     sys::exit_now(sent.is_err() as i32);
                 }
