@@ -18,13 +18,7 @@ const MAX_DEPTH: usize = 256;
 pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     let metadata = nix::sys::stat::fstat(from)?;
     copy_level(from, to, 0)?;
-    fchownat(
-        to,
-        "",
-        Some(Uid::from_raw(metadata.st_uid)),
-        Some(Gid::from_raw(metadata.st_gid)),
-        AtFlags::AT_EMPTY_PATH,
-    )?;
+    give(to, c"", metadata.st_uid, metadata.st_gid)?;
     Ok(())
 }
 
@@ -56,14 +50,22 @@ fn copy_level(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
             SFlag::S_IFREG => copy_file(from, to, name, mode)?,
             _ => mknodat(to, name, kind, mode, metadata.st_rdev)?,
         }
-        let (uid, gid) = (Uid::from_raw(metadata.st_uid), Gid::from_raw(metadata.st_gid));
-        fchownat(to, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        give(to, name, metadata.st_uid, metadata.st_gid)?;
         if kind != SFlag::S_IFLNK {
             // After the owner: chown clears set-user-id bits.
             fchmodat(to, name, mode, FchmodatFlags::FollowSymlink)?;
         }
     }
     Ok(())
+}
+
+/// In a user namespace an owner may have no number: what is his becomes root's.
+fn give(dir: &OwnedFd, name: &std::ffi::CStr, uid: u32, gid: u32) -> nix::Result<()> {
+    let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_EMPTY_PATH;
+    match fchownat(dir, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), flags) {
+        Err(nix::errno::Errno::EINVAL) => Ok(()),
+        given => given,
+    }
 }
 
 fn copy_file(from: &OwnedFd, to: &OwnedFd, name: &std::ffi::CStr, mode: Mode) -> io::Result<()> {

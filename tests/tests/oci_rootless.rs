@@ -155,6 +155,13 @@ impl User {
         Answer { code, out: read(&mut out), err: read(&mut err) }
     }
 
+    /// A line of the runtime's words run in a terminal, and what that shows but for the echo of the end of its input.
+    fn in_terminal(&self, line: &str) -> String {
+        let line = format!("{} {line}", self.program().display());
+        let words = ["script", "--quiet", "--return", "--command", &line, "/dev/null"];
+        self.answer(self.command(&words)).ok().out.replace("^@", "")
+    }
+
     fn write_config(&self) {
         fs::write(self.path("home/bundle/config.json"), self.config.to_string()).expect("config.json");
     }
@@ -314,10 +321,8 @@ fn exec_joins_all_namespaces_and_can_be_any_mapped_user() {
 fn a_terminal_is_given_to_the_user_of_an_exec() {
     let user = User::sh("exec sleep 1000").with_ranges();
     user.run_with(&["--detach"]).ok();
-    let program = user.program();
-    let line = format!("{} exec --tty --user 7 box sh -c 'tty; stat -c %u /dev/pts/0'", program.display());
-    let answer = user.answer(user.command(&["script", "--quiet", "--return", "--command", &line, "/dev/null"])).ok();
-    assert!(answer.out.contains("/dev/pts/0\r\n7\r\n"), "{answer:?}");
+    let out = user.in_terminal("exec --tty --user 7 box sh -c 'tty; stat -c %u /dev/pts/0'");
+    assert!(out.contains("/dev/pts/0\r\n7\r\n"), "{out}");
 }
 
 #[test]
@@ -531,6 +536,52 @@ fn clocks_are_set_ahead_in_a_user_namespace_that_is_made_for_them() {
     assert_eq!(out.split_whitespace().collect::<Vec<_>>().join(" "), expected);
     let unmapped = json!([{ "containerID": 0, "hostID": 5, "size": 10 }]);
     user.set("/linux/uidMappings", unmapped.clone()).set("/linux/gidMappings", unmapped).run().fails("/etc/subgid");
+}
+
+#[test]
+fn overlays_and_copied_up_filesystems_are_made_as_the_containers_root() {
+    let user = User::sh("cat /over/f; echo up > /over/f; stat -c %u /copied/f; cat /copied/f");
+    let home = user.path("home");
+    ["lower", "upper", "work", "bundle/rootfs/over", "bundle/rootfs/copied"].iter().for_each(|name| {
+        fs::create_dir(home.join(name)).unwrap();
+        chown(home.join(name), Some(UID), Some(UID)).unwrap();
+    });
+    fs::write(home.join("lower/f"), "low\n").unwrap();
+    chown(home.join("lower/f"), Some(UID), Some(UID)).unwrap();
+    // Of a user who has no number in the container.
+    fs::write(home.join("bundle/rootfs/copied/f"), "kept\n").unwrap();
+    let data = |key: &str, name: &str| format!("{key}={}", home.join(name).display());
+    let overlay =
+        [data("lowerdir", "lower"), data("upperdir", "upper"), data("workdir", "work"), "userxattr".to_owned()];
+    let words: Vec<&str> = overlay.iter().map(String::as_str).collect();
+    let user = user.mount("/over", "overlay", "overlay", &words).mount("/copied", "tmpfs", "tmpfs", &["tmpcopyup"]);
+    if ours() {
+        assert_eq!(user.run().ok().out, "low\n0\nkept\n");
+        assert_eq!(fs::read_to_string(home.join("upper/f")).unwrap(), "up\n");
+        assert_eq!(fs::metadata(home.join("upper/f")).unwrap().uid(), UID);
+    }
+}
+
+#[test]
+fn a_foreground_container_gets_a_terminal_of_its_own() {
+    let user = User::sh("tty; stat -c %u /dev/console").set("/process/terminal", json!(true));
+    user.write_config();
+    let out = user.in_terminal(&format!("run --bundle {} box", user.bundle()));
+    assert!(out.contains("/dev/pts/0\r\n0\r\n"), "{out}");
+    user.assert_gone();
+}
+
+#[test]
+fn an_exec_before_the_start_says_what_is_wrong() {
+    if !ours() {
+        return;
+    }
+    let user = User::sh("true");
+    user.write_config();
+    user.oci(&["create", "--bundle", user.bundle(), "box"]).ok();
+    user.oci(&["exec", "box", "true"]).fails("not started yet");
+    user.oci(&["delete", "--force", "box"]).ok();
+    user.assert_gone();
 }
 
 #[test]
