@@ -18,7 +18,7 @@ use crate::idmap;
 use crate::schedule::Schedule;
 use crate::sources::Sources;
 use crate::spawn::{Side, Spawn};
-use crate::spec::{NamespaceKind, Process, Spec};
+use crate::spec::{Mount, NamespaceKind, Process, Spec};
 use crate::state::{self, CONFIG, Record, SOCKET};
 use crate::undo::Undo;
 use crate::{
@@ -65,9 +65,10 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
         systemd: options.systemd_cgroup,
         rootless: options.rootless,
         annotations: Some(&spec.annotations),
+        owner: cgroup_owner(&spec, process),
         ..CgroupOptions::new(spec.linux.cgroups_path.as_deref().map(Path::new), id)
     };
-    let cgroup = Cgroup::create(&cgroup_options, spec.linux.resources.as_ref()).map_err(cgroup_error)?;
+    let cgroup = Cgroup::create(&cgroup_options, spec.linux.resources.as_deref()).map_err(cgroup_error)?;
     undo.push({
         let cgroup = Cgroup::open(&cgroup.state());
         move || drop(cgroup.remove())
@@ -107,7 +108,13 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     let rlimits = plan.identity.rlimits.clone();
     let (ours, theirs) = Channel::pair().op(|| "make a socket pair")?;
     let former_score = if ordinary { rootless::take_oom_score(process)? } else { None };
-    let side = spawn.clone(cgroup_dir.as_ref(), &ours, &theirs);
+    let mut side = spawn.clone(cgroup_dir.as_ref(), &ours, &theirs);
+    // The init waits for its id maps; without, it might make its cgroup namespace before it is moved.
+    let waits = spec.makes(NamespaceKind::User) || !spec.makes(NamespaceKind::Cgroup);
+    let moved = waits && only_systemd_may_move(&side, &cgroup);
+    if moved {
+        side = spawn.clone(None, &ours, &theirs);
+    }
     if !matches!(side, Ok(Side::Child)) {
         rootless::put_oom_score(former_score)?;
     }
@@ -122,6 +129,9 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     let parent = options.parent;
     undo.push(move || kill_and_reap(pid, parent));
 
+    if moved {
+        cgroup.attach(pid).map_err(cgroup_error)?;
+    }
     if let Some((tree, group)) = &rdt {
         tree.join(group, pid)?;
     }
@@ -188,8 +198,26 @@ pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Res
     Ok(pid)
 }
 
+/// An ordinary user may move a process only between cgroups that have a parent of his: from a login's session to a unit
+/// of his own manager he may not, but the manager can have it done.
+pub(crate) fn only_systemd_may_move(side: &Result<Side>, cgroup: &Cgroup) -> bool {
+    matches!(side, Err(error) if error.errno() == Some(libc::EACCES)) && cgroup.state().systemd.is_some()
+}
+
 pub(crate) fn cgroup_error(error: crate::cgroup::Error) -> Error {
     Error::Init(error.to_string())
+}
+
+/// The user of the host to whom the container's cgroup is given: who has a user namespace, a cgroup namespace and a
+/// writable cgroup mount may make cgroups of its own. (Root needs nothing given.)
+fn cgroup_owner(spec: &Spec, process: &Process) -> Option<u32> {
+    let writable = |mount: &Mount| {
+        matches!(mount.kind.as_deref(), Some("cgroup" | "cgroup2")) && !mount.options.iter().any(|word| word == "ro")
+    };
+    if !spec.makes(NamespaceKind::Cgroup) || !spec.mounts.iter().any(writable) {
+        return None;
+    }
+    idmap::host_id(&spec.linux.uid_mappings, process.user.uid)
 }
 
 fn owner() -> String {

@@ -120,6 +120,10 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     {
         side = spawn.clone(Some(&dir), &ours, &theirs);
     }
+    let moved = options.cgroup.is_empty() && create::only_systemd_may_move(&side, &cgroup);
+    if moved {
+        side = spawn.clone(None, &ours, &theirs);
+    }
     if !matches!(side, Ok(Side::Child)) {
         Affinity::end(before)?;
         rootless::put_oom_score(former_score)?;
@@ -140,6 +144,9 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     }
     if !ordinary {
         create::set_oom_score(&options.process, pid)?;
+    }
+    if moved {
+        cgroup.attach(pid).map_err(create::cgroup_error)?;
     }
     if ours.expect()? != Message::Ready {
         return Err(Error::Init("unexpected message from the new process".into()));

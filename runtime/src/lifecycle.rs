@@ -163,6 +163,9 @@ impl Runtime {
     /// Changes limits; fields that are absent keep their value.
     pub fn update(&self, id: &str, resources: &LinuxResources) -> Result<()> {
         let record = self.expect_status(id, "update", &[Status::Created, Status::Running, Status::Paused])?;
+        if *resources == LinuxResources::default() {
+            return Ok(());
+        }
         record.cgroup().apply(resources).map_err(cgroup_error)
     }
 

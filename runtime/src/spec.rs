@@ -9,10 +9,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxResources, LinuxSeccomp};
+use oci_spec::runtime::LinuxSeccomp;
 use serde::de::{Deserializer, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Resources;
 use crate::error::{Context, Error, Result};
 
 /// Larger than any real config.json; a bound on what is read into memory.
@@ -198,7 +199,7 @@ oci! {
         uid_mappings: Vec<IdMapping>,
         gid_mappings: Vec<IdMapping>,
         sysctl: BTreeMap<String, String>,
-        resources: Option<LinuxResources>,
+        resources: Option<Resources>,
         cgroups_path: Option<String>,
         namespaces: Vec<Namespace>,
         net_devices: BTreeMap<String, NetDevice>,

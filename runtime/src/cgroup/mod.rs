@@ -21,6 +21,7 @@ mod mounts;
 mod options;
 mod plan;
 mod process;
+mod resources;
 mod stats;
 mod sys;
 mod systemd;
@@ -44,6 +45,7 @@ pub use error::{Error, Result};
 pub use mounts::CgroupPath;
 use mounts::{Hierarchy, Layout, OwnCgroups, beneath_mount};
 pub use options::{CgroupOptions, Rootless};
+pub use resources::Resources;
 pub use stats::{
     Blkio, BlkioEntry, Cpu, CpuUsage, Cpuset, Hugetlb, Memory, MemoryEntry, Pids, Psi, PsiData, Stats, Throttling,
 };

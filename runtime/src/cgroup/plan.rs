@@ -206,23 +206,27 @@ fn shares(cpu: &LinuxCpu) -> Result<Option<u64>> {
     }
 }
 
+/// Both came late (5.15, 5.14); without the files there is nothing to turn off.
+fn idle_and_burst(cpu: &LinuxCpu, burst_file: &str, weight: &mut Step, bandwidth: &mut Step) {
+    let late = |field: &str, file: &str, value: i128| {
+        let write = Write::new(field, "cpu", file, value);
+        if value == 0 { write.optional() } else { write }
+    };
+    weight.extend(cpu.idle().map(|idle| late("cpu.idle", "cpu.idle", idle.into())));
+    bandwidth.extend(cpu.burst().map(|burst| late("cpu.burst", burst_file, burst.into())));
+}
+
 fn cpu_v1(cpu: &LinuxCpu, steps: &mut Vec<Step>) -> Result<()> {
-    let mut weight = Vec::new();
+    let (mut weight, mut bandwidth) = (Vec::new(), Vec::new());
     if let Some(value) = shares(cpu)? {
         weight.push(Write::new("cpu.shares", "cpu", "cpu.shares", value));
     }
-    if let Some(value) = cpu.idle() {
-        weight.push(Write::new("cpu.idle", "cpu", "cpu.idle", value));
-    }
-    let mut bandwidth = Vec::new();
+    idle_and_burst(cpu, "cpu.cfs_burst_us", &mut weight, &mut bandwidth);
     if let Some(value) = set(cpu.period()) {
         bandwidth.push(Write::new("cpu.period", "cpu", "cpu.cfs_period_us", value));
     }
     if let Some(value) = set(cpu.quota()) {
         bandwidth.push(Write::new("cpu.quota", "cpu", "cpu.cfs_quota_us", value));
-    }
-    if let Some(value) = cpu.burst() {
-        bandwidth.push(Write::new("cpu.burst", "cpu", "cpu.cfs_burst_us", value));
     }
     let mut realtime = Vec::new();
     if let Some(value) = set(cpu.realtime_period()) {
@@ -242,22 +246,16 @@ fn cpu_v2(cpu: &LinuxCpu, steps: &mut Vec<Step>) -> Result<()> {
     if set(cpu.realtime_period()).is_some() || set(cpu.realtime_runtime()).is_some() {
         return Err(refuse("cpu.realtimeRuntime", "exists on cgroup v1 only"));
     }
-    let mut weight = Vec::new();
+    let (mut weight, mut bandwidth) = (Vec::new(), Vec::new());
     if let Some(value) = shares(cpu)? {
         weight.push(Write::new("cpu.shares", "cpu", "cpu.weight", convert::shares_to_weight(value)));
     }
-    if let Some(value) = cpu.idle() {
-        weight.push(Write::new("cpu.idle", "cpu", "cpu.idle", value));
-    }
-    let mut bandwidth = Vec::new();
+    idle_and_burst(cpu, "cpu.max.burst", &mut weight, &mut bandwidth);
     let (quota, period) = (set(cpu.quota()), set(cpu.period()));
     if quota.is_some() || period.is_some() {
         let quota = quota.filter(|q| *q > 0).map_or("max".to_owned(), |q| q.to_string());
         let value = format!("{quota} {}", period.unwrap_or(DEFAULT_PERIOD_US));
         bandwidth.push(Write::new("cpu.quota", "cpu", "cpu.max", value));
-    }
-    if let Some(value) = cpu.burst() {
-        bandwidth.push(Write::new("cpu.burst", "cpu", "cpu.max.burst", value));
     }
     steps.extend([weight, bandwidth]);
     Ok(())

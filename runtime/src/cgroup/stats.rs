@@ -40,6 +40,46 @@ pub struct Stats {
     pub blkio: Blkio,
     /// Huge pages by size.
     pub hugetlb: BTreeMap<String, Hugetlb>,
+    /// RDMA devices.
+    #[serde(skip_serializing_if = "is_default")]
+    pub rdma: Rdma,
+    /// What the misc controller counts, by name (v2).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub misc: BTreeMap<String, Misc>,
+}
+
+/// RDMA devices: what is held, and the limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rdma {
+    /// Now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub current: Vec<RdmaEntry>,
+    /// The limits; the largest number means none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limit: Vec<RdmaEntry>,
+}
+
+/// One RDMA device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RdmaEntry {
+    /// Its name.
+    pub device: String,
+    /// Handles of the adapter.
+    pub hca_handles: u32,
+    /// Objects of the adapter.
+    pub hca_objects: u32,
+}
+
+/// One resource of the misc controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Misc {
+    /// Now.
+    pub usage: u64,
+    /// How often the limit was met.
+    pub events: u64,
 }
 
 /// Processor time.
@@ -189,6 +229,24 @@ pub struct Blkio {
     /// Requests.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub io_serviced_recursive: Vec<BlkioEntry>,
+    /// Requests that wait (v1).
+    #[serde(rename = "ioQueueRecursive", skip_serializing_if = "Vec::is_empty")]
+    pub io_queued_recursive: Vec<BlkioEntry>,
+    /// Nanoseconds of service (v1).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub io_service_time_recursive: Vec<BlkioEntry>,
+    /// Nanoseconds of waiting (v1).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub io_wait_time_recursive: Vec<BlkioEntry>,
+    /// Requests that were merged (v1).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub io_merged_recursive: Vec<BlkioEntry>,
+    /// Milliseconds of the device (v1).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub io_time_recursive: Vec<BlkioEntry>,
+    /// Sectors (v1).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sectors_recursive: Vec<BlkioEntry>,
     /// Pressure (v2).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub psi: Option<Psi>,
@@ -373,6 +431,8 @@ fn v1(cgroup: &Cgroup) -> Result<Stats> {
         pids: pids(&Files::of(cgroup, "pids"))?,
         blkio: blkio_v1(&Files::of(cgroup, "blkio"))?,
         hugetlb: hugetlb(&Files::of(cgroup, "hugetlb"), "usage_in_bytes")?,
+        rdma: rdma(&Files::of(cgroup, "rdma"))?,
+        misc: BTreeMap::new(),
     })
 }
 
@@ -445,7 +505,7 @@ fn pids(files: &Files) -> Result<Pids> {
 
 fn blkio_v1(files: &Files) -> Result<Blkio> {
     // The counters of the scheduler in use come first; those of throttling see every request.
-    let first = |names: [&str; 3]| -> Result<Vec<BlkioEntry>> {
+    let first = |names: &[String]| -> Result<Vec<BlkioEntry>> {
         for name in names {
             let entries = blkio_entries(&files.text(name)?.unwrap_or_default());
             if !entries.is_empty() {
@@ -454,17 +514,21 @@ fn blkio_v1(files: &Files) -> Result<Blkio> {
         }
         Ok(Vec::new())
     };
-    let names = |what: &str| {
-        [
-            format!("blkio.bfq.{what}_recursive"),
-            format!("blkio.throttle.{what}_recursive"),
-            format!("blkio.throttle.{what}"),
-        ]
+    let always = |what: &str| {
+        let kinds = ["bfq.{}_recursive", "throttle.{}_recursive", "throttle.{}"];
+        first(&kinds.map(|kind| format!("blkio.{}", kind.replace("{}", what))))
     };
-    let [bytes, serviced] = [names("io_service_bytes"), names("io_serviced")];
+    // Only a scheduler knows these: bfq, or cfq before 5.0, whose files do not have its name.
+    let scheduler = |what: &str| first(&["bfq.", ""].map(|kind| format!("blkio.{kind}{what}_recursive")));
     Ok(Blkio {
-        io_service_bytes_recursive: first([&bytes[0], &bytes[1], &bytes[2]])?,
-        io_serviced_recursive: first([&serviced[0], &serviced[1], &serviced[2]])?,
+        io_service_bytes_recursive: always("io_service_bytes")?,
+        io_serviced_recursive: always("io_serviced")?,
+        io_queued_recursive: scheduler("io_queued")?,
+        io_service_time_recursive: scheduler("io_service_time")?,
+        io_wait_time_recursive: scheduler("io_wait_time")?,
+        io_merged_recursive: scheduler("io_merged")?,
+        io_time_recursive: scheduler("time")?,
+        sectors_recursive: scheduler("sectors")?,
         psi: None,
     })
 }
@@ -474,7 +538,8 @@ fn blkio_entries(text: &str) -> Vec<BlkioEntry> {
     let entry = |line: &str| {
         let (device, rest) = line.split_once(' ')?;
         let (major, minor) = device.split_once(':')?;
-        let (op, value) = rest.split_once(' ')?;
+        // Times and sectors are not told apart by direction.
+        let (op, value) = rest.split_once(' ').unwrap_or(("", rest));
         Some(BlkioEntry {
             major: major.parse().ok()?,
             minor: minor.parse().ok()?,
@@ -486,6 +551,7 @@ fn blkio_entries(text: &str) -> Vec<BlkioEntry> {
 }
 
 /// The page sizes whose files are in a directory, by the name of the file with the usage.
+/// What is reserved counts, where the kernel tells it (5.7): a mapping takes its pages then.
 fn hugetlb(files: &Files, usage: &str) -> Result<BTreeMap<String, Hugetlb>> {
     let Some(Ok(entries)) = files.directory.as_ref().map(fs::read_dir) else { return Ok(BTreeMap::new()) };
     let mut found = BTreeMap::new();
@@ -494,15 +560,19 @@ fn hugetlb(files: &Files, usage: &str) -> Result<BTreeMap<String, Hugetlb>> {
         let size = name.strip_prefix("hugetlb.").and_then(|n| n.strip_suffix(usage)).and_then(|n| n.strip_suffix('.'));
         let Some(size) = size.filter(|size| !size.contains('.')) else { continue };
         let file = |suffix: &str| format!("hugetlb.{size}.{suffix}");
+        let number = |suffix: &str| match files.text(&file(&format!("rsvd.{suffix}")))? {
+            Some(_) => files.number(&file(&format!("rsvd.{suffix}"))),
+            None => files.number(&file(suffix)),
+        };
         let events = files.text(&file("events"))?.unwrap_or_default();
         found.insert(
             size.to_owned(),
             Hugetlb {
-                usage: files.number(&name)?,
-                max: files.number(&file("max_usage_in_bytes"))?,
+                usage: number(usage)?,
+                max: number("max_usage_in_bytes")?,
                 failcnt: match value_of(&events, "max") {
                     Some(times) => times,
-                    None => files.number(&file("failcnt"))?,
+                    None => number("failcnt")?,
                 },
             },
         );
@@ -522,7 +592,41 @@ fn v2(files: &Files) -> Result<Stats> {
         pids: pids(files)?,
         blkio: blkio_v2(files)?,
         hugetlb: hugetlb(files, "current")?,
+        rdma: rdma(files)?,
+        misc: misc(files)?,
     })
+}
+
+fn rdma(files: &Files) -> Result<Rdma> {
+    let read = |file: &str| -> Result<Vec<RdmaEntry>> {
+        let text = files.text(file)?.unwrap_or_default();
+        text.lines().map(|line| rdma_entry(line).ok_or_else(|| files.malformed(file, line))).collect()
+    };
+    Ok(Rdma { current: read("rdma.current")?, limit: read("rdma.max")? })
+}
+
+/// A line of `DEVICE hca_handle=N hca_object=max`.
+fn rdma_entry(line: &str) -> Option<RdmaEntry> {
+    let mut words = line.split_whitespace();
+    let mut entry = RdmaEntry { device: words.next()?.to_owned(), ..RdmaEntry::default() };
+    for (key, value) in words.filter_map(|word| word.split_once('=')) {
+        let value = if value == "max" { u32::MAX } else { value.parse().ok()? };
+        match key {
+            "hca_handle" => entry.hca_handles = value,
+            "hca_object" => entry.hca_objects = value,
+            _ => {}
+        }
+    }
+    Some(entry)
+}
+
+fn misc(files: &Files) -> Result<BTreeMap<String, Misc>> {
+    let events = files.map("misc.events")?;
+    let one = |(name, usage): (String, u64)| {
+        let events = events.get(&format!("{name}.max")).copied().unwrap_or(0);
+        (name, Misc { usage, events })
+    };
+    Ok(files.map("misc.current")?.into_iter().map(one).collect())
 }
 
 fn cpu_v2(files: &Files) -> Result<Cpu> {
@@ -619,8 +723,16 @@ mod tests {
     }
 
     #[test]
+    fn rdma_lines_name_a_device_and_its_counts() {
+        let entry = rdma_entry("mlx4_0 hca_handle=2 hca_object=max").unwrap();
+        assert_eq!((entry.device.as_str(), entry.hca_handles, entry.hca_objects), ("mlx4_0", 2, u32::MAX));
+        assert_eq!(rdma_entry("mlx4_0 hca_handle=x"), None);
+    }
+
+    #[test]
     fn blkio_totals_are_left_out() {
         assert_eq!(blkio_entries("8:0 Read 5\nTotal 5\n").len(), 1);
+        assert_eq!(blkio_entries("8:0 77\n")[0], BlkioEntry { major: 8, value: 77, ..BlkioEntry::default() });
     }
 
     #[test]

@@ -48,7 +48,24 @@ pub(super) fn create(
             outcome => outcome?,
         }
     }
+    if let Some(uid) = options.owner {
+        give_to(uid, &directory)?;
+    }
     Ok(cgroup)
+}
+
+/// Lets a user make cgroups beneath this one: its directory and the files that the kernel says a delegate must own.
+fn give_to(uid: u32, directory: &Path) -> Result<()> {
+    let files = fs::read_to_string("/sys/kernel/cgroup/delegate");
+    let files = files.unwrap_or_else(|_| "cgroup.procs cgroup.subtree_control cgroup.threads".to_owned());
+    for path in std::iter::once(directory.to_owned()).chain(files.split_whitespace().map(|file| directory.join(file))) {
+        match std::os::unix::fs::lchown(&path, Some(uid), None) {
+            // Not every kernel and cgroup has all of them.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            outcome => outcome.map_err(|e| Error::io("give to the container's user", path, e))?,
+        }
+    }
+    Ok(())
 }
 
 /// A rootless container without a cgroup: fine as long as nothing is asked of it.

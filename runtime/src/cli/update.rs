@@ -2,9 +2,9 @@
 
 use std::io::Read;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use coracle_runtime::Runtime;
-use oci_spec::runtime::LinuxResources;
+use coracle_runtime::cgroup::Resources;
 use serde_json::{Map, Value, json};
 
 use super::args::Update;
@@ -23,14 +23,11 @@ pub fn update(runtime: &Runtime, args: &Update) -> Result<()> {
     if rdt {
         runtime.update_rdt(&args.words[0], l3_cache, mem_bw)?;
     }
-    match resources {
-        Some(resources) => Ok(runtime.update(&args.words[0], &resources)?),
-        None if rdt => Ok(()),
-        None => bail!("nothing to update: give limits by flags, or a file by --resources"),
-    }
+    // Nothing to change is no error, as with runc; that the container runs is checked all the same.
+    Ok(runtime.update(&args.words[0], &resources.unwrap_or_default())?)
 }
 
-fn from_file(file: &std::path::Path) -> Result<LinuxResources> {
+fn from_file(file: &std::path::Path) -> Result<Resources> {
     let what = || format!("read {}", file.display());
     let mut text = String::new();
     if file.as_os_str() == "-" {
@@ -42,7 +39,7 @@ fn from_file(file: &std::path::Path) -> Result<LinuxResources> {
 }
 
 /// The flags are a resources document: written as one, so that both ways go through one parser. `None` without any.
-fn from_flags(args: &Update) -> Result<Option<LinuxResources>> {
+fn from_flags(args: &Update) -> Result<Option<Resources>> {
     fn section(pairs: &[(&str, Value)]) -> Option<Value> {
         let map: Map<String, Value> =
             pairs.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
@@ -75,7 +72,7 @@ fn from_flags(args: &Update) -> Result<Option<LinuxResources>> {
 mod tests {
     use super::*;
 
-    fn parsed(words: &[&str]) -> Result<Option<LinuxResources>> {
+    fn parsed(words: &[&str]) -> Result<Option<Resources>> {
         from_flags(&crate::cli::flags::parse(words.iter().map(|word| (*word).to_owned()), false).unwrap())
     }
 
