@@ -390,7 +390,7 @@ fn exec_goes_to_a_cgroup_beneath_the_containers() {
 fn exec_finds_an_init_that_has_moved_on() {
     // systemd in a container does so. On v2 the cgroup it leaves takes no more processes, for it hands controllers on.
     let move_on = "cd /sys/fs/cgroup; mkdir sub; echo 1 > sub/cgroup.procs; echo +memory > cgroup.subtree_control";
-    let mut bundle = Bundle::sh(&format!("({move_on}) 2>/dev/null; echo moved; exec sleep 1000"));
+    let mut bundle = Bundle::sh(&format!("{{ {move_on}; }} 2>/dev/null; echo moved; exec sleep 1000"));
     bundle.namespace("cgroup", Some(None));
     bundle.mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev"]);
     bundle.create().ok();
