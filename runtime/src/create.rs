@@ -26,11 +26,12 @@ use crate::{
 };
 
 /// Creates a container up to the point where its process waits for `start`.
-pub(crate) fn create(runtime: &Runtime, id: &str, options: CreateOptions) -> Result<i32> {
+pub(crate) fn create(runtime: &Runtime, id: &str, mut options: CreateOptions) -> Result<i32> {
     let mut undo = Undo::default();
     refuse::check_id(id)?;
     let bundle = fs::canonicalize(&options.bundle).path("open bundle", &options.bundle)?;
-    let (spec, config) = Spec::load(&bundle.join(CONFIG))?;
+    let (mut spec, config) = Spec::load(&bundle.join(CONFIG))?;
+    spec.mounts.append(&mut options.extra_mounts);
     refuse::check(&spec)?;
     let process = spec.process.as_ref().ok_or_else(|| Error::invalid("config.json: process is missing"))?;
 

@@ -148,6 +148,8 @@ pub struct CreateOptions {
     pub rootless: cgroup::Rootless,
     /// Mounted inside the container's mount namespace at root.path; the host never sees them.
     pub rootfs_mounts: Vec<RootfsMount>,
+    /// More mounts, after those of config.json.
+    pub extra_mounts: Vec<spec::Mount>,
     /// More variables for the program (LISTEN_FDS).
     pub extra_env: Vec<String>,
     /// Whose child the init is.

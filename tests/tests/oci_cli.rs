@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -508,4 +508,106 @@ fn update_takes_bytes_with_units() {
         .collect();
     assert!(limits.contains(&"67108864\n".to_owned()), "{limits:?}");
     bundle.oci(&["update", "--memory", "much", &bundle.id]).fails("");
+}
+
+/// A container whose program says that it is ready, and more that nobody asked for.
+fn notifying() -> Bundle {
+    let words = r#"
+import os, socket, time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.connect(os.environ["NOTIFY_SOCKET"])
+s.send(b"STATUS=starting\nMAINPID=1")
+s.send(b"READY=1\nMAINPID=1\nFDSTORE=1")
+time.sleep(1000)
+"#;
+    let mut bundle = Bundle::new(&["/usr/bin/python3", "-c", words]);
+    for dir in ["/usr", "/lib", "/lib64"] {
+        bundle.mount(dir, "bind", dir, &["rbind", "ro"]);
+    }
+    bundle
+}
+
+/// What the host's manager is told until the barrier, whose descriptor it closes as systemd does.
+fn told(manager: &UnixDatagram) -> Vec<String> {
+    let mut all = Vec::new();
+    while all.last().is_none_or(|last: &String| last != "BARRIER=1") {
+        let mut text = [0u8; 256];
+        let mut slices = [IoSliceMut::new(&mut text)];
+        let mut space = nix::cmsg_space!([i32; 1]);
+        let flags = nix::sys::socket::MsgFlags::empty();
+        let message =
+            nix::sys::socket::recvmsg::<()>(manager.as_raw_fd(), &mut slices, Some(&mut space), flags).unwrap();
+        for control in message.cmsgs().unwrap() {
+            if let nix::sys::socket::ControlMessageOwned::ScmRights(fds) = control {
+                fds.into_iter().for_each(|fd| drop(coracle_tests::sys::adopt(fd)));
+            }
+        }
+        let length = message.bytes;
+        all.push(String::from_utf8_lossy(&text[..length]).trim().to_owned());
+    }
+    all
+}
+
+#[test]
+fn a_program_tells_the_hosts_manager_that_it_is_ready() {
+    if peer("crun") {
+        return; // It gives the program the manager's own socket.
+    }
+    let bundle = notifying();
+    let path = bundle.dir.path().join("manager.sock");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    bundle.write_config();
+    let spawn = |args: &[&str]| {
+        let mut command = bundle.command(args);
+        command.env("NOTIFY_SOCKET", &path).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let dir = bundle.dir.path().to_str().unwrap();
+    assert!(spawn(&["create", "--bundle", dir, &bundle.id]).wait().unwrap().success());
+    let mut start = spawn(&["start", &bundle.id]);
+    let main = format!("MAINPID={}", bundle.state()["pid"]);
+    assert_eq!(told(&manager), ["READY=1", &main, "BARRIER=1"]);
+    assert!(start.wait().unwrap().success());
+    bundle.oci(&["delete", "--force", &bundle.id]).ok();
+    bundle.assert_gone();
+
+    let mut run = spawn(&["run", "--detach", "--bundle", dir, &bundle.id]);
+    assert_eq!(told(&manager).len(), 3);
+    assert!(run.wait().unwrap().success());
+    bundle.oci(&["delete", "--force", &bundle.id]).ok();
+
+    if ours() {
+        // In the foreground the manager goes on watching the runtime.
+        let mut run = spawn(&["run", "--bundle", dir, &bundle.id]);
+        let mut text = [0u8; 256];
+        let mut next = || {
+            let n = manager.recv(&mut text).unwrap();
+            String::from_utf8_lossy(&text[..n]).into_owned()
+        };
+        assert_eq!((next(), next()), ("READY=1\n".to_owned(), format!("MAINPID={}\n", run.id())));
+        bundle.oci(&["kill", &bundle.id, "KILL"]).ok();
+        assert_eq!(run.wait().unwrap().code(), Some(137));
+        let left: Vec<_> = walk(&bundle.state_root());
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+/// All that is not a directory.
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn a_create_that_fails_leaves_no_directory_for_notifications() {
+    if !ours() {
+        return; // It is our own state that is looked at.
+    }
+    let mut bundle = Bundle::new(&["/bin/true"]);
+    bundle.mount("/x", "bind", "/no/such/source", &["bind"]);
+    bundle.write_config();
+    let mut command = bundle.command(&["create", "--bundle", bundle.dir.path().to_str().unwrap(), &bundle.id]);
+    assert!(!command.env("NOTIFY_SOCKET", "/no/such/socket").output().unwrap().status.success());
+    assert!(!bundle.state_root().join(":notify").join(&bundle.id).exists());
+    bundle.assert_gone();
 }

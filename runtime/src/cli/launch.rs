@@ -7,7 +7,8 @@ use coracle_runtime::cgroup::Rootless;
 use coracle_runtime::{CreateOptions, ExecOptions, Process, Runtime, spec};
 
 use super::Call;
-use super::args::{Create, Exec, Run, bool_or_auto, directory};
+use super::args::{Create, Delete, Exec, Run, bool_or_auto, directory};
+use super::notify::{self, Notify};
 use super::terminal::{self, Given, Session};
 
 /// Descriptors handed over by socket activation come before the preserved ones. They are meant for us only when the
@@ -35,7 +36,8 @@ fn options(call: &Call) -> Result<CreateOptions> {
 /// create
 pub fn create(call: &Call, args: Create) -> Result<i32> {
     let (preserve_fds, extra_env) = listen_fds(args.preserve_fds);
-    let options = CreateOptions {
+    let id = &args.words[0];
+    let mut options = CreateOptions {
         bundle: directory(&args.bundle).to_owned(),
         console_socket: args.console_socket,
         pidfd_socket: args.pidfd_socket,
@@ -46,7 +48,42 @@ pub fn create(call: &Call, args: Create) -> Result<i32> {
         extra_env,
         ..options(call)?
     };
-    call.runtime.create(&args.words[0], options)?;
+    let notify = Notify::of(call, id);
+    make(call, id, options_with(&mut options, notify.as_ref())?, notify.is_some())?;
+    Ok(0)
+}
+
+fn options_with(options: &mut CreateOptions, notify: Option<&Notify>) -> Result<CreateOptions> {
+    notify.map_or(Ok(()), |notify| notify.prepare(options))?;
+    Ok(std::mem::take(options))
+}
+
+/// Creates; of a failure nothing is left, the directory for notifications included.
+fn make(call: &Call, id: &str, options: CreateOptions, notifies: bool) -> Result<i32> {
+    let made = call.runtime.create(id, options);
+    let taken = matches!(made, Err(coracle_runtime::Error::Exists(_)));
+    if made.is_err() && notifies && !taken {
+        notify::remove(call, id)?;
+    }
+    Ok(made?)
+}
+
+/// start
+pub fn start(call: &Call, id: &str) -> Result<i32> {
+    let mut notify = Notify::of(call, id);
+    let bound = notify.as_mut().map_or(Ok(false), Notify::bind)?;
+    call.runtime.start(id)?;
+    if let Some(notify) = notify.as_mut().filter(|_| bound) {
+        notify.wait(call.runtime.state(id)?.pid)?;
+    }
+    Ok(0)
+}
+
+/// delete
+pub fn delete(call: &Call, args: &Delete) -> Result<i32> {
+    let id = &args.words[0];
+    call.runtime.delete(id, args.force)?;
+    notify::remove(call, id)?;
     Ok(0)
 }
 
@@ -80,7 +117,7 @@ pub fn run(call: &Call, args: Run) -> Result<i32> {
         nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
     }
     let (preserve_fds, extra_env) = listen_fds(args.preserve_fds);
-    let options = CreateOptions {
+    let mut options = CreateOptions {
         bundle,
         console_socket: args.console_socket,
         pidfd_socket: args.pidfd_socket,
@@ -93,17 +130,30 @@ pub fn run(call: &Call, args: Run) -> Result<i32> {
         extra_env,
         ..options(call)?
     };
-    let pid = runtime.create(id, options)?;
-    let started = session.attach().and_then(|()| Ok(runtime.start(id)?));
-    let outcome = started.and_then(|()| session.wait(pid));
+    let notify = Notify::of(call, id);
+    let pid = make(call, id, options_with(&mut options, notify.as_ref())?, notify.is_some())?;
+    let outcome = session.attach().and_then(|()| go(call, id, pid, notify, args.detach, session));
     if outcome.is_err() || (!args.detach && !args.keep) {
-        let removed = runtime.delete(id, true);
+        let removed = runtime.delete(id, true).map_err(anyhow::Error::from).and_then(|()| notify::remove(call, id));
         // The first error is the one to tell.
         let code = outcome?;
         removed?;
         return Ok(code);
     }
     outcome
+}
+
+/// Starts what run has made, and waits for it.
+fn go(call: &Call, id: &str, pid: i32, mut notify: Option<Notify>, detach: bool, mut session: Session) -> Result<i32> {
+    if let Some(notify) = &mut notify {
+        notify.bind()?;
+    }
+    call.runtime.start(id)?;
+    match notify {
+        Some(mut notify) if detach => notify.wait(pid)?,
+        notify => session.notify = notify,
+    }
+    session.wait(pid)
 }
 
 /// exec

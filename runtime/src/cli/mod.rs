@@ -7,6 +7,7 @@ mod help;
 mod inspect;
 mod launch;
 pub mod log;
+mod notify;
 mod template;
 mod terminal;
 mod update;
@@ -113,8 +114,7 @@ static VERBS: &[Verb] = &[
     .sealed()
     .about("Makes the container by the bundle's config.json. Its id must be unique among those of the same --root."),
     verb::<args::Delete>("delete", "remove what is left of a container", ID, ONE, |call| {
-        let args: args::Delete = call.parse()?;
-        done(call.runtime.delete(&args.words[0], args.force))
+        launch::delete(call, &call.parse()?)
     })
     .about("A container that is stopped or was never started is removed; a running one only with --force."),
     verb::<args::Events>("events", "print statistics and OOM events of a container", ID, ONE, |call| {
@@ -165,9 +165,7 @@ static VERBS: &[Verb] = &[
     verb::<args::Spec>("spec", "write a config.json to begin with", "", Count::Exactly(0), |call| {
         template::write(&call.parse()?).map(|()| 0)
     }),
-    verb::<Plain>("start", "run the program of a created container", ID, ONE, |call| {
-        done(call.runtime.start(&call.id()?))
-    }),
+    verb::<Plain>("start", "run the program of a created container", ID, ONE, |call| launch::start(call, &call.id()?)),
     verb::<Plain>("state", "print the state of a container", ID, ONE, |call| {
         inspect::state(&call.runtime, &call.id()?)
     }),

@@ -30,6 +30,7 @@ use nix::unistd::{isatty, pipe2};
 
 use super::flow::{self, Flow};
 use super::log;
+use super::notify::Notify;
 
 /// How often a background job looks whether it may read its terminal again: nothing tells it.
 const BACKGROUND_LOOK_MS: u16 = 200;
@@ -51,6 +52,8 @@ pub struct Session {
     input: Option<Flow>,
     outputs: Vec<Flow>,
     raw: Option<RawMode>,
+    /// Told when the program is ready.
+    pub notify: Option<Notify>,
 }
 
 /// What a process of a session is made with.
@@ -211,11 +214,14 @@ impl Session {
         let flows = || self.input.iter().filter(|_| !suspended).chain(&self.outputs);
         let mut polled = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         polled.extend(flows().filter_map(Flow::wants));
+        let flows = polled.len();
+        polled.extend(self.notify.iter().filter_map(Notify::fd).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         match poll(&mut polled, timeout) {
             Err(Errno::EINTR) => return Ok(()),
             result => result.context("poll")?,
         };
-        let mut ready = polled[1..].iter().map(|p| p.any().unwrap_or(false)).collect::<Vec<_>>().into_iter();
+        let notified = polled[flows..].iter().any(|p| p.any().unwrap_or(false));
+        let mut ready = polled[1..flows].iter().map(|p| p.any().unwrap_or(false)).collect::<Vec<_>>().into_iter();
         let mut is_ready = |flow: &Flow| flow.wants().is_some() && ready.next().unwrap_or(false);
         if let Some(input) = self.input.as_mut().filter(|_| !suspended)
             && is_ready(input)
@@ -235,6 +241,13 @@ impl Session {
                     result => drop(result.context("pass on the output")?),
                 }
             }
+        }
+        if let Some(notify) = self.notify.as_mut().filter(|_| notified)
+            && let Err(error) = notify.relay(std::process::id(), false)
+        {
+            // The container is as well without.
+            log::warning(&format!("{error:#}"));
+            self.notify = None;
         }
         Ok(())
     }
