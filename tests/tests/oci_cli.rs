@@ -530,7 +530,9 @@ time.sleep(1000)
 /// What the host's manager is told until the barrier, whose descriptor it closes as systemd does.
 fn told(manager: &UnixDatagram) -> Vec<String> {
     let mut all = Vec::new();
-    while all.last().is_none_or(|last: &String| last != "BARRIER=1") {
+    // Debian's runc knows no barrier yet.
+    let count = if peer("runc") { 2 } else { 3 };
+    while all.len() < count {
         let mut text = [0u8; 256];
         let mut slices = [IoSliceMut::new(&mut text)];
         let mut space = nix::cmsg_space!([i32; 1]);
@@ -566,13 +568,15 @@ fn a_program_tells_the_hosts_manager_that_it_is_ready() {
     assert!(spawn(&["create", "--bundle", dir, &bundle.id]).wait().unwrap().success());
     let mut start = spawn(&["start", &bundle.id]);
     let main = format!("MAINPID={}", bundle.state()["pid"]);
-    assert_eq!(told(&manager), ["READY=1", &main, "BARRIER=1"]);
+    let told_first = told(&manager);
+    assert_eq!(told_first[..2], ["READY=1", &main]);
+    assert!(told_first.get(2).is_none_or(|word| word == "BARRIER=1"), "{told_first:?}");
     assert!(start.wait().unwrap().success());
     bundle.oci(&["delete", "--force", &bundle.id]).ok();
     bundle.assert_gone();
 
     let mut run = spawn(&["run", "--detach", "--bundle", dir, &bundle.id]);
-    assert_eq!(told(&manager).len(), 3);
+    assert_eq!(told(&manager)[0], "READY=1");
     assert!(run.wait().unwrap().success());
     bundle.oci(&["delete", "--force", &bundle.id]).ok();
 
