@@ -1,11 +1,13 @@
 //! The parent's half of create, as one flat list. What it did is undone when a later step fails.
 
+use std::cell::Cell;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
@@ -22,7 +24,7 @@ use crate::spec::{Mount, NamespaceKind, Process, Spec};
 use crate::state::{self, CONFIG, Record, SOCKET};
 use crate::undo::Undo;
 use crate::{
-    CreateOptions, Parent, Runtime, Stdio, console, hooks, init, lsm, netdev, rdt, refuse, rootless, seccomp, sys,
+    CreateOptions, Parent, Runtime, Stdio, agent, console, hooks, init, lsm, netdev, rdt, refuse, rootless, sys,
 };
 
 /// Creates a container up to the point where its process waits for `start`.
@@ -52,6 +54,18 @@ pub(crate) fn create(runtime: &Runtime, id: &str, mut options: CreateOptions) ->
     own_streams(&options.stdio, &spec, process)?;
     let proc = open_proc()?;
 
+    // What failed after there was a process goes on where delete would: with the poststop hooks, last of all.
+    let born = Rc::new(Cell::new(false));
+    if !spec.hooks.poststop.is_empty() {
+        let (born, bundle) = (born.clone(), bundle.clone());
+        let state = state::hook_state(&spec, id, &bundle, "stopped", 0);
+        let poststop = spec.hooks.poststop.clone();
+        undo.push(move || {
+            if born.get() {
+                hooks::run_all("poststop", &poststop, &state, &bundle);
+            }
+        });
+    }
     // The name is taken by mkdir: of two creates of one id, one fails here.
     let dir = make_state_dir(runtime, id)?;
     undo.push({
@@ -129,6 +143,7 @@ pub(crate) fn create(runtime: &Runtime, id: &str, mut options: CreateOptions) ->
     drop((plan, theirs));
     let parent = options.parent;
     undo.push(move || kill_and_reap(pid, parent));
+    born.set(true);
 
     if moved {
         cgroup.attach(pid).map_err(cgroup_error)?;
@@ -236,27 +251,8 @@ pub(crate) fn rootfs_path(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
 }
 
 fn plan_identity(spec: &Spec, id: &str, bundle: &Path, process: &Process, options: &CreateOptions) -> Result<Identity> {
-    let filter = match &spec.linux.seccomp {
-        Some(profile) => {
-            Some(seccomp::compile(profile).map_err(|e| Error::invalid(format!("config.json: linux.seccomp: {e}")))?)
-        }
-        None => None,
-    };
-    let agent = spec.linux.seccomp.as_ref().and_then(|s| s.listener_path().clone());
-    let listener = match agent {
-        Some(path) => {
-            let metadata = spec.linux.seccomp.as_ref().and_then(|s| s.listener_metadata().clone());
-            let state: serde_json::Value =
-                serde_json::from_str(&state::hook_state(spec, id, bundle, "creating", 0)).unwrap_or_default();
-            let message = serde_json::json!({
-                "ociVersion": state::OCI_VERSION, "fds": ["seccompFd"], "pid": 0,
-                "metadata": metadata.unwrap_or_default(), "state": state,
-            });
-            Some((console::connect(&path)?, message.to_string().into_bytes()))
-        }
-        None => None,
-    };
-    let mut identity = Identity::plan(process, &spec.linux, filter, listener)?;
+    let (filter, agent) = agent::plan(spec, || state::hook_state(spec, id, bundle, "creating", 0))?;
+    let mut identity = Identity::plan(process, &spec.linux, filter, agent)?;
     identity.in_user_namespace = spec.namespace(NamespaceKind::User).is_some();
     for fd in 3..3 + options.preserve_fds as i32 {
         if !sys::is_open(fd) {

@@ -19,7 +19,7 @@ use crate::spawn::{Side, Spawn};
 use crate::spec::{ConsoleSize, NamespaceKind, Process, Spec};
 use crate::state::{Record, Status};
 use crate::undo::Undo;
-use crate::{ExecOptions, Runtime, Stdio, console, create, rdt, refuse, rootless, seccomp, sys};
+use crate::{ExecOptions, Runtime, Stdio, agent, console, create, rdt, refuse, rootless, state, sys};
 
 /// What the child needs.
 struct Plan {
@@ -58,13 +58,11 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         return Err(Error::State(format!("cannot exec in container {id:?}: it is stopped")));
     }
     let spec = record.spec(&runtime.root)?;
-    let filter = match &spec.linux.seccomp {
-        Some(profile) => Some(seccomp::compile(profile).map_err(|e| Error::invalid(format!("linux.seccomp: {e}")))?),
-        None => None,
-    };
+    let state = || state::hook_state(&spec, id, &record.bundle, "running", record.pid);
+    let (filter, agent) = agent::plan(&spec, state)?;
     inherit(&mut options.process, &spec);
     let affinity = Affinity::plan(&options.process)?;
-    let mut identity = Identity::plan(&options.process, &spec.linux, filter, None)?;
+    let mut identity = Identity::plan(&options.process, &spec.linux, filter, agent)?;
     identity.in_user_namespace = record.namespaces & NamespaceKind::User.flag() != 0;
     for variable in &options.extra_env {
         identity.add_env(variable.clone());
@@ -249,6 +247,7 @@ fn set_up(mut plan: Plan, _channel: &Channel) -> Result<(Identity, crate::identi
     setsid().op(|| "start a session")?;
     crate::init::join_cgroup(std::mem::take(&mut plan.cgroup_files))?;
     plan.affinity.finish()?;
+    plan.identity.name_process()?;
     // With the host's rights, which a user namespace ends.
     std::mem::take(&mut plan.identity.schedule).apply(0)?;
     if let Some(proc) = plan.proc.take() {

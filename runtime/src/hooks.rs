@@ -9,7 +9,15 @@
 //! | poststop | the runtime's | after delete |
 //!
 //! Each gets the container's state as JSON on stdin, its own environment and nothing else. State and output go through
-//! memfds, so no pipe can block either side; a timeout kills.
+//! memfds, so no pipe can block either side; a timeout kills. A startContainer hook without an environment has the
+//! program's, as in runc: it runs where the program does.
+//!
+//! | a hook that fails | ends |
+//! |---|---|
+//! | prestart, createRuntime, createContainer | the create; what was made is taken away, then the poststop hooks run |
+//! | startContainer | the container's process, before its program ran: start fails |
+//! | poststart | the container: start kills it, and fails |
+//! | poststop | nothing: the next one runs, and a warning is given |
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -22,22 +30,57 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::error::{Context, Error, Result};
 use crate::handle::Handle;
-use crate::spec::Hook;
+use crate::spec::{Hook, Hooks};
 use crate::sys;
 
 /// How much of a failed hook's output goes into the error.
 const MAX_OUTPUT_BYTES: u64 = 1024;
 
+/// What is wrong with hooks before any is run.
+pub(crate) fn check(hooks: &Hooks) -> Result<()> {
+    let Hooks { prestart, create_runtime, create_container, start_container, poststart, poststop } = hooks;
+    for (kind, list) in [
+        ("prestart", prestart),
+        ("createRuntime", create_runtime),
+        ("createContainer", create_container),
+        ("startContainer", start_container),
+        ("poststart", poststart),
+        ("poststop", poststop),
+    ] {
+        for (index, Hook { path, args: _, env: _, timeout }) in list.iter().enumerate() {
+            let bad = |why: String| Err(Error::invalid(format!("config.json: hooks.{kind}[{index}].{why}")));
+            if !path.is_absolute() {
+                return bad(format!("path: {:?} is not absolute", path.display()));
+            }
+            if let Some(seconds) = timeout.filter(|seconds| *seconds <= 0) {
+                return bad(format!("timeout: {seconds} is not above 0"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs all hooks of one kind, in order. The container is gone already: one that fails is told, and the next one runs.
+pub(crate) fn run_all(kind: &str, hooks: &[Hook], state: &str, cwd: &Path) {
+    for (index, hook) in hooks.iter().enumerate() {
+        if let Err(error) = run_at(kind, index, hook, state, cwd) {
+            crate::warn(&error.to_string());
+        }
+    }
+}
+
 /// Runs hooks of one kind, in order; the first that fails ends it.
 pub(crate) fn run(kind: &str, hooks: &[Hook], state: &str, cwd: &Path) -> Result<()> {
-    if !hooks.is_empty() {
+    hooks.iter().enumerate().try_for_each(|(index, hook)| run_at(kind, index, hook, state, cwd))
+}
+
+fn run_at(kind: &str, index: usize, hook: &Hook, state: &str, cwd: &Path) -> Result<()> {
+    if index == 0 {
         // Neither what the runtime's caller left open, nor what it handed over for the container.
         sys::close_on_exec_from(3).op(|| format!("keep descriptors from the {kind} hooks"))?;
     }
-    hooks.iter().enumerate().try_for_each(|(index, hook)| {
-        let what = format!("{kind} hook #{index} {}", hook.path.display());
-        run_one(&what, hook, state, cwd)
-    })
+    let what = format!("{kind} hook #{index} {}", hook.path.display());
+    run_one(&what, hook, state, cwd)
 }
 
 fn memory(content: &str) -> io::Result<File> {
@@ -48,9 +91,6 @@ fn memory(content: &str) -> io::Result<File> {
 }
 
 fn run_one(what: &str, hook: &Hook, state: &str, cwd: &Path) -> Result<()> {
-    if !hook.path.is_absolute() {
-        return Err(Error::invalid(format!("{what}: the path must be absolute")));
-    }
     let start = || -> io::Result<(Child, File)> {
         let output = memory("")?;
         let mut command = Command::new(&hook.path);
@@ -138,6 +178,28 @@ mod tests {
         let hooks = [sh("true", None), sh("echo no such luck >&2; exit 3", None)];
         let error = run("poststop", &hooks, "{}", Path::new("/")).unwrap_err().to_string();
         assert_eq!(error, "poststop hook #1 /bin/sh: exit status 3, output: no such luck");
+    }
+
+    #[test]
+    fn after_the_container_all_hooks_run() {
+        let made = tempfile::tempdir().unwrap();
+        let hooks = [sh("exit 1", None), sh(&format!("touch {}/x", made.path().display()), None)];
+        run_all("poststop", &hooks, "{}", Path::new("/"));
+        assert!(made.path().join("x").exists());
+    }
+
+    #[test]
+    fn paths_are_absolute_and_timeouts_above_nothing() {
+        let hooks = |text: &str| serde_json::from_str::<Hooks>(text).unwrap();
+        check(&hooks(r#"{"prestart":[{"path":"/x","timeout":1}]}"#)).unwrap();
+        for (text, field) in [
+            (r#"{"poststop":[{"path":"/x"},{"path":"x"}]}"#, "hooks.poststop[1].path"),
+            (r#"{"prestart":[{}]}"#, "hooks.prestart[0].path"),
+            (r#"{"startContainer":[{"path":"/x","timeout":0}]}"#, "hooks.startContainer[0].timeout"),
+        ] {
+            let error = check(&hooks(text)).unwrap_err().to_string();
+            assert!(error.contains(field), "{error}");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::sys::stat::{Mode, fstat, umask};
 use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, fchown, setgroups, setresgid, setresuid};
 
+use crate::agent::Agent;
 use crate::error::{Context, Error, Result};
 use crate::lsm::{self, Label};
 use crate::schedule::{Domain, Schedule};
@@ -52,8 +53,8 @@ pub(crate) struct Identity {
     env: Vec<String>,
     cwd: PathBuf,
     filter: Option<seccomp::Program>,
-    /// Where a seccomp listener's descriptor goes, with what message.
-    listener: Option<(Option<OwnedFd>, Vec<u8>)>,
+    /// Where the filter's listener goes.
+    agent: Option<Agent>,
     /// Of AppArmor and SELinux.
     labels: Vec<Label>,
     /// Taken out by who applies it elsewhere.
@@ -110,7 +111,7 @@ impl Identity {
         process: &Process,
         linux: &Linux,
         filter: Option<seccomp::Program>,
-        listener: Option<(OwnedFd, Vec<u8>)>,
+        agent: Option<Agent>,
     ) -> Result<Identity> {
         let none = crate::spec::Capabilities::default();
         // No capabilities in the configuration means none for the process.
@@ -143,7 +144,7 @@ impl Identity {
             env: process.env.clone(),
             cwd: process.cwd.clone(),
             filter,
-            listener: listener.map(|(socket, message)| (Some(socket), message)),
+            agent,
             labels: lsm::plan(process)?,
             schedule: Schedule::plan(process)?,
             domain: Domain::plan(linux)?,
@@ -157,14 +158,19 @@ impl Identity {
 
     /// The seccomp listener's socket, taken out while descriptors are renumbered.
     pub fn take_listener(&mut self) -> Option<OwnedFd> {
-        self.listener.as_mut().and_then(|l| l.0.take())
+        self.agent.as_mut().and_then(Agent::take_socket)
     }
 
     /// And put back.
     pub fn put_listener(&mut self, socket: Option<OwnedFd>) {
-        if let Some(listener) = &mut self.listener {
-            listener.0 = socket;
+        if let Some(agent) = &mut self.agent {
+            agent.put_socket(socket);
         }
+    }
+
+    /// Tells the agent which process this is, while the host's /proc is there.
+    pub fn name_process(&mut self) -> Result<()> {
+        self.agent.as_mut().map_or(Ok(()), Agent::name_process)
     }
 
     /// Opens what the labels will be written to, while the host's /proc is there.
@@ -320,7 +326,8 @@ impl Identity {
         if let Some(filter) = &self.filter {
             match seccomp::load(filter) {
                 Ok(Some(notify)) => {
-                    if let Err(e) = self.send_listener(&notify) {
+                    // Known to be there where the filter notifies.
+                    if let Some(Err(e)) = self.agent.as_ref().map(|agent| agent.send(&notify)) {
                         return e;
                     }
                 }
@@ -330,14 +337,6 @@ impl Identity {
         }
         let Err(cause) = nix::unistd::execve(&program.path, &program.args, &program.env);
         Error::Os { what: format!("exec {}", program.path.to_string_lossy()), cause: cause.into() }
-    }
-
-    fn send_listener(&self, notify: &OwnedFd) -> Result<()> {
-        match &self.listener {
-            Some((Some(socket), message)) => crate::console::send_fd(socket, notify, message)
-                .op(|| "send the seccomp listener to linux.seccomp.listenerPath"),
-            _ => Err(Error::invalid("linux.seccomp notifies but has no listenerPath")),
-        }
     }
 }
 

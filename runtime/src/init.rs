@@ -88,6 +88,7 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     join_cgroup(std::mem::take(&mut plan.cgroup_files))?;
     // After it: the cpuset limits what this comes to.
     schedule::reset_affinity();
+    plan.identity.name_process()?;
     // In a user namespace the folders above may be closed to who this process becomes; the host's root may pass still.
     let point = open_directory(&plan.rootfs);
     // Nothing can be made as root of the new user namespace before the parent wrote its maps.
@@ -232,7 +233,10 @@ fn start_hooks(spec: &Spec, id: &str, bundle: &Path) -> Result<()> {
         return Ok(());
     }
     let state = crate::state::hook_state(spec, id, bundle, "created", std::process::id() as i32);
-    hooks::run("startContainer", &spec.hooks.start_container, &state, Path::new("/"))
+    let mut hooks = spec.hooks.start_container.clone();
+    let env = spec.process.as_ref().map(|process| &process.env[..]).unwrap_or_default();
+    hooks.iter_mut().filter(|hook| hook.env.is_empty()).for_each(|hook| hook.env = env.to_vec());
+    hooks::run("startContainer", &hooks, &state, Path::new("/"))
 }
 
 /// Moves the given descriptors to the lowest numbers above what the container gets, and closes all others.

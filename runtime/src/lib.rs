@@ -10,6 +10,7 @@
 //! mounts    options, idmap, beneath (walk), copyup, cgroupfs, devices, console; sources: what comes from the host
 //! rootless  who is not root of the host: which half does what, and the maps of user namespaces
 //! identity  user, capabilities, limits, program; lsm; schedule
+//! agent     who answers the filter's notifications
 //! netdev    network devices that move into the container                 rdt    Intel RDT
 //! hooks     state (on disk), time  undo      what a failed create takes back
 //! seal      the program itself     apart     for containers of other programs
@@ -19,6 +20,7 @@
 //!
 //! Callers must be single-threaded: a clone without exec follows.
 
+mod agent;
 mod apart;
 mod beneath;
 pub mod cgroup;
@@ -59,6 +61,7 @@ mod walk;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 pub use apart::{leave_mount_namespace, mount_rootfs};
 pub use cgroup::Stats;
@@ -197,6 +200,22 @@ impl Runtime {
     /// Runs a process in a container. Returns its pid.
     pub fn exec(&self, id: &str, options: ExecOptions) -> Result<i32> {
         exec::exec(self, id, options)
+    }
+}
+
+/// Who hears of failures that end nothing.
+static WARN: OnceLock<fn(&str)> = OnceLock::new();
+
+/// Says who hears of failures that end nothing, such as that of a poststop hook; without anyone, standard error does.
+pub fn on_warning(hear: fn(&str)) {
+    // Set once, by whoever has a log.
+    let _ = WARN.set(hear);
+}
+
+pub(crate) fn warn(words: &str) {
+    match WARN.get() {
+        Some(hear) => hear(words),
+        None => eprintln!("warning: {words}"),
     }
 }
 

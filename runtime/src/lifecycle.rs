@@ -42,7 +42,9 @@ impl Runtime {
         if record.has_poststart {
             let spec = record.spec(&self.root)?;
             let state = state::hook_state(&spec, id, &record.bundle, "running", record.pid);
-            hooks::run("poststart", &spec.hooks.poststart, &state, &record.bundle)?;
+            // The container that a hook could not follow up does not go on.
+            hooks::run("poststart", &spec.hooks.poststart, &state, &record.bundle)
+                .inspect_err(|_| drop(record.kill_and_wait()))?;
         }
         Ok(())
     }
@@ -128,7 +130,7 @@ impl Runtime {
         fs::remove_dir_all(&dir).path("remove", &dir)?;
         if let Some(spec) = spec {
             let state = state::hook_state(&spec, id, &record.bundle, "stopped", 0);
-            hooks::run("poststop", &spec.hooks.poststop, &state, &record.bundle)?;
+            hooks::run_all("poststop", &spec.hooks.poststop, &state, &record.bundle);
         }
         Ok(())
     }

@@ -75,7 +75,13 @@ pub(crate) enum Root {
 /// may reach the host unless the configuration says shared.
 pub(crate) fn base_propagation(spec: &Spec) -> u64 {
     let word = spec.linux.rootfs_propagation.as_deref().unwrap_or_default();
-    options::propagation(word).map_or(libc::MS_SLAVE, |(flag, _)| flag)
+    match options::propagation(word) {
+        None => libc::MS_SLAVE,
+        // What nobody may copy the runtime could not either, who makes parts of it read-only by copies. In the end the
+        // root becomes what it shall be.
+        Some((libc::MS_UNBINDABLE, _)) => libc::MS_PRIVATE,
+        Some((flag, _)) => flag,
+    }
 }
 
 fn set_propagation(fd: &OwnedFd, flag: u64, recursive: bool) -> std::io::Result<()> {

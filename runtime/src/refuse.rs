@@ -17,6 +17,11 @@ const MAX_ID_BYTES: usize = 255;
 /// -1 to the calls that set ids (the class of CVE-2024-40635).
 const NO_ID: u32 = u32::MAX;
 
+/// The clocks of a time namespace.
+const CLOCKS: &[&str] = &["boottime", "monotonic"];
+/// The nanoseconds of an offset make less than a second.
+const MAX_NANOSECONDS: u32 = 999_999_999;
+
 fn refused(field: &str, reason: &str) -> Error {
     Error::Refused { field: field.to_owned(), reason: reason.to_owned() }
 }
@@ -42,8 +47,8 @@ pub(crate) fn check(spec: &Spec) -> Result<()> {
         process,
         hostname: _,
         domainname: _,
-        hooks: _,
-        annotations: _,
+        hooks,
+        annotations,
         linux,
         solaris,
         windows,
@@ -64,6 +69,10 @@ pub(crate) fn check(spec: &Spec) -> Result<()> {
     if root.as_ref().is_none_or(|r| r.path.as_os_str().is_empty()) {
         return Err(Error::invalid("config.json: root.path is missing"));
     }
+    if annotations.contains_key("") {
+        return Err(Error::invalid("config.json: annotations: a key is empty"));
+    }
+    crate::hooks::check(hooks)?;
     for mount in mounts {
         check_mount(mount)?;
     }
@@ -150,8 +159,18 @@ fn check_linux(linux: &Linux) -> Result<()> {
         intel_rdt,
         memory_policy: _,
         personality: _,
-        time_offsets: _,
+        time_offsets,
     } = linux;
+    for (clock, offset) in time_offsets {
+        if !CLOCKS.contains(&clock.as_str()) {
+            let names = CLOCKS.join(", ");
+            return Err(Error::invalid(format!("config.json: linux.timeOffsets: {clock:?} is none of {names}")));
+        }
+        if offset.nanosecs > MAX_NANOSECONDS {
+            let why = format!("{clock}.nanosecs: {} is a second or more", offset.nanosecs);
+            return Err(Error::invalid(format!("config.json: linux.timeOffsets.{why}")));
+        }
+    }
     if let Some(rdt) = intel_rdt {
         crate::rdt::check(rdt)?;
     }

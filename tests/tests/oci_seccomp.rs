@@ -1,9 +1,14 @@
 //! Seccomp profiles through the front door of any OCI runtime. `OCI_RUNTIME=runc` runs the same against libseccomp.
 
+use std::io::{IoSliceMut, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
 
 mod oci_support;
-use oci_support::{Bundle, ours, peer};
+use oci_support::{Bundle, ours, peer, wait_for};
 
 fn filtered(script: &str, profile: Value) -> Bundle {
     let mut bundle = Bundle::sh(script);
@@ -105,5 +110,134 @@ fn a_profile_that_cannot_be_is_refused_with_its_place() {
     let argument = json!([{"names": ["read"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 7, "value": 0, "op": "SCMP_CMP_EQ"}]}]);
     if ours() {
         filtered("true", allow_but(argument)).run().fails("linux.seccomp.syscalls[0].args");
+    }
+}
+
+/// What an agent is sent: a descriptor and its description.
+fn receive(agent: &UnixListener) -> (OwnedFd, Value) {
+    let (stream, _) = agent.accept().expect("a connection");
+    let mut bytes = vec![0; 64 << 10];
+    let mut control = nix::cmsg_space!([i32; 4]);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC);
+    let message = message.expect("a message");
+    let fds: Vec<i32> = message
+        .cmsgs()
+        .expect("control messages")
+        .flat_map(|c| if let ControlMessageOwned::ScmRights(fds) = c { fds } else { Vec::new() })
+        .collect();
+    let [fd] = fds[..] else { panic!("{} descriptors", fds.len()) };
+    let length = message.bytes;
+    // One state for each connection, which ends with it.
+    let rest = (&stream).bytes().count();
+    assert_eq!(rest, 0);
+    (coracle_tests::sys::adopt(fd), serde_json::from_slice(&bytes[..length]).expect("JSON"))
+}
+
+#[test]
+fn an_agent_gets_the_listener_of_the_program_and_of_each_exec() {
+    let mut bundle = filtered("mkdir /tmp/x 2>&1; sleep 1000", allow_but(json!([])));
+    let path = bundle.dir.path().join("agent");
+    let agent = UnixListener::bind(&path).unwrap();
+    bundle.set("/linux/seccomp/syscalls", json!([{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}]));
+    bundle.set("/linux/seccomp/listenerPath", json!(path));
+    bundle.set("/linux/seccomp/listenerMetadata", json!("of the test"));
+    bundle.set("/annotations", json!({ "org.example.key": "a value" }));
+    bundle.create().ok();
+    bundle.oci(&["start", &bundle.id]).ok();
+    let pid = bundle.state()["pid"].clone();
+    let (fd, message) = receive(&agent);
+    assert_eq!((&message["fds"], &message["metadata"]), (&json!(["seccompFd"]), &json!("of the test")), "{message}");
+    assert_eq!((&message["pid"], &message["state"]["pid"]), (&pid, &pid), "{message}");
+    assert_eq!((&message["state"]["id"], &message["state"]["status"]), (&json!(bundle.id), &json!("creating")));
+    assert!(message["ociVersion"].as_str().is_some_and(|v| v.starts_with("1.")), "{message}");
+    assert!(message["state"]["annotations"]["org.example.key"] == "a value" || peer("crun"), "{message}");
+    // Where nobody answers any more, there is no such call.
+    drop(fd);
+    wait_for("the answer", || bundle.file("out").contains("not implemented"));
+    std::thread::scope(|scope| {
+        let exec = scope.spawn(|| bundle.exec(&["/bin/mkdir", "/tmp/y"]));
+        let (fd, message) = receive(&agent);
+        assert_eq!((&message["state"]["pid"], &message["state"]["status"]), (&pid, &json!("running")), "{message}");
+        assert!(message["pid"] != pid && message["pid"].as_i64().is_some_and(|pid| pid > 1), "{message}");
+        drop(fd);
+        exec.join().unwrap().fails("not implemented");
+    });
+}
+
+#[test]
+fn an_agent_that_nothing_is_asked_of_is_not_looked_for() {
+    let mut bundle = filtered("true", allow_but(json!([{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}])));
+    bundle.set("/linux/seccomp/listenerPath", json!("/no/agent"));
+    bundle.run().ok();
+}
+
+#[test]
+fn logging_and_tracing_actions_do_as_they_say() {
+    let rules = json!([{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_LOG"}]);
+    filtered("mkdir /tmp/x && test -d /tmp/x", allow_but(rules)).run().ok();
+    // Nobody traces the program: the call is skipped.
+    let rules = json!([{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_TRACE", "errnoRet": 5}]);
+    filtered("mkdir /tmp/x", allow_but(rules)).run().fails("not implemented");
+}
+
+#[test]
+fn every_architecture_and_flag_of_features_is_taken() {
+    if !ours() {
+        return; // runc 1.1 refuses flags, and both leave architectures to the libseccomp they were built with.
+    }
+    let mut bundle = filtered("mkdir /tmp/x", allow_but(json!([])));
+    let features: Value = serde_json::from_str(&bundle.oci(&["features"]).ok().out).unwrap();
+    let seccomp = &features["linux"]["seccomp"];
+    assert_eq!(seccomp["enabled"], true);
+    assert_eq!(seccomp["knownFlags"].as_array().map(Vec::len), Some(4), "{seccomp}");
+    bundle.set("/linux/seccomp/architectures", seccomp["archs"].clone());
+    bundle.set("/linux/seccomp/flags", seccomp["supportedFlags"].clone());
+    let rules: Vec<Value> = seccomp["actions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|action| *action != "SCMP_ACT_NOTIFY")
+        .zip(["swapon", "swapoff", "acct", "mkdir", "mkdirat", "reboot", "ptrace", "quotactl"])
+        .map(|(action, name)| json!({"names": [name], "action": action}))
+        .collect();
+    bundle.set("/linux/seccomp/syscalls", json!(rules));
+    for operator in seccomp["operators"].as_array().unwrap() {
+        let arg = json!([{"index": 0, "value": 1, "valueTwo": 1, "op": operator}]);
+        let rule = json!({"names": ["personality"], "action": "SCMP_ACT_ERRNO", "args": arg});
+        bundle.config["linux"]["seccomp"]["syscalls"].as_array_mut().unwrap().push(rule);
+    }
+    bundle.create().ok();
+}
+
+#[test]
+fn contradictions_of_a_profile_are_refused_by_their_field() {
+    if !ours() {
+        return; // The peers pass over most of these, and find out about others at the load.
+    }
+    let notify = json!([{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]);
+    let agent = json!("/no/agent");
+    for (changes, words) in [
+        (vec![("syscalls", notify.clone())], "linux.seccomp.listenerPath"),
+        (vec![("syscalls", notify.clone()), ("listenerPath", agent.clone())], "/no/agent"),
+        (vec![("listenerMetadata", json!("x"))], "linux.seccomp.listenerMetadata"),
+        (vec![("syscalls", notify), ("defaultAction", json!("SCMP_ACT_ERRNO")), ("listenerPath", agent)], "sendmsg"),
+        (vec![("defaultErrnoRet", json!(1))], "linux.seccomp.defaultErrnoRet"),
+        (vec![("defaultAction", json!("SCMP_ACT_NOTIFY"))], "linux.seccomp.defaultAction"),
+        (vec![("defaultAction", json!("SCMP_ACT_MAYBE"))], "SCMP_ACT_MAYBE"),
+        (vec![("architectures", json!(["SCMP_ARCH_VAX"]))], "SCMP_ARCH_VAX"),
+        (vec![("flags", json!(["SECCOMP_FILTER_FLAG_NO"]))], "SECCOMP_FILTER_FLAG_NO"),
+        (vec![("syscalls", json!([{"names": [], "action": "SCMP_ACT_ERRNO"}]))], "linux.seccomp.syscalls[0].names"),
+        (
+            vec![("syscalls", json!([{"names": ["read"], "action": "SCMP_ACT_LOG", "errnoRet": 1}]))],
+            "linux.seccomp.syscalls[0].errnoRet",
+        ),
+    ] {
+        let mut bundle = filtered("true", allow_but(json!([])));
+        for (field, value) in changes {
+            bundle.set(&format!("/linux/seccomp/{field}"), value);
+        }
+        bundle.create().fails(words);
+        bundle.assert_gone();
     }
 }

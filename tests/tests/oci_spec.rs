@@ -386,6 +386,83 @@ fn a_time_namespace_has_its_offset() {
 }
 
 #[test]
+fn both_clocks_are_set_off_in_a_user_namespace_too() {
+    if !ours() {
+        return; // As above.
+    }
+    let mut bundle = Bundle::new(&["/bin/cat", "/proc/self/timens_offsets"]);
+    bundle.namespace("time", Some(None)).namespace("user", Some(None));
+    let maps = json!([{ "containerID": 0, "hostID": 100000, "size": 1000 }]);
+    bundle.set("/linux/uidMappings", maps.clone()).set("/linux/gidMappings", maps);
+    let offsets =
+        json!({ "monotonic": { "secs": 86_400, "nanosecs": 5 }, "boottime": { "secs": -1, "nanosecs": 999_999_999 } });
+    bundle.set("/linux/timeOffsets", offsets);
+    let out = bundle.run().ok().out;
+    let words: Vec<&str> = out.split_whitespace().collect();
+    assert_eq!(words, ["monotonic", "86400", "5", "boottime", "-1", "999999999"]);
+    for (offsets, words) in [
+        (json!({ "realtime": { "secs": 1 } }), "realtime"),
+        (json!({ "boottime": { "nanosecs": 1_000_000_000 } }), "boottime.nanosecs"),
+    ] {
+        bundle.set("/linux/timeOffsets", offsets);
+        bundle.create().fails("linux.timeOffsets").fails(words);
+        bundle.assert_gone();
+    }
+}
+
+#[test]
+fn the_root_has_the_propagation_it_shall_have() {
+    for (word, shown) in [
+        ("private", ""),
+        ("rprivate", ""),
+        ("slave", "master:"),
+        ("rslave", "master:"),
+        ("shared", "shared:"),
+        ("rshared", "shared:"),
+        ("unbindable", "unbindable"),
+    ] {
+        let mut bundle = Bundle::sh("grep ' / / ' /proc/self/mountinfo || grep ' / ' /proc/self/mountinfo");
+        bundle.set("/linux/rootfsPropagation", json!(word));
+        let answer = bundle.run();
+        if !ours() {
+            continue; // crun 1.8 leaves another peer group; runc cannot copy what is unbindable.
+        }
+        let out = answer.ok().out;
+        let line = out.lines().find(|l| l.split(' ').nth(4) == Some("/")).unwrap_or_else(|| panic!("{out}"));
+        let fields: Vec<&str> = line.split(' ').skip(6).take_while(|f| *f != "-").collect();
+        match shown {
+            "" => assert_eq!(fields, Vec::<&str>::new(), "{word}: {line}"),
+            // Where the host's mount is private there is no master.
+            "master:" => assert!(fields.iter().all(|f| f.starts_with(shown)), "{word}: {line}"),
+            _ => assert!(fields.iter().any(|f| f.starts_with(shown)), "{word}: {line}"),
+        }
+    }
+    let mut bundle = Bundle::new(&["/bin/true"]);
+    bundle.set("/linux/rootfsPropagation", json!("everywhere"));
+    let answer = bundle.create();
+    assert_ne!(answer.code, 0);
+    if ours() {
+        answer.fails("linux.rootfsPropagation");
+    }
+}
+
+#[test]
+fn annotations_are_told_and_an_empty_key_is_none() {
+    let mut bundle = Bundle::sleeping();
+    bundle.oci(&["delete", "--force", &bundle.id]).ok();
+    bundle.set("/annotations", json!({ "org.example.key": "a value", "org.example.empty": "" }));
+    bundle.create().ok();
+    let state = bundle.state();
+    assert_eq!(state["annotations"]["org.example.key"], "a value");
+    assert_eq!(state["annotations"]["org.example.empty"], "");
+    bundle.oci(&["delete", "--force", &bundle.id]).ok();
+    bundle.set("/annotations", json!({ "": "x" }));
+    if ours() {
+        bundle.create().fails("annotations");
+    }
+}
+
+#[test]
 fn a_cgroup_namespace_and_mount_show_the_containers_own() {
     let mut bundle = Bundle::sh(
         "cat /proc/self/cgroup; ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/tasks /sys/fs/cgroup/cgroup.procs 2>/dev/null | head -1; mkdir /sys/fs/cgroup/pids/x 2>&1",

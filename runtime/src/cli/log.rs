@@ -62,6 +62,7 @@ pub fn open(globals: &Globals) -> Result<()> {
         options.append(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
         options.open(path).with_context(|| format!("open log file {}", path.display()))
     });
+    coracle_runtime::on_warning(warning);
     // Set once, by main.
     let _ = LOG.set(Log { file: file.transpose()?, json, debug: globals.debug });
     Ok(())

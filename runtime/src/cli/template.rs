@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 
 use anyhow::{Context, Result};
+use coracle_runtime::seccomp;
 use serde_json::{Value, json};
 
 use super::args::Spec;
@@ -90,6 +91,14 @@ pub fn features() -> Result<()> {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": coracle_runtime::known_capabilities(),
             "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true },
+            "seccomp": {
+                "enabled": true,
+                "actions": seccomp::ACTIONS,
+                "operators": seccomp::OPERATORS,
+                "archs": seccomp::ARCHITECTURES,
+                "knownFlags": seccomp::known_flags(),
+                "supportedFlags": seccomp::supported_flags(),
+            },
             "apparmor": { "enabled": true },
             "selinux": { "enabled": true },
             "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },

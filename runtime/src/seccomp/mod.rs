@@ -27,7 +27,7 @@ mod tests;
 
 use std::{io, os::fd::OwnedFd};
 
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag};
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompFilterFlag, LinuxSyscall};
 
 pub use assemble::Instruction;
 
@@ -55,6 +55,69 @@ pub enum Error {
         /// The kernel's answer.
         cause: io::Error,
     },
+}
+
+/// Every action, for `features`.
+pub const ACTIONS: &[&str] = &[
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_KILL_THREAD",
+    "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_TRAP",
+];
+
+/// Every comparison, for `features`.
+pub const OPERATORS: &[&str] =
+    &["SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT", "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE"];
+
+/// Every architecture, for `features`. Those that are not of this machine are read and come to nothing: no call is ever
+/// made by them.
+pub const ARCHITECTURES: &[&str] = &[
+    "SCMP_ARCH_AARCH64",
+    "SCMP_ARCH_ARM",
+    "SCMP_ARCH_LOONGARCH64",
+    "SCMP_ARCH_M68K",
+    "SCMP_ARCH_MIPS",
+    "SCMP_ARCH_MIPS64",
+    "SCMP_ARCH_MIPS64N32",
+    "SCMP_ARCH_MIPSEL",
+    "SCMP_ARCH_MIPSEL64",
+    "SCMP_ARCH_MIPSEL64N32",
+    "SCMP_ARCH_PARISC",
+    "SCMP_ARCH_PARISC64",
+    "SCMP_ARCH_PPC",
+    "SCMP_ARCH_PPC64",
+    "SCMP_ARCH_PPC64LE",
+    "SCMP_ARCH_RISCV64",
+    "SCMP_ARCH_S390",
+    "SCMP_ARCH_S390X",
+    "SCMP_ARCH_SH",
+    "SCMP_ARCH_SHEB",
+    "SCMP_ARCH_X32",
+    "SCMP_ARCH_X86",
+    "SCMP_ARCH_X86_64",
+];
+
+/// Every flag, with the kernel's bit.
+const FLAGS: &[(&str, u64)] = &[
+    ("SECCOMP_FILTER_FLAG_TSYNC", libc::SECCOMP_FILTER_FLAG_TSYNC),
+    ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW),
+    ("SECCOMP_FILTER_FLAG_LOG", libc::SECCOMP_FILTER_FLAG_LOG),
+    ("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV),
+];
+
+/// Every flag, for `features`.
+pub fn known_flags() -> Vec<&'static str> {
+    FLAGS.iter().map(|(name, _)| *name).collect()
+}
+
+/// The flags that this kernel has as well.
+pub fn supported_flags() -> Vec<&'static str> {
+    FLAGS.iter().filter(|(_, bit)| sys::knows_flag(*bit)).map(|(name, _)| *name).collect()
 }
 
 /// A compiled profile.
@@ -103,6 +166,17 @@ pub fn load(program: &Program) -> Result<Option<OwnedFd>, Error> {
     })
 }
 
+/// Whether a call is made, whatever its arguments.
+fn passes(profile: &LinuxSeccomp, name: &str) -> bool {
+    let makes = |action| matches!(action, LinuxSeccompAction::ScmpActAllow | LinuxSeccompAction::ScmpActLog);
+    let rules = profile.syscalls().iter().flatten().filter(|rule| rule.names().iter().any(|n| n == name));
+    let conditional = |rule: &&LinuxSyscall| rule.args().as_ref().is_some_and(|args| !args.is_empty());
+    match rules.clone().find(|rule| !conditional(rule)) {
+        Some(rule) => makes(rule.action()),
+        None => makes(profile.default_action()) && rules.into_iter().all(|rule| makes(rule.action())),
+    }
+}
+
 /// The flags for seccomp(2).
 fn flags(profile: &LinuxSeccomp) -> Result<u64, Error> {
     let mut flags = 0;
@@ -112,6 +186,10 @@ fn flags(profile: &LinuxSeccomp) -> Result<u64, Error> {
         let why = "SCMP_ACT_NOTIFY cannot be the default: the runtime itself would wait for its own agent";
         return Err(Error::Profile { field: "defaultAction".to_owned(), why: why.to_owned() });
     }
+    if let Some(at) = rules.iter().position(|r| r.names().is_empty()) {
+        let why = "there must be at least one".to_owned();
+        return Err(Error::Profile { field: format!("syscalls[{at}].names"), why });
+    }
     if let Some(at) = rules.iter().position(|r| notifies(r.action()) && r.names().iter().any(|n| n == "write")) {
         let why = "SCMP_ACT_NOTIFY cannot be used for write, by which the runtime hands over the listener";
         return Err(Error::Profile { field: format!("syscalls[{at}]"), why: why.to_owned() });
@@ -119,6 +197,15 @@ fn flags(profile: &LinuxSeccomp) -> Result<u64, Error> {
     let listener = rules.iter().any(|r| notifies(r.action()));
     if listener {
         flags |= libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+        if !passes(profile, "sendmsg") {
+            let why = "a profile that notifies must allow sendmsg, by which the runtime hands over the listener";
+            return Err(Error::Profile { field: "syscalls".to_owned(), why: why.to_owned() });
+        }
+    }
+    if profile.flags().is_none() {
+        // As runc: without it, every program under a filter pays for a mitigation that the kernel's own default
+        // leaves to those who ask for it.
+        flags |= libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     }
     for flag in profile.flags().iter().flatten() {
         flags |= match flag {

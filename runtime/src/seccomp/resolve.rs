@@ -236,6 +236,10 @@ fn verdict(action: LinuxSeccompAction, number: Option<u32>, field: &str) -> Resu
         number if number <= limit => Ok(number),
         number => Err(Error::Profile { field: field.to_owned(), why: format!("{number} is above {limit}") }),
     };
+    if number.is_some() && !matches!(action, LinuxSeccompAction::ScmpActErrno | LinuxSeccompAction::ScmpActTrace) {
+        let why = format!("{action} has no number; SCMP_ACT_ERRNO and SCMP_ACT_TRACE have");
+        return Err(Error::Profile { field: field.to_owned(), why });
+    }
     Ok(match action {
         LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => libc::SECCOMP_RET_KILL_THREAD,
         LinuxSeccompAction::ScmpActKillProcess => libc::SECCOMP_RET_KILL_PROCESS,

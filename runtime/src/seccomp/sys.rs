@@ -32,6 +32,19 @@ pub(super) fn load(instructions: &[Instruction], flags: u64) -> io::Result<Optio
     Ok(Some(unsafe { OwnedFd::from_raw_fd(answer as i32) }))
 }
 
+/// Whether the kernel knows a flag. Without a program it loads nothing, and complains about the program last.
+pub(super) fn knows_flag(flag: u64) -> bool {
+    // The kernel wants to see this one together with a listener.
+    let flags = match flag {
+        libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV => flag | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+        flag => flag,
+    };
+    let program = std::ptr::null::<Program>();
+    // SAFETY: the kernel reads no program at the null pointer, and answers EFAULT.
+    let answer = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, program) };
+    answer < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     //! What the tests need of fork and raw calls.
