@@ -407,6 +407,7 @@ fn features_says_what_is_done() {
     ] {
         assert_eq!(linux.pointer(pointer), Some(&json!(true)), "{pointer}: {linux}");
     }
+    assert_eq!(features["potentiallyUnsafeConfigAnnotations"], json!(["org.systemd.property."]));
     let words = |list: &Value| -> Vec<String> { serde_json::from_value(list.clone()).expect("a list of words") };
     assert_eq!(words(&linux["namespaces"]).len(), 8);
     assert_eq!(words(&linux["memoryPolicy"]["modes"]).len(), 7);

@@ -107,7 +107,7 @@ pub fn features() -> Result<()> {
             "netDevices": { "enabled": true },
         },
         "annotations": { "io.github.coracle.version": env!("CARGO_PKG_VERSION") },
-        "potentiallyUnsafeConfigAnnotations": [],
+        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],
     });
     print(&serde_json::to_string_pretty(&features)?)
 }
