@@ -79,6 +79,17 @@ impl Channel {
         }))
     }
 
+    /// The parent's: why the init has ended, if it said so, rather than an error that may come of that end.
+    pub fn rather_said(&self, error: Error) -> Error {
+        let mut buffer = [0u8; MAX_MESSAGE];
+        match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(n) if buffer.first() == Some(&b'F') => {
+                Error::Init(String::from_utf8_lossy(buffer.get(1..n).unwrap_or_default()).into_owned())
+            }
+            _ => error,
+        }
+    }
+
     /// The parent's: a message, or why the init gave none.
     pub fn expect(&self) -> Result<Message> {
         match self.receive() {
@@ -135,6 +146,15 @@ mod tests {
         b.send(&Message::Failed("its reason".into())).unwrap();
         drop(b);
         assert!(a.go().unwrap_err().to_string().contains("its reason"));
+    }
+
+    #[test]
+    fn words_that_wait_explain_a_later_error() {
+        let (a, b) = Channel::pair().unwrap();
+        let error = || Error::invalid("later");
+        assert_eq!(a.rather_said(error()).to_string(), "later");
+        b.send(&Message::Failed("first".into())).unwrap();
+        assert_eq!(a.rather_said(error()).to_string(), "first");
     }
 
     #[test]

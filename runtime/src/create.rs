@@ -163,7 +163,7 @@ pub(crate) fn create(runtime: &Runtime, id: &str, mut options: CreateOptions) ->
         undo.push(move || moved.back());
     }
     if spec.makes(NamespaceKind::User) && !spawn.has_mapped() {
-        rootless::write_maps(pid, &spec.maps())?;
+        rootless::write_maps(pid, &spec.maps()).map_err(|error| ours.rather_said(error))?;
     }
     if spec.init_waits_first() {
         ours.go()?;

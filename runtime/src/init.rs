@@ -293,7 +293,9 @@ fn own_cgroups(proc: &OwnedFd, mounts: &[Planned]) -> Result<String> {
 pub(crate) fn join_keyring(id: &str) -> Result<()> {
     match sys::join_session_keyring(&format!("_ses.{id}")) {
         Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
-        result => result.map(drop).op(|| "join a new session keyring"),
+        result => result.map(drop).op(|| {
+            "join a new session keyring (EDQUOT: the user has too many keys, see /proc/sys/kernel/keys; or --no-new-keyring)"
+        }),
     }
 }
 
