@@ -236,7 +236,7 @@ fn cgroup_owner(spec: &Spec, process: &Process) -> Option<u32> {
     idmap::host_id(&spec.linux.uid_mappings, process.user.uid)
 }
 
-fn owner() -> String {
+pub(crate) fn owner() -> String {
     // The caller's own accounts, not the image's; a number does as well when there is no name.
     match nix::unistd::getuid().as_raw() {
         0 => "root".to_owned(),
@@ -290,7 +290,7 @@ pub(crate) fn open_proc() -> Result<OwnedFd> {
     Ok(proc)
 }
 
-fn make_state_dir(runtime: &Runtime, id: &str) -> Result<PathBuf> {
+pub(crate) fn make_state_dir(runtime: &Runtime, id: &str) -> Result<PathBuf> {
     let dir = runtime.root.join(id);
     let mut builder = DirBuilder::new();
     builder.mode(0o700);

@@ -15,6 +15,7 @@
 //! hooks     state (on disk), time  undo      what a failed create takes back
 //! seal      the program itself     apart     for containers of other programs
 //! cgroup    seccomp                handle    another process               members  without a cgroup
+//! checkpoint  dump and restore by CRIU
 //! sys       all of the crate's unsafe code
 //! ```
 //!
@@ -26,6 +27,7 @@ mod beneath;
 pub mod cgroup;
 mod cgroupfs;
 mod channel;
+mod checkpoint;
 mod console;
 mod copyup;
 mod create;
@@ -65,6 +67,7 @@ use std::sync::OnceLock;
 
 pub use apart::{leave_mount_namespace, mount_rootfs};
 pub use cgroup::Stats;
+pub use checkpoint::{CheckpointOptions, CriuOptions, RestoreOptions};
 use error::Context;
 pub use error::{Error, Result};
 pub use seal::seal_self;

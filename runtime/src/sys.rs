@@ -89,6 +89,17 @@ fn owned(fd: io::Result<c_long>) -> io::Result<OwnedFd> {
     fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// Has a new process do this before it becomes the other program.
+///
+/// The caller must be single-threaded: the child may then allocate.
+pub fn before_exec(
+    command: &mut std::process::Command,
+    step: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) -> &mut std::process::Command {
+    // SAFETY: by the contract above the child of the fork is an ordinary process.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, step) }
+}
+
 /// Makes one of nix's calls again when a signal interrupts it.
 pub fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {

@@ -102,11 +102,12 @@ fn statistics_have_the_names_of_runc() {
 
 #[test]
 fn child_cgroups_that_the_container_made_go_with_it() {
-    // v1: each hierarchy is a directory; v2: the container's own cgroup is the mount.
+    // v1: each hierarchy is a directory; v2: the container's own cgroup is the mount, in a namespace.
     let script = "for d in /sys/fs/cgroup /sys/fs/cgroup/pids; do
         [ -e $d/cgroup.procs ] && mkdir -p $d/inner/most && echo $$ > $d/inner/most/cgroup.procs; done
         touch /tmp/ready; exec sleep 1000";
     let mut bundle = Bundle::sh(script);
+    bundle.namespace("cgroup", Some(None));
     bundle.mount("/sys/fs/cgroup", "cgroup", "cgroup", &["rw", "nosuid", "noexec", "nodev"]);
     for set in ["bounding", "effective", "permitted"] {
         bundle.set(&format!("/process/capabilities/{set}"), json!(["CAP_DAC_OVERRIDE"]));

@@ -465,7 +465,8 @@ fn annotations_are_told_and_an_empty_key_is_none() {
 #[test]
 fn a_cgroup_namespace_and_mount_show_the_containers_own() {
     let mut bundle = Bundle::sh(
-        "cat /proc/self/cgroup; ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/tasks /sys/fs/cgroup/cgroup.procs 2>/dev/null | head -1; mkdir /sys/fs/cgroup/pids/x 2>&1",
+        "cat /proc/self/cgroup; ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/tasks /sys/fs/cgroup/cgroup.procs 2>/dev/null | head -1
+        for d in /sys/fs/cgroup/pids /sys/fs/cgroup; do [ -e $d/cgroup.procs ] && mkdir $d/x; done 2>&1",
     );
     bundle.namespace("cgroup", Some(None));
     bundle.mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]);

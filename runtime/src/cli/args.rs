@@ -82,6 +82,88 @@ flags! {
 }
 
 flags! {
+    /// checkpoint
+    Checkpoint {
+        /// the directory for CRIU's images (default: "checkpoint")
+        image_path: Option<PathBuf>,
+        /// the directory for CRIU's log (default: that of the images)
+        work_path: Option<PathBuf>,
+        /// the images of an earlier --pre-dump, relative to --image-path
+        parent_path: Option<PathBuf>,
+        /// leave the container running
+        leave_running: bool,
+        /// allow open TCP connections
+        tcp_established: bool,
+        /// leave out TCP connections that are just being made
+        tcp_skip_in_flight: bool,
+        /// link files without a name for the time being
+        link_remap: bool,
+        /// allow unix sockets with an end outside
+        ext_unix_sk: bool,
+        /// allow processes of a session from outside
+        shell_job: bool,
+        /// not supported
+        lazy_pages: bool,
+        /// not supported
+        status_fd: Option<i64>,
+        /// send the pages to ADDRESS:PORT
+        page_server: Option<String>,
+        /// keep locks of files
+        file_locks: bool,
+        /// save the memory alone, ahead of a checkpoint; the container runs on
+        pre_dump: bool,
+        /// 'soft' (the default), 'full', 'strict' or 'ignore'
+        manage_cgroups_mode: String,
+        /// make this namespace ('network') anew, but do not fill it; may be repeated
+        empty_ns: Vec<String>,
+        /// remove pages from earlier images that this one has
+        auto_dedup: bool,
+    }
+}
+
+flags! {
+    /// restore
+    Restore {
+        /// a unix socket for a terminal: not supported
+        console_socket: Option<PathBuf>,
+        /// the directory with CRIU's images (default: "checkpoint")
+        image_path: Option<PathBuf>,
+        /// the directory for CRIU's log (default: that of the images)
+        work_path: Option<PathBuf>,
+        /// allow open TCP connections
+        tcp_established: bool,
+        /// allow unix sockets with an end outside
+        ext_unix_sk: bool,
+        /// allow processes of a session from outside
+        shell_job: bool,
+        /// keep locks of files
+        file_locks: bool,
+        /// 'soft' (the default), 'full', 'strict' or 'ignore'
+        manage_cgroups_mode: String,
+        /// the directory with config.json and, usually, the root filesystem (default: the current directory)
+        bundle ["b"]: PathBuf,
+        /// do not wait for the container
+        detach ["d"]: bool,
+        /// write the pid to this file
+        pid_file: Option<PathBuf>,
+        /// do not adopt the orphans of the container
+        no_subreaper: bool,
+        /// changes nothing: CRIU makes the mounts
+        no_pivot: bool,
+        /// make this namespace ('network') anew, but do not fill it; may be repeated
+        empty_ns: Vec<String>,
+        /// remove pages from the images once they are restored
+        auto_dedup: bool,
+        /// not supported
+        lazy_pages: bool,
+        /// an LSM profile instead of the saved one, TYPE:NAME
+        lsm_profile: Option<String>,
+        /// an SELinux context for mounts instead of the saved one
+        lsm_mount_context: Option<String>,
+    }
+}
+
+flags! {
     /// kill
     Kill {
         /// to every process of the container

@@ -24,7 +24,7 @@ fn listen_fds(preserved: u32) -> (u32, Vec<String>) {
 }
 
 /// What the global flags say of a new container.
-fn options(call: &Call) -> Result<CreateOptions> {
+pub fn options(call: &Call) -> Result<CreateOptions> {
     let rootless = match bool_or_auto(call.globals.rootless.as_deref())? {
         None => Rootless::Auto,
         Some(true) => Rootless::Yes,

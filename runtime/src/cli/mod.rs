@@ -1,6 +1,7 @@
 //! The verbs, in one table, and what stands before them.
 
 pub mod args;
+mod checkpoint;
 pub mod flags;
 mod flow;
 mod help;
@@ -108,6 +109,10 @@ const ONE: Count = Count::Exactly(1);
 const ID: &str = "<container-id>";
 
 static VERBS: &[Verb] = &[
+    verb::<args::Checkpoint>("checkpoint", "save the state of a running container, by CRIU", ID, ONE, |call| {
+        checkpoint::checkpoint(call, call.parse()?)
+    })
+    .about("The container ends, unless it is left running."),
     verb::<args::Create>("create", "create a container; its program waits for start", ID, ONE, |call| {
         launch::create(call, call.parse()?)
     })
@@ -154,6 +159,10 @@ static VERBS: &[Verb] = &[
     )
     .about("By ps(1) with -ef or the options given.")
     .handing_on(),
+    verb::<args::Restore>("restore", "make a container from a saved state, by CRIU", ID, ONE, |call| {
+        checkpoint::restore(call, call.parse()?)
+    })
+    .about("It runs at once. Exits with the code of the container's program; 128 + N if signal N ended it."),
     verb::<Plain>("resume", "thaw all processes of a container", ID, ONE, |call| {
         done(call.runtime.resume(&call.id()?))
     }),
