@@ -36,6 +36,73 @@ fn limits_are_in_force_and_update_changes_them() {
 }
 
 #[test]
+fn half_an_update_keeps_the_other_half() {
+    let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    bundle.set("/linux/resources/cpu", json!({"quota": 20_000, "period": 50_000}));
+    bundle.create().ok();
+    bundle.oci(&["start", &bundle.id]).ok();
+    let file_name = bundle.dir.path().join("resources.json");
+    let update = |resources: Value| {
+        fs::write(&file_name, resources.to_string()).expect("resources.json");
+        bundle.oci(&["update", "--resources", file_name.to_str().expect("UTF-8"), &bundle.id])
+    };
+    update(json!({"cpu": {"quota": 30_000}})).ok();
+    let bandwidth = || {
+        let quota = file(&bundle, ["cpu.cfs_quota_us", "cpu.max"]).unwrap();
+        file(&bundle, ["cpu.cfs_period_us", "-"]).map_or(quota.clone(), |period| format!("{quota} {period}"))
+    };
+    assert_eq!(bandwidth(), "30000 50000");
+    update(json!({"cpu": {"period": 60_000}})).ok();
+    assert_eq!(bandwidth(), "30000 60000");
+    if !peer("crun") {
+        update(json!({})).ok();
+    }
+    assert_eq!(bandwidth(), "30000 60000");
+    // Nothing to change is no error; that the container has ended is.
+    if ours() {
+        bundle.oci(&["update", &bundle.id]).ok();
+        bundle.oci(&["kill", &bundle.id, "KILL"]).ok();
+        bundle.wait_status("stopped");
+        bundle.oci(&["update", &bundle.id]).fails("stopped");
+    }
+}
+
+#[test]
+fn pids_without_a_limit_are_not_limited() {
+    let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    bundle.set("/linux/resources/pids", json!({}));
+    if peer("runc") {
+        return; // Before 1.4 it cannot tell this from a limit of 0.
+    }
+    bundle.create().ok();
+    assert_eq!(file(&bundle, ["pids.max", "pids.max"]).unwrap(), "max");
+}
+
+#[test]
+fn a_user_namespaces_container_owns_its_cgroup_on_v2() {
+    let v2 = PathBuf::from("/sys/fs/cgroup/cgroup.controllers").exists();
+    if !ours() {
+        return; // runc does so with the systemd driver only.
+    }
+    let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+    bundle.set("/linux/uidMappings", map.clone()).set("/linux/gidMappings", map);
+    bundle.namespace("user", Some(None)).namespace("cgroup", Some(None));
+    if v2 {
+        bundle.mount("/sys/fs/cgroup", "cgroup", "cgroup", &["rw", "nosuid", "noexec", "nodev"]);
+    }
+    bundle.create().ok();
+    for dir in bundle.cgroups() {
+        let owner = |name: &str| std::os::unix::fs::MetadataExt::uid(&fs::metadata(dir.join(name)).expect("stat"));
+        // v1 knows no delegation.
+        assert_eq!([owner("."), owner("cgroup.procs")], [if v2 { 100_000 } else { 0 }; 2], "{}", dir.display());
+        if v2 {
+            assert_eq!(owner("pids.max"), 0, "the limits are not the container's to change");
+        }
+    }
+}
+
+#[test]
 fn more_processes_than_the_limit_cannot_be_made() {
     let mut bundle = Bundle::sh("sleep 1 & sleep 1 & sleep 1 & sleep 1 & sleep 1 & wait");
     bundle.set("/linux/resources/pids", json!({"limit": 4}));

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
@@ -50,7 +50,11 @@ join() {
   mount -t tmpfs tmpfs /run
   mkdir -p /run/systemd/system
   printf "[Unit]\nDefaultDependencies=no\n" > /run/systemd/system/coracle-test.target
-  export container=coracle-test
+  # No unit of the machine: those of its start would clear up /tmp, set sysctls, mount file systems.
+  export SYSTEMD_UNIT_PATH=/run/systemd/system
+  # It sees no unit of this machine: they would set it up anew, and clear /tmp.
+  export container=coracle-test SYSTEMD_GENERATOR_PATH=/none SYSTEMD_ENVIRONMENT_GENERATOR_PATH=/none
+  export SYSTEMD_UNIT_PATH=/run/systemd/system.control:/run/systemd/transient:/run/systemd/system
   exec /lib/systemd/systemd --system --unit=coracle-test.target --log-target=null --show-status=no
 ' </dev/null >/dev/null ) &
 echo $!
@@ -405,6 +409,126 @@ fn pause_kill_and_processes_work_on_a_scope() {
         container.oci(&["kill", id, "KILL"]).ok();
         wait_for("the end", || container.status() == "stopped");
         container.oci(&["delete", id]).ok();
+        container.assert_gone();
+    }
+}
+
+/// nobody's, which every Debian has.
+const NOBODY: u32 = 65_534;
+
+/// A manager of the user nobody, as a service of the system's; commands run as services of its own.
+struct UserManager {
+    manager: &'static Manager,
+    unit: String,
+    runtime_dir: PathBuf,
+}
+
+impl UserManager {
+    fn start(manager: &'static Manager, dir: &Path) -> UserManager {
+        let unit = format!("coracle-test-user-{}.service", std::process::id());
+        let runtime_dir = dir.join("run");
+        let units = runtime_dir.join("systemd/user");
+        fs::create_dir_all(&units).expect("mkdir");
+        fs::write(units.join("coracle-test.target"), "[Unit]\nDefaultDependencies=no\n").expect("target");
+        for path in [&runtime_dir, &runtime_dir.join("systemd"), &units] {
+            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("chown");
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("chmod");
+        }
+        let environment = format!("Environment=XDG_RUNTIME_DIR={} HOME=/", runtime_dir.display());
+        // Its default dependencies are units of a machine that starts.
+        let properties = ["Type=notify", "Delegate=yes", "User=nobody", "DefaultDependencies=no", environment.as_str()];
+        let mut words = vec!["--quiet", "--unit", &unit];
+        properties.iter().for_each(|property| words.extend(["-p", property]));
+        words.extend(["/lib/systemd/systemd", "--user", "--unit=coracle-test.target"]);
+        manager.run("systemd-run", &words).ok();
+        UserManager { manager, unit, runtime_dir }
+    }
+
+    /// Runs a command as nobody: as a service of this manager's, or from wherever the test is.
+    fn run(&self, within: bool, words: &[&str]) -> Answer {
+        let directory = format!("XDG_RUNTIME_DIR={}", self.runtime_dir.display());
+        let nobody = NOBODY.to_string();
+        let mut all =
+            vec!["--reuid", &nobody, "--regid", &nobody, "--clear-groups", "--inh-caps=-all", "env", &directory];
+        if within {
+            all.extend(["systemd-run", "--user", "--quiet", "--wait", "--collect", "--pipe"]);
+            all.extend(["-E", &directory, "--"]);
+        }
+        all.extend(words);
+        self.manager.run("setpriv", &all)
+    }
+}
+
+impl Drop for UserManager {
+    fn drop(&mut self) {
+        let _ = self.manager.systemctl(&["stop", &self.unit]);
+    }
+}
+
+#[test]
+fn an_ordinary_users_container_is_a_scope_of_the_users_manager() {
+    if !ours() {
+        return; // runc and crun reach it by the session's message bus, which there is none of.
+    }
+    // Only a whole system lets a user's manager live: see scripts/check-cgroup2.
+    let Some(manager) = Manager::all().iter().find(|manager| manager.init.is_none()) else {
+        return eprintln!("systemd is not this machine's init: a user's manager is not tested here");
+    };
+    let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    let dir = bundle.dir.path().to_owned();
+    let user = UserManager::start(manager, &dir);
+    let program = dir.join("runtime");
+    fs::copy(oci_support::runtime(), &program).expect("copy the runtime");
+    let map = json!([{ "containerID": 0, "hostID": NOBODY, "size": 1 }]);
+    bundle.set("/linux/uidMappings", map.clone()).set("/linux/gidMappings", map);
+    bundle.namespace("user", Some(None)).namespace("network", None);
+    bundle.set("/mounts", json!([{ "destination": "/proc", "type": "proc", "source": "proc" }]));
+    bundle.set("/linux/resources/pids", json!({ "limit": 33 }));
+    let cgroup = bundle.config["linux"]["cgroupsPath"].clone();
+    bundle.set("/linux/cgroupsPath", json!(format!("user.slice:pre:{}", bundle.id)));
+    bundle.write_config();
+    bundle.set("/linux/cgroupsPath", cgroup);
+    let path = dir.to_str().expect("UTF-8");
+    ["out", "err"].iter().for_each(|name| fs::write(dir.join(name), "").expect("file"));
+    assert!(Command::new("chown").args(["-hR", "nobody:", path]).status().expect("chown").success());
+    let (program, root) = (program.to_str().expect("UTF-8"), dir.join("user-state"));
+    let oci = |within: bool, words: &[&str]| {
+        // A container must not hold the pipes of the answer.
+        let mut all = vec!["sh", "-c", "\"$@\" >$0/out 2>$0/err </dev/null", path, program];
+        all.extend(["--root", root.to_str().expect("UTF-8"), "--systemd-cgroup"]);
+        all.extend(words);
+        let Answer { code, out, err } = user.run(within, &all);
+        Answer { code, out: out + &bundle.file("out"), err: err + &bundle.file("err") }
+    };
+    // Within, all cgroups are the user's. From elsewhere only the system's manager may move the processes.
+    for within in [true, false] {
+        oci(within, &["create", "--bundle", path, &bundle.id]).ok();
+        oci(within, &["start", &bundle.id]).ok();
+        let unit = format!("pre-{}.scope", bundle.id);
+        let procs = manager.files(&unit, "cgroup.procs").concat();
+        assert!(procs.parse::<i32>().is_ok(), "one process: {procs:?}");
+        let joined = oci(within, &["exec", &bundle.id, "/bin/busybox", "cat", "/proc/self/cgroup"]).ok().out;
+        assert!(joined.contains(&unit), "{joined}");
+        assert_eq!(manager.files(&unit, "pids.max"), ["33"]);
+        oci(within, &["update", "--pids-limit", "44", &bundle.id]).ok();
+        assert_eq!(manager.files(&unit, "pids.max"), ["44"]);
+        oci(within, &["delete", "--force", &bundle.id]).ok();
+        assert_eq!(manager.files(&unit, "cgroup.procs"), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_rootless_scope_needs_v2_and_a_users_manager() {
+    if !ours() {
+        return; // Theirs end at the session's message bus first.
+    }
+    for manager in Manager::all() {
+        let container = Container::new(manager, Bundle::new(&["/bin/true"]));
+        container.bundle.write_config();
+        let bundle = container.bundle.dir.path().to_str().expect("UTF-8");
+        let v2 = manager.run("test", &["-e", "/sys/fs/cgroup/cgroup.controllers"]).code == 0;
+        let words = if v2 { "reach systemd" } else { "cgroup v2" };
+        container.oci(&["--rootless=true", "create", "--bundle", bundle, &container.bundle.id]).fails(words);
         container.assert_gone();
     }
 }

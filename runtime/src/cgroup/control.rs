@@ -241,7 +241,7 @@ impl Cgroup {
         let file = if self.state.version == Version::V1 { "memory.oom_control" } else { "memory.events" };
         let Some(path) = self.dir_of("memory").map(|dir| dir.join(file)) else { return Ok(0) };
         match fs::read_to_string(&path) {
-            Ok(text) => Ok(super::stats::value_of(&text, "oom_kill").unwrap_or(0)),
+            Ok(text) => Ok(super::readings::value_of(&text, "oom_kill").unwrap_or(0)),
             Err(e) if gone(&e) => Ok(0),
             Err(e) => Err(Error::io("read", path, e)),
         }
@@ -352,7 +352,7 @@ fn freeze_v2(directory: &Path) -> Result<()> {
     loop {
         let mut text = String::new();
         events.rewind().and_then(|()| events.read_to_string(&mut text)).map_err(failed)?;
-        if super::stats::value_of(&text, "frozen") == Some(1) {
+        if super::readings::value_of(&text, "frozen") == Some(1) {
             return Ok(());
         }
         let left = end.saturating_duration_since(Instant::now());

@@ -21,6 +21,7 @@ mod mounts;
 mod options;
 mod plan;
 mod process;
+mod readings;
 mod resources;
 mod stats;
 mod sys;
@@ -47,7 +48,8 @@ use mounts::{Hierarchy, Layout, OwnCgroups, beneath_mount};
 pub use options::{CgroupOptions, Rootless};
 pub use resources::Resources;
 pub use stats::{
-    Blkio, BlkioEntry, Cpu, CpuUsage, Cpuset, Hugetlb, Memory, MemoryEntry, Pids, Psi, PsiData, Stats, Throttling,
+    Blkio, BlkioEntry, Cpu, CpuUsage, Cpuset, Hugetlb, Memory, MemoryEntry, Misc, Pids, Psi, PsiData, Rdma, RdmaEntry,
+    Stats, Throttling,
 };
 pub use systemd::Unit;
 
