@@ -62,8 +62,9 @@ impl Runtime {
 
     /// The process of a container's configuration: what exec starts from.
     pub fn process(&self, id: &str) -> Result<Process> {
-        let spec = Record::load(&self.root, id)?.spec(&self.root)?;
-        spec.process.ok_or_else(|| Error::invalid("config.json: process is missing"))
+        Record::load(&self.root, id)?;
+        let process = Spec::load_process(&self.root.join(id).join(state::CONFIG))?;
+        process.ok_or_else(|| Error::invalid("config.json: process is missing"))
     }
 
     /// The ids of all containers, sorted; among them may be some that are just being made or removed.

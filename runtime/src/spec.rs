@@ -341,20 +341,32 @@ impl NamespaceKind {
     }
 }
 
+fn load<T: serde::de::DeserializeOwned>(file: &Path) -> Result<(T, Vec<u8>)> {
+    let length = std::fs::metadata(file).path("read", file)?.len();
+    if length > MAX_CONFIG_BYTES {
+        return Err(Error::invalid(format!("{} has {length} bytes; the limit is {MAX_CONFIG_BYTES}", file.display())));
+    }
+    let bytes = std::fs::read(file).path("read", file)?;
+    let parsed =
+        serde_json::from_slice(&bytes).map_err(|e| Error::invalid(format!("parse {}: {e}", file.display())))?;
+    Ok((parsed, bytes))
+}
+
 impl Spec {
     /// Reads config.json once and returns it with its own bytes, which the state directory keeps.
     pub fn load(file: &Path) -> Result<(Spec, Vec<u8>)> {
-        let length = std::fs::metadata(file).path("read", file)?.len();
-        if length > MAX_CONFIG_BYTES {
-            return Err(Error::invalid(format!(
-                "{} has {length} bytes; the limit is {MAX_CONFIG_BYTES}",
-                file.display()
-            )));
+        load(file)
+    }
+
+    /// The process alone, without the work for all the rest.
+    pub fn load_process(file: &Path) -> Result<Option<Process>> {
+        oci! {
+            /// A configuration of which nothing else is looked at.
+            Only {
+                process: Option<Process>,
+            }
         }
-        let bytes = std::fs::read(file).path("read", file)?;
-        let spec =
-            serde_json::from_slice(&bytes).map_err(|e| Error::invalid(format!("parse {}: {e}", file.display())))?;
-        Ok((spec, bytes))
+        Ok(load::<Only>(file)?.0.process)
     }
 
     /// The namespace of a kind, if the configuration has it.

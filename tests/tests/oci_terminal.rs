@@ -425,3 +425,33 @@ fn a_slow_reader_delays_no_signal() {
     assert_eq!(child.wait().unwrap().code(), Some(137));
     bundle.assert_gone();
 }
+
+#[test]
+fn a_shell_in_the_container_has_job_control_of_its_own() {
+    let mut bundle = Bundle::new(&["/bin/sh", "-i"]);
+    bundle.set("/process/terminal", json!(true));
+    bundle.set("/process/env", json!(["PATH=/bin", "PS1=INSIDE> "]));
+    let mut screen = Screen::run(&bundle);
+    screen.expect("INSIDE> ");
+    wait_for("raw mode", || screen.is_raw());
+    // The shell's line editor would take more than its own line.
+    screen.write("echo $((40 + 2)); cat\n");
+    screen.expect("42");
+    screen.write("word\n");
+    // The echo, and cat's.
+    screen.expect("word");
+    screen.expect("word");
+    screen.write("\x1a");
+    screen.expect("Stopped");
+    screen.write("echo $((40 + 3)); fg\n");
+    screen.expect("43");
+    screen.write("more\n");
+    screen.expect("more");
+    screen.expect("more");
+    screen.write("\x03");
+    screen.expect("INSIDE> ");
+    screen.write("exit 7\n");
+    let (code, shown) = screen.end();
+    assert_eq!(code, 7);
+    assert!(!shown.contains("job control turned off"), "{shown}");
+}

@@ -268,6 +268,10 @@ flags! {
         memory_reservation: Option<Bytes>,
         /// limit of memory and swap together, -1 for none
         memory_swap: Option<Bytes>,
+        /// obsolete
+        kernel_memory: Option<Bytes>,
+        /// obsolete
+        kernel_memory_tcp: Option<Bytes>,
         /// number of processes, -1 for no limit
         pids_limit: Option<i64>,
         /// Intel RDT L3 cache schema

@@ -49,7 +49,9 @@ const CONFIG: &str = "config.json";
 fn options(flags: &[Flag], with_help: bool) -> String {
     let help = Flag { name: "help", short: "h", switch: true, usage: "show this help" };
     let help = with_help.then_some(&help);
-    table(flags.iter().chain(help).map(|flag| {
+    // What is taken for the sake of old scripts needs no help.
+    let shown = flags.iter().filter(|flag| flag.usage.trim() != "obsolete");
+    table(shown.chain(help).map(|flag| {
         let value = if flag.switch { "" } else { " value" };
         let mut names = format!("--{}{value}", flag.name.replace('_', "-"));
         if !flag.short.is_empty() {

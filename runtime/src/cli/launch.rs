@@ -89,8 +89,8 @@ pub fn delete(call: &Call, args: &Delete) -> Result<i32> {
 
 /// Whether the configuration of a bundle asks for a terminal.
 fn wants_terminal(bundle: &Path) -> Result<bool> {
-    let (spec, _) = spec::Spec::load(&bundle.join("config.json"))?;
-    Ok(spec.process.is_some_and(|p| p.terminal))
+    let process = spec::Spec::load_process(&bundle.join("config.json"))?;
+    Ok(process.is_some_and(|process| process.terminal))
 }
 
 /// A terminal of ours, when the process shall have one and nobody else takes its master.

@@ -60,6 +60,8 @@ fn from_flags(args: &Update) -> Result<Option<Resources>> {
         ("limit", json!(args.memory)),
         ("reservation", json!(args.memory_reservation)),
         ("swap", json!(args.memory_swap)),
+        ("kernel", json!(args.kernel_memory)),
+        ("kernelTCP", json!(args.kernel_memory_tcp)),
     ]);
     let pids = section(&[("limit", json!(args.pids_limit))]);
     let block_io = section(&[("weight", json!(args.blkio_weight))]);
