@@ -4,6 +4,7 @@
 //! (directories, cgroups, network namespaces, bridges) carries a name of its own and goes when the test ends.
 
 pub mod cri;
+pub mod fault;
 pub mod http;
 pub mod image;
 pub mod machine;
