@@ -2,14 +2,13 @@
 //!
 //! ```text
 //! parent            init
-//!   |<-- Born(pid) ---|   only by way of an intermediate process
 //!   |--- Go --------->|   the user namespace's maps are written
 //!   |<-- Hooks -------|   mounts are made: run the runtime's hooks
 //!   |--- Go --------->|
 //!   |<-- Ready -------|   all is set up (create), or about to be executed (exec)
 //!   |--- Go --------->|   the record is on disk; from here on the init outlives the parent
 //! ```
-//! `Failed(words)` may come instead of anything; a closed socket means that the other side died.
+//! An intermediate process says `Born(pid)` on a pair of its own. `Failed(words)` may come instead of anything; a closed socket means that the other side died.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -2,7 +2,6 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -22,18 +21,19 @@ const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
 pub(crate) fn send_fd(socket: &impl AsFd, fd: &impl AsFd, message: &[u8]) -> io::Result<()> {
     let fds = [fd.as_fd().as_raw_fd()];
     let control = [ControlMessage::ScmRights(&fds)];
-    sendmsg::<()>(socket.as_fd().as_raw_fd(), &[IoSlice::new(message)], &control, MsgFlags::MSG_NOSIGNAL, None)?;
+    let (socket, words) = (socket.as_fd().as_raw_fd(), [IoSlice::new(message)]);
+    sys::retry(|| sendmsg::<()>(socket, &words, &control, MsgFlags::MSG_NOSIGNAL, None))?;
     Ok(())
 }
 
 /// Connects to the console socket.
 pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
-    UnixStream::connect(path).map(OwnedFd::from).path("connect to console socket", path)
+    sys::connect(path).map(OwnedFd::from).path("connect to console socket", path)
 }
 
 /// The socket that gets a pidfd, connected before anything exists.
 pub(crate) fn pidfd_socket(path: Option<&Path>) -> Result<Option<OwnedFd>> {
-    path.map(|path| UnixStream::connect(path).map(OwnedFd::from).path("connect to pidfd socket", path)).transpose()
+    path.map(|path| sys::connect(path).map(OwnedFd::from).path("connect to pidfd socket", path)).transpose()
 }
 
 /// Sends a pidfd, with the kind of process as the message: `standard` for an init, `setns` for exec, as runc has it.

@@ -22,12 +22,16 @@ pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+fn open_at(dir: &OwnedFd, name: &std::ffi::CStr, flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
+    crate::sys::retry(|| openat(dir, name, flags, mode))
+}
+
 fn copy_level(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
     if depth > MAX_DEPTH {
         return Err(io::Error::from_raw_os_error(libc::ELOOP));
     }
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut dir = Dir::from_fd(openat(from, ".", flags, Mode::empty())?)?;
+    let mut dir = Dir::from_fd(open_at(from, c".", flags, Mode::empty())?)?;
     for entry in dir.iter() {
         let entry = entry?;
         let name = entry.file_name();
@@ -41,8 +45,8 @@ fn copy_level(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
             SFlag::S_IFDIR => {
                 mkdirat(to, name, mode)?;
                 let (inner_from, inner_to) = (
-                    openat(from, name, flags | OFlag::O_NOFOLLOW, Mode::empty())?,
-                    openat(to, name, flags, Mode::empty())?,
+                    open_at(from, name, flags | OFlag::O_NOFOLLOW, Mode::empty())?,
+                    open_at(to, name, flags, Mode::empty())?,
                 );
                 copy_level(&inner_from, &inner_to, depth + 1)?;
             }
@@ -70,8 +74,8 @@ fn give(dir: &OwnedFd, name: &std::ffi::CStr, uid: u32, gid: u32) -> nix::Result
 
 fn copy_file(from: &OwnedFd, to: &OwnedFd, name: &std::ffi::CStr, mode: Mode) -> io::Result<()> {
     let source =
-        openat(from, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?;
-    let target = openat(to, name, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC, mode)?;
+        open_at(from, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?;
+    let target = open_at(to, name, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC, mode)?;
     io::copy(&mut std::fs::File::from(source), &mut std::fs::File::from(target))?;
     Ok(())
 }

@@ -123,12 +123,12 @@ pub(crate) fn create(runtime: &Runtime, id: &str, mut options: CreateOptions) ->
     let rlimits = plan.identity.rlimits.clone();
     let (ours, theirs) = Channel::pair().op(|| "make a socket pair")?;
     let former_score = if ordinary { rootless::take_oom_score(process)? } else { None };
-    let mut side = spawn.clone(cgroup_dir.as_ref(), &ours, &theirs);
+    let mut side = spawn.clone(cgroup_dir.as_ref());
     // The init waits for its id maps; without, it might make its cgroup namespace before it is moved.
     let waits = spec.makes(NamespaceKind::User) || !spec.makes(NamespaceKind::Cgroup);
     let moved = waits && only_systemd_may_move(&side, &cgroup);
     if moved {
-        side = spawn.clone(None, &ours, &theirs);
+        side = spawn.clone(None);
     }
     if !matches!(side, Ok(Side::Child)) {
         rootless::put_oom_score(former_score)?;
@@ -207,6 +207,7 @@ pub(crate) fn create(runtime: &Runtime, id: &str, mut options: CreateOptions) ->
     record.save(&dir)?;
     if let Some(path) = &options.pid_file {
         write_pid_file(path, pid)?;
+        undo.push(move || drop(fs::remove_file(path)));
     }
     // From here on the container exists without us.
     ours.go()?;
@@ -285,7 +286,8 @@ pub(crate) fn console_socket(terminal: bool, path: Option<&Path>, fd: Option<&Ow
 /// The host's /proc. What is written by it (sysctls, labels) takes effect on a real one alone.
 pub(crate) fn open_proc() -> Result<OwnedFd> {
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
-    let proc = nix::fcntl::open("/proc", flags, nix::sys::stat::Mode::empty()).op(|| "open /proc of the host")?;
+    let proc = sys::retry(|| nix::fcntl::open("/proc", flags, nix::sys::stat::Mode::empty()))
+        .op(|| "open /proc of the host")?;
     lsm::check_procfs(&proc)?;
     Ok(proc)
 }
@@ -365,14 +367,19 @@ pub(crate) fn own_streams(stdio: &Stdio, spec: &Spec, process: &Process) -> Resu
 pub(crate) fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
     let name = path.file_name().ok_or_else(|| Error::invalid(format!("pid file {}: no name", path.display())))?;
     let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
-    fs::write(&temporary, pid.to_string()).and_then(|()| fs::rename(&temporary, path)).path("write pid file", path)
+    let written = fs::write(&temporary, pid.to_string()).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // It may not be there, or not be ours to remove: the first error is the one to tell.
+        let _ = fs::remove_file(&temporary);
+    }
+    written.path("write pid file", path)
 }
 
 pub(crate) fn kill_and_reap(pid: i32, parent: Parent) {
     // It may be dead already; with CLONE_PARENT its real parent reaps it.
     let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     match parent {
-        Parent::Caller => drop(waitpid(Pid::from_raw(pid), None)),
+        Parent::Caller => drop(sys::retry(|| waitpid(Pid::from_raw(pid), None))),
         Parent::Grandparent => wait_for_death(pid),
     }
 }

@@ -111,16 +111,16 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     let (ours, theirs) = Channel::pair().op(|| "make a socket pair")?;
     let before = plan.affinity.begin()?;
     let former_score = if ordinary { rootless::take_oom_score(&options.process)? } else { None };
-    let mut side = spawn.clone(cgroup_dir.as_ref(), &ours, &theirs);
+    let mut side = spawn.clone(cgroup_dir.as_ref());
     // v2 lets no process into a cgroup that hands controllers to those beneath it.
     if matches!(&side, Err(error) if error.errno() == Some(libc::EBUSY))
         && let Some(dir) = inits_cgroup(&record, &options.cgroup)
     {
-        side = spawn.clone(Some(&dir), &ours, &theirs);
+        side = spawn.clone(Some(&dir));
     }
     let moved = options.cgroup.is_empty() && create::only_systemd_may_move(&side, &cgroup);
     if moved {
-        side = spawn.clone(None, &ours, &theirs);
+        side = spawn.clone(None);
     }
     if !matches!(side, Ok(Side::Child)) {
         Affinity::end(before)?;
@@ -158,6 +158,7 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     }
     if let Some(path) = &options.pid_file {
         create::write_pid_file(path, pid)?;
+        undo.push(move || drop(std::fs::remove_file(path)));
     }
     ours.go()?;
     // The exec closes the child's end; words before that are why it failed.
@@ -291,10 +292,13 @@ fn finish(mut identity: Identity, program: &crate::identity::Program, preserve: 
     identity.put_listener(notify);
     identity.put_labels([first, second]);
     let channel = Channel(channel);
-    if channel.send(&Message::Ready).is_err() || channel.wait_go().is_err() {
+    if channel.send(&Message::Ready).is_err() {
         return;
     }
-    let error = identity.exec(program);
+    let error = match channel.wait_go() {
+        Ok(()) => identity.exec(program),
+        Err(error) => error,
+    };
     // The parent may be gone; then nobody asks.
     let _ = channel.send(&Message::Failed(error.to_string()));
 }

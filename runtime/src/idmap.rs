@@ -103,7 +103,7 @@ fn make(maps: &Maps) -> Result<OwnedFd> {
     let path = format!("/proc/{pid}/ns/user");
     let namespace = rootless::write_maps(pid, maps).and_then(|()| File::open(&path).op(|| format!("open {path}")));
     let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-    let _ = waitpid(Pid::from_raw(pid), None);
+    let _ = sys::retry(|| waitpid(Pid::from_raw(pid), None));
     namespace.map(OwnedFd::from)
 }
 
@@ -178,7 +178,8 @@ pub(crate) fn attach_layers(top: &OwnedFd, layers: &[String], namespace: &OwnedF
         apply(&tree, namespace, false).op(|| format!("layer {layer}: {HINT}"))?;
         let name = index.to_string();
         nix::sys::stat::mkdirat(top, name.as_str(), Mode::S_IRWXU).op(|| "make a layer's directory")?;
-        let point = nix::fcntl::openat(top, name.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let point = sys::retry(|| nix::fcntl::openat(top, name.as_str(), flags, Mode::empty()));
         let point = point.op(|| "open a layer's directory")?;
         sys::move_mount(tree.as_fd(), point.as_fd()).path("attach layer", path)?;
         names.push(name);

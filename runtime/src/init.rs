@@ -215,7 +215,7 @@ fn wait_and_exec(ready: Ready<'_>, channel: Channel) {
         Err(error) => error,
     };
     // `start` takes a closed connection without words for success.
-    let _ = nix::unistd::write(&starter, error.to_string().as_bytes());
+    let _ = sys::retry(|| nix::unistd::write(&starter, error.to_string().as_bytes()));
 }
 
 fn accept(listener: &OwnedFd) -> Option<OwnedFd> {
@@ -267,7 +267,8 @@ pub(crate) fn keep_across_exec(preserve: u32) -> Result<()> {
 }
 
 pub(crate) fn join_cgroup(files: Vec<OwnedFd>) -> Result<()> {
-    files.iter().try_for_each(|file| nix::unistd::write(file, b"0").map(drop).op(|| "join the container's cgroup"))
+    let join = |file: &OwnedFd| sys::retry(|| nix::unistd::write(file, b"0")).map(drop);
+    files.iter().try_for_each(|file| join(file).op(|| "join the container's cgroup"))
 }
 
 /// User and group 0 of the user namespace this process is in.
@@ -314,7 +315,7 @@ fn write_sysctls(plan: &Plan<'_>) -> Result<()> {
         let path = Path::new("sys").join(refuse::sysctl_path(name));
         let what = || format!("set sysctl {name} = {value:?}");
         let file = beneath::open_no_links(&plan.proc, &path, libc::O_WRONLY).op(what)?;
-        nix::unistd::write(&file, value.as_bytes()).op(what)?;
+        sys::retry(|| nix::unistd::write(&file, value.as_bytes())).op(what)?;
     }
     Ok(())
 }
@@ -336,7 +337,7 @@ fn make_parent_private(rootfs: &Path) -> Result<()> {
 
 pub(crate) fn open_directory(rootfs: &Path) -> Result<OwnedFd> {
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
-    nix::fcntl::open(rootfs, flags, Mode::empty()).path("open root filesystem", rootfs)
+    sys::retry(|| nix::fcntl::open(rootfs, flags, Mode::empty())).path("open root filesystem", rootfs)
 }
 
 pub(crate) fn attach_root(rootfs: &Path, point: &OwnedFd, root: Root) -> Result<OwnedFd> {
@@ -449,7 +450,7 @@ fn make_read_only(root: &OwnedFd, spec: &Spec) -> Result<()> {
 /// pivot_root onto itself: the old root lands on top of the new one and is detached from there.
 fn switch_root(root: &OwnedFd, base: u64) -> Result<()> {
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
-    let old = nix::fcntl::open("/", flags, Mode::empty()).op(|| "open the host's root")?;
+    let old = sys::retry(|| nix::fcntl::open("/", flags, Mode::empty())).op(|| "open the host's root")?;
     fchdir(root).op(|| "enter the root filesystem")?;
     pivot_root(".", ".").op(|| "pivot_root (is the host's root an initramfs? then use --no-pivot)")?;
     fchdir(&old).op(|| "enter the old root")?;

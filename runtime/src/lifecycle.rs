@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::handle::Handle;
 use crate::spec::{NamespaceKind, Process, Spec};
 use crate::state::{self, Detail, Record, SOCKET, State, Status};
-use crate::{Runtime, hooks, members, rdt, refuse};
+use crate::{Runtime, hooks, members, rdt, refuse, sys};
 
 /// How long delete waits for a killed process, as long as runc.
 const KILL_WAIT: Duration = Duration::from_secs(10);
@@ -31,7 +30,7 @@ impl Runtime {
         let dir = self.root.join(id);
         let handle = fs::File::open(&dir).path("open", &dir)?;
         let mut stream =
-            UnixStream::connect(socket_path(&handle)).op(|| format!("start container {id:?}: reach its process"))?;
+            sys::connect(&socket_path(&handle)).op(|| format!("start container {id:?}: reach its process"))?;
         let mut words = String::new();
         stream.read_to_string(&mut words).op(|| format!("start container {id:?}: hear from its process"))?;
         if !words.is_empty() {

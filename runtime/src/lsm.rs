@@ -95,7 +95,7 @@ impl Label {
     /// Asks for the label at the next exec.
     pub fn apply(&self) -> Result<()> {
         let Some(file) = &self.file else { return Err(Error::Init(format!("{}: its file was not opened", self.what))) };
-        nix::unistd::write(file, self.text.as_bytes()).map(drop).op(|| self.what.clone())
+        crate::sys::retry(|| nix::unistd::write(file, self.text.as_bytes())).map(drop).op(|| self.what.clone())
     }
 }
 

@@ -216,7 +216,8 @@ fn overlay(source: &str, options: &Options, namespace: Option<&OwnedFd>, point: 
         let mut options = options.clone();
         let attach = |tree: &OwnedFd| {
             let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
-            let target = nix::fcntl::open(point, flags, nix::sys::stat::Mode::empty()).path("open", point)?;
+            let target =
+                sys::retry(|| nix::fcntl::open(point, flags, nix::sys::stat::Mode::empty())).path("open", point)?;
             sys::move_mount(tree.as_fd(), target.as_fd()).path("mount on", point)
         };
         if let Some(namespace) = namespace {

@@ -120,10 +120,10 @@ impl Spawn {
         }
     }
 
-    /// Clones. `ours` is the parent's end of the channel, `theirs` the init's; each side closes the other's end.
-    pub fn clone(&self, cgroup: Option<&OwnedFd>, ours: &Channel, theirs: &Channel) -> Result<Side> {
+    /// Clones.
+    pub fn clone(&self, cgroup: Option<&OwnedFd>) -> Result<Side> {
         if self.intermediate {
-            return self.clone_twice(cgroup, ours, theirs);
+            return self.clone_twice(cgroup);
         }
         let back = match &self.early[..] {
             [] => None,
@@ -147,46 +147,48 @@ impl Spawn {
         })
     }
 
-    fn clone_twice(&self, cgroup: Option<&OwnedFd>, ours: &Channel, theirs: &Channel) -> Result<Side> {
+    fn clone_twice(&self, cgroup: Option<&OwnedFd>) -> Result<Side> {
+        // A channel of their own: that it closes without a word tells that the intermediate process was killed. The
+        // init, which then nobody knows of, ends when the other channel closes.
+        let (hear, tell) = Channel::pair().op(|| "make a socket pair")?;
         // Once in the container's cgroup namespace nobody may move a process into it from outside.
         let (first, second) = if self.ordinary { (cgroup, None) } else { (None, cgroup) };
         let flags = if self.maps.is_some() { NamespaceKind::User.flag() } else { 0 };
         let Some(intermediate) = clone3(flags, self.parent == Parent::Grandparent, first)? else {
+            // Else a wait for the parent would not end with it.
+            drop(hear);
             let rest = self.flags & !flags & !self.time_flag();
-            // Closed when this process ends: the init says nothing before its birth is told.
-            let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).op(|| "make a pipe");
-            let prepared = self.prepare(theirs).and_then(|()| pipe());
-            match prepared.and_then(|pipe| Ok((clone3(rest, true, second)?, pipe))) {
-                Ok((None, (told, tell))) => {
-                    drop(tell);
-                    // However it ends, this is the init now: it must not go on as its parent.
-                    let _ = sys::retry(|| nix::unistd::read(&told, &mut [0]));
-                    return Ok(Side::Child);
-                }
-                Ok((Some(pid), _pipe)) => {
-                    let sent = theirs.send(&Message::Born(pid));
-                    sys::exit_now(sent.is_err() as i32);
+            match self.prepare(&tell).and_then(|()| clone3(rest, true, second)) {
+                Ok(None) => return Ok(Side::Child),
+                Ok(Some(pid)) => {
+                    if tell.send(&Message::Born(pid)).is_err() {
+                        // An init that nobody hears of must not be.
+                        let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+                        sys::exit_now(1);
+                    }
+                    sys::exit_now(0);
                 }
                 Err(error) => {
                     // Without a listener there is nobody to tell.
-                    let _ = theirs.send(&Message::Failed(error.to_string()));
+                    let _ = tell.send(&Message::Failed(error.to_string()));
                     sys::exit_now(1);
                 }
             }
         };
+        drop(tell);
         let mapped = match &self.maps {
             Some(maps) => rootless::write_maps(intermediate, maps)
-                .and_then(|()| ours.send(&Message::Go).op(|| "answer the intermediate process")),
+                .and_then(|()| hear.send(&Message::Go).op(|| "answer the intermediate process")),
             None => Ok(()),
         };
         if mapped.is_err() {
             // It still waits for them. That it may be dead already is as good.
             let _ = nix::sys::signal::kill(Pid::from_raw(intermediate), nix::sys::signal::Signal::SIGKILL);
         }
-        let born = mapped.and_then(|()| ours.expect());
+        let born = mapped.and_then(|()| hear.expect());
         if self.parent == Parent::Caller {
             // Only to leave no zombie; how it ended was said on the channel.
-            let _ = waitpid(Pid::from_raw(intermediate), None);
+            let _ = sys::retry(|| waitpid(Pid::from_raw(intermediate), None));
         }
         match born? {
             Message::Born(pid) => Ok(Side::Parent(pid)),

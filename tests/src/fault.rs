@@ -29,6 +29,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// As much of a path as is told.
 const MAX_TEXT: usize = 160;
 
+/// The text of a call that is given the program's own file.
+pub const PROGRAM: &str = "(the program)";
+
 /// A system call of the program: of which of its processes (0 is the first), and its how manieth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Site {
@@ -302,7 +305,7 @@ impl Tracer {
         let process = self.births.iter().position(|known| *known == pid)?;
         let call = before.iter().filter(|call| call.site.process == process).count();
         let site = Site { process, call };
-        let call = Call { site, name: number.name(), args, text: text_of(pid, number, &args) };
+        let call = Call { site, name: number.name(), args, text: self.text_of(pid, number, &args) };
         if let Some((_, fault)) = self.fault.filter(|(at, _)| *at == site) {
             match fault {
                 Fault::Error(errno) => {
@@ -329,20 +332,39 @@ fn counts(call: Sysno, args: &[u64; 3]) -> bool {
     }
 }
 
-/// The path or key among a call's arguments.
-fn text_of(pid: Pid, call: Sysno, args: &[u64; 3]) -> String {
-    let at = match call {
-        Sysno::mkdir | Sysno::rmdir | Sysno::unlink | Sysno::rename | Sysno::open | Sysno::chdir | Sysno::execve => 0,
-        Sysno::symlinkat | Sysno::umount2 | Sysno::memfd_create | Sysno::fsopen | Sysno::pivot_root => 0,
-        Sysno::openat | Sysno::openat2 | Sysno::mkdirat | Sysno::mknodat | Sysno::unlinkat | Sysno::open_tree => 1,
-        Sysno::mount | Sysno::write | Sysno::renameat | Sysno::renameat2 | Sysno::fchownat | Sysno::sendto => 1,
-        Sysno::fsconfig => 2,
-        _ => return String::new(),
-    };
-    let mut bytes = [0u8; MAX_TEXT];
-    let read = File::open(format!("/proc/{pid}/mem")).and_then(|memory| memory.read_at(&mut bytes, args[at]));
-    let bytes = &bytes[..read.unwrap_or(0)];
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    let end = if matches!(call, Sysno::write | Sysno::sendto) { end.min(args[2] as usize) } else { end };
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
+impl Tracer {
+    /// What a descriptor is.
+    fn descriptor(&self, link: &str) -> String {
+        if fs::metadata(link).is_ok_and(|file| (file.dev(), file.ino()) == self.identity) {
+            return PROGRAM.to_owned();
+        }
+        fs::read_link(link).unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// The path or key among a call's arguments.
+    fn text_of(&self, pid: Pid, call: Sysno, args: &[u64; 3]) -> String {
+        let at = match call {
+            Sysno::mkdir
+            | Sysno::rmdir
+            | Sysno::unlink
+            | Sysno::rename
+            | Sysno::open
+            | Sysno::chdir
+            | Sysno::execve => 0,
+            Sysno::symlinkat | Sysno::umount2 | Sysno::memfd_create | Sysno::fsopen | Sysno::pivot_root => 0,
+            Sysno::openat | Sysno::openat2 | Sysno::mkdirat | Sysno::mknodat | Sysno::unlinkat | Sysno::open_tree => 1,
+            Sysno::mount | Sysno::write | Sysno::renameat | Sysno::renameat2 | Sysno::fchownat | Sysno::sendto => 1,
+            Sysno::fsconfig => 2,
+            Sysno::read | Sysno::fcntl | Sysno::mount_setattr | Sysno::ioctl | Sysno::accept4 | Sysno::recvfrom => {
+                return self.descriptor(&format!("/proc/{pid}/fd/{}", args[0] as i32));
+            }
+            _ => return String::new(),
+        };
+        let mut bytes = [0u8; MAX_TEXT];
+        let read = File::open(format!("/proc/{pid}/mem")).and_then(|memory| memory.read_at(&mut bytes, args[at]));
+        let bytes = &bytes[..read.unwrap_or(0)];
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        let end = if matches!(call, Sysno::write | Sysno::sendto) { end.min(args[2] as usize) } else { end };
+        String::from_utf8_lossy(&bytes[..end]).into_owned()
+    }
 }
