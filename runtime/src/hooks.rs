@@ -26,7 +26,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::memfd::MFdFlags;
 
 use crate::error::{Context, Error, Result};
 use crate::handle::Handle;
@@ -84,7 +84,7 @@ fn run_at(kind: &str, index: usize, hook: &Hook, state: &str, cwd: &Path) -> Res
 }
 
 fn memory(content: &str) -> io::Result<File> {
-    let mut file = File::from(memfd_create(c"hook", MFdFlags::MFD_CLOEXEC)?);
+    let mut file = File::from(crate::sys::memory_file(c"hook", MFdFlags::empty())?);
     file.write_all(content.as_bytes())?;
     file.seek(SeekFrom::Start(0))?;
     Ok(file)

@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::memfd::MFdFlags;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use crate::error::{Context, Result};
@@ -63,8 +63,7 @@ fn read_only_mount() -> io::Result<OwnedFd> {
 }
 
 fn sealed_copy(mut exe: File) -> io::Result<OwnedFd> {
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let mut copy = File::from(memfd_create(c"coracle", flags)?);
+    let mut copy = File::from(sys::memory_file(c"coracle", MFdFlags::MFD_ALLOW_SEALING)?);
     exe.seek(SeekFrom::Start(0))?;
     io::copy(&mut exe, &mut copy)?;
     let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;

@@ -174,6 +174,12 @@ fn clone_without_3(flags: u64, cgroup: Option<BorrowedFd<'_>>, exit_signal: c_in
     }
 }
 
+/// A nameless file in memory, close-on-exec.
+pub fn memory_file(name: &CStr, flags: nix::sys::memfd::MFdFlags) -> io::Result<OwnedFd> {
+    let flags = flags | nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+    since("memfd_create", "3.17", nix::sys::memfd::memfd_create(name, flags).map_err(io::Error::from))
+}
+
 /// Connects to a unix socket; made again when a signal interrupts the wait for room in its queue.
 pub fn connect(path: &std::path::Path) -> io::Result<std::os::unix::net::UnixStream> {
     loop {
@@ -379,7 +385,7 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
 pub fn reap() -> io::Result<Option<(i32, c_int)>> {
     let mut status = 0;
     // SAFETY: writes one int.
-    let pid = check(unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) } as c_long)?;
+    let pid = again(|| unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) } as c_long)?;
     Ok((pid > 0).then_some((pid as i32, status)))
 }
 

@@ -117,6 +117,7 @@ impl Order<'_> {
         let living = Arc::new(Mutex::new(BTreeSet::new()));
         let (known, fault) = (living.clone(), self.fault);
         let thread = std::thread::spawn(move || {
+            #[expect(clippy::zombie_processes, reason = "the tracer waits for all, this one included")]
             let main = command.spawn().expect("run the helper");
             let main = Pid::from_raw(main.id() as i32);
             let tracer = Tracer {
