@@ -106,9 +106,11 @@ impl Channel {
     pub fn go(&self) -> Result<()> {
         match self.send(&Message::Go) {
             Ok(()) => Ok(()),
-            // Its last words are still there to be read.
             Err(cause) => {
-                self.expect()?;
+                if matches!(cause.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) {
+                    // It is gone: its last words are still there to be read. One that lives would be waited for.
+                    self.expect()?;
+                }
                 Err(Error::Os { what: "answer the container's process".into(), cause })
             }
         }
