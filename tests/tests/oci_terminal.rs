@@ -7,12 +7,14 @@ mod oci_support;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::stat::Mode;
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
 use oci_support::{Bundle, ours, peer, wait_for};
 use serde_json::json;
@@ -34,8 +36,18 @@ struct Screen {
 impl Screen {
     /// Runs a program as the leader of a session on a new terminal of 30 rows and 90 columns.
     fn of(program: &str, args: &[&str]) -> Screen {
-        let size = Winsize { ws_row: 30, ws_col: 90, ws_xpixel: 0, ws_ypixel: 0 };
-        let OpenptyResult { master, slave } = openpty(&size, None).expect("openpty");
+        // Closed at every exec, or a program of another test would keep it.
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let master = posix_openpt(flags).and_then(|master| {
+            grantpt(&master)?;
+            unlockpt(&master)?;
+            Ok(master)
+        });
+        let master = master.expect("a terminal");
+        let path = ptsname_r(&master).expect("its name");
+        let slave = nix::fcntl::open(path.as_str(), flags, Mode::empty()).expect("its other end");
+        let master = File::from(OwnedFd::from(master));
+        coracle_tests::sys::resize(&master, 30, 90).expect("resize");
         let stream = || Stdio::from(slave.try_clone().expect("dup"));
         let child = Command::new("setsid")
             .args(["--ctty", "--wait", program])
@@ -46,7 +58,7 @@ impl Screen {
             .stderr(stream())
             .spawn()
             .expect("setsid of util-linux");
-        Screen { master: File::from(master), child, shown: String::new(), read: 0 }
+        Screen { master, child, shown: String::new(), read: 0 }
     }
 
     /// The runtime itself.
@@ -454,4 +466,19 @@ fn a_shell_in_the_container_has_job_control_of_its_own() {
     let (code, shown) = screen.end();
     assert_eq!(code, 7);
     assert!(!shown.contains("job control turned off"), "{shown}");
+}
+
+#[test]
+fn a_terminal_that_goes_away_is_the_end_of_the_input() {
+    if !ours() {
+        return; // With runc and crun the program waits for ever, and so do they.
+    }
+    let bundle = with_terminal("cat; echo end > /tmp/end; exit 8");
+    let mut screen = Screen::run(&bundle);
+    wait_for("raw mode", || screen.is_raw());
+    let nothing = File::open("/dev/null").unwrap();
+    drop(std::mem::replace(&mut screen.master, nothing));
+    wait_for("the end", || bundle.rootfs().join("tmp/end").exists());
+    assert_eq!(screen.child.wait().unwrap().code(), Some(8));
+    bundle.assert_gone();
 }
