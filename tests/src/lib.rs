@@ -3,6 +3,7 @@
 //! The tests run whole programs, built by `scripts/build`, against real peers. They need root; what a test makes
 //! (directories, cgroups, network namespaces, bridges) carries a name of its own and goes when the test ends.
 
+pub mod containerd;
 pub mod cri;
 pub mod fault;
 pub mod http;

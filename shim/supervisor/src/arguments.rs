@@ -1,5 +1,6 @@
 //! The command line containerd gives its shims: flags in the manner of Go's (`-id X`, `-id=X`, `--id X`), then an action.
 
+use crate::containerd::Containerd;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -31,12 +32,15 @@ pub struct Arguments {
     pub bundle: Option<PathBuf>,
     /// Messages go to `<bundle>/log`.
     pub debug: bool,
+    /// Who begins us, if it is containerd and not our engine.
+    pub containerd: Option<Containerd>,
 }
 
 impl Arguments {
     /// Reads the command line, without the program's name.
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self> {
         let mut arguments = Arguments::default();
+        let (mut namespace, mut address, mut publish_binary) = Default::default();
         let mut words = words.into_iter();
         while let Some(word) = words.next() {
             let word = word.into_string().map_err(|word| anyhow::anyhow!("{word:?} is not UTF-8"))?;
@@ -62,13 +66,22 @@ impl Arguments {
             match name {
                 "id" => arguments.id = value()?,
                 "bundle" => arguments.bundle = Some(value()?.into()),
-                // containerd's own: its sockets and its event publisher. No events are published yet.
-                "namespace" | "address" | "publish-binary" | "socket" => drop(value()?),
+                "namespace" => namespace = value()?,
+                "address" => address = value()?,
+                "publish-binary" => publish_binary = value()?,
+                // Where to listen and where to be debugged: of containerd's own shims, for themselves.
+                "socket" | "debug-socket" => drop(value()?),
                 "debug" => arguments.debug = flag == "debug" || value()? == "true",
                 "v" | "version" => arguments.action = Action::Version,
                 "h" | "help" => arguments.action = Action::Help,
                 other => bail!("unknown flag -{other}"),
             }
+        }
+        if !address.is_empty() {
+            if namespace.is_empty() {
+                bail!("-address is given, but no -namespace");
+            }
+            arguments.containerd = Some(Containerd::new(namespace, address.into(), publish_binary.into()));
         }
         Ok(arguments)
     }
@@ -95,8 +108,11 @@ mod tests {
     fn containerds_command_line_is_understood() {
         let words =
             ["-namespace", "k8s.io", "-id", "web", "-address", "/a.sock", "-publish-binary", "", "-debug", "start"];
-        let expected = Arguments { action: Action::Start, id: "web".into(), bundle: None, debug: true };
-        assert_eq!(parse(&words).unwrap(), expected);
+        let arguments = parse(&words).unwrap();
+        assert_eq!((arguments.action, arguments.id.as_str(), arguments.debug), (Action::Start, "web", true));
+        let containerd = arguments.containerd.unwrap();
+        assert_eq!((containerd.namespace.as_str(), containerd.address), ("k8s.io", "/a.sock".into()));
+        assert_eq!(parse(&["-address", "", "-id", "web", "start"]).unwrap().containerd, None, "our engine's");
         assert_eq!(parse(&["--bundle=/b", "delete"]).unwrap().bundle, Some("/b".into()));
         assert_eq!(parse(&["-v"]).unwrap().action, Action::Version);
     }
@@ -106,6 +122,7 @@ mod tests {
         for (words, part) in [
             (&["-idd", "x", "start"][..], "unknown flag -idd"),
             (&["-id"], "-id needs a value"),
+            (&["-address", "/a.sock", "start"], "no -namespace"),
             (&["begin"], "unknown action \"begin\""),
             (&["start", "delete"], "unexpected argument \"delete\""),
         ] {

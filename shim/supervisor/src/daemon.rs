@@ -7,12 +7,14 @@
 //! and drops it when the process dies, however it dies. Who holds it is alive; if nobody does, the supervisor is dead.
 
 use crate::arguments::Arguments;
+use crate::containerd::events::Publisher;
+use crate::containerd::start;
 use crate::sandbox::{ATTACH_SOCKET, PID_FILE, SOCKET, Sandbox};
 use crate::supervisor::Supervisor;
 use crate::sys::{self, Fork};
 use crate::tender::lock_holder;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, Flock, OFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
@@ -30,24 +32,60 @@ pub const LOCK: &str = "lock";
 const COMM: &std::ffi::CStr = c"containerd-shim";
 /// With -debug, and where containerd put a fifo of this name, messages go here.
 const LOG: &str = "log";
+/// Inherited from containerd, which has itself protected by it.
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+const MAX_OOM_SCORE: i32 = 1000;
 /// What the child says when it listens; anything else is an error.
 const READY: &[u8] = b"ready";
+
+/// Where the supervisor of a start listens, and what `start` prints.
+struct Place {
+    /// Relative to the bundle, or containerd's choice.
+    socket: PathBuf,
+    answer: String,
+    /// The id of what is supervised: a sandbox, or a group of containerd's.
+    sandbox: String,
+    /// Held until somebody listens.
+    _lock: Option<Flock<File>>,
+}
+
+impl Place {
+    fn of(arguments: &Arguments, bundle: &Path) -> Result<Place> {
+        let Some(containerd) = &arguments.containerd else {
+            let answer = format!("unix://{}", bundle.join(SOCKET).display());
+            return Ok(Place { socket: SOCKET.into(), answer, sandbox: arguments.id.clone(), _lock: None });
+        };
+        let sandbox = start::group(bundle, &arguments.id)?;
+        let socket = start::socket(containerd, &sandbox);
+        let _lock = Some(start::lock(&socket)?);
+        start::leave_address(bundle, &socket)?;
+        Ok(Place { answer: start::answer(containerd, &socket), socket, sandbox, _lock })
+    }
+
+    /// Whether a supervisor is there already, which is as good.
+    fn is_taken(&self, arguments: &Arguments) -> Result<bool> {
+        if arguments.containerd.is_some() {
+            return Ok(start::listens(&self.socket));
+        }
+        let Some(pid) = lock_holder(Path::new(LOCK)).context("start: ask for the lock")? else { return Ok(false) };
+        UnixStream::connect(SOCKET).with_context(|| format!("start: supervisor {pid} runs but does not listen"))?;
+        Ok(true)
+    }
+}
 
 /// Runs `start`.
 pub fn start(arguments: &Arguments) -> Result<()> {
     ensure!(!arguments.id.is_empty(), "start: -id is required");
     let bundle = arguments.bundle()?;
     std::env::set_current_dir(&bundle).with_context(|| format!("start: enter bundle {}", bundle.display()))?;
-    let address = format!("unix://{}", bundle.join(SOCKET).display());
-    if let Some(pid) = lock_holder(Path::new(LOCK)).context("start: ask for the lock")? {
-        // Started twice: the one that runs is as good.
-        UnixStream::connect(SOCKET).with_context(|| format!("start: supervisor {pid} runs but does not listen"))?;
-        print!("{address}");
+    let place = Place::of(arguments, &bundle).context("start")?;
+    if place.is_taken(arguments)? {
+        print!("{}", place.answer);
         return Ok(());
     }
     let (mut reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map(|(r, w)| (File::from(r), File::from(w)))?;
     match sys::fork().context("start: fork")? {
-        Fork::Child => child(arguments, bundle, writer),
+        Fork::Child => child(arguments, &place, bundle, writer),
         Fork::Parent(supervisor) => {
             drop(writer);
             let mut word = Vec::new();
@@ -58,7 +96,7 @@ pub fn start(arguments: &Arguments) -> Result<()> {
                 error => bail!("start: {}", String::from_utf8_lossy(error)),
             }
             let mut out = io::stdout();
-            out.write_all(address.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
+            out.write_all(place.answer.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
                 // Who asked for it is dead and may have been cleared away after, its bundle with it: it must not stay.
                 let _ = kill(Pid::from_raw(supervisor), Signal::SIGKILL);
                 anyhow!(error).context("start: tell the address")
@@ -67,8 +105,8 @@ pub fn start(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn child(arguments: &Arguments, bundle: PathBuf, mut parent: File) -> ! {
-    let prepared = prepare(arguments, bundle, &parent);
+fn child(arguments: &Arguments, place: &Place, bundle: PathBuf, mut parent: File) -> ! {
+    let prepared = prepare(arguments, place, bundle, &parent);
     let told = match &prepared {
         Ok(_) => parent.write_all(READY),
         Err(error) => parent.write_all(format!("{error:#}").as_bytes()),
@@ -89,7 +127,7 @@ fn child(arguments: &Arguments, bundle: PathBuf, mut parent: File) -> ! {
 }
 
 /// Everything up to listening. The lock lives as long as the returned file.
-fn prepare(arguments: &Arguments, bundle: PathBuf, parent: &File) -> Result<(Supervisor, File)> {
+fn prepare(arguments: &Arguments, place: &Place, bundle: PathBuf, parent: &File) -> Result<(Supervisor, File)> {
     nix::unistd::setsid().context("begin a session")?;
     // A program run by its descriptor is named after the descriptor; `ps` should say what this is.
     nix::sys::prctl::set_name(COMM).context("set the process's name")?;
@@ -100,9 +138,21 @@ fn prepare(arguments: &Arguments, bundle: PathBuf, parent: &File) -> Result<(Sup
     umask(Mode::from_bits_truncate(0o022));
     let lock = lock()?;
     fs::write(PID_FILE, std::process::id().to_string()).context("write the pid file")?;
-    let (listener, attach_listener) = (listen(SOCKET)?, listen(ATTACH_SOCKET)?);
-    let sandbox = Sandbox::new(arguments.id.clone(), bundle);
-    Ok((Supervisor::new(sandbox, listener, attach_listener, signals)?, lock))
+    let (listener, attach_listener) = (listen(&place.socket)?, listen(Path::new(ATTACH_SOCKET))?);
+    let mut sandbox = Sandbox::new(place.sandbox.clone(), bundle);
+    if arguments.containerd.is_some() {
+        sandbox.containerd_socket = Some(place.socket.clone());
+        prefer_as_victim().context("adjust the supervisor's oom_score_adj")?;
+    }
+    let mut supervisor = Supervisor::new(sandbox, listener, attach_listener, signals)?;
+    supervisor.publisher = arguments.containerd.as_ref().and_then(Publisher::new);
+    Ok((supervisor, lock))
+}
+
+/// When memory runs out the kernel shall take a supervisor before containerd, as with containerd's own shims.
+fn prefer_as_victim() -> io::Result<()> {
+    let score: i32 = fs::read_to_string(OOM_SCORE)?.trim().parse().map_err(io::Error::other)?;
+    fs::write(OOM_SCORE, (score + 1).min(MAX_OOM_SCORE).to_string())
 }
 
 /// Standard input and output are nobody's. Messages go to the bundle's log if one is wanted.
@@ -139,15 +189,15 @@ fn lock() -> Result<File> {
 
 /// Binds by the short relative name, so that no bundle's path is too long. A socket that is there already belonged to a
 /// dead supervisor: we hold the lock.
-fn listen(name: &str) -> Result<UnixListener> {
+fn listen(name: &Path) -> Result<UnixListener> {
     match fs::remove_file(name) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(anyhow!(error).context(format!("remove the old {name}")));
+            return Err(anyhow!(error).context(format!("remove the old {}", name.display())));
         }
         _ => {}
     }
     let before = umask(Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(name).with_context(|| format!("bind {name}"));
+    let listener = UnixListener::bind(name).with_context(|| format!("bind {}", name.display()));
     umask(before);
     listener
 }

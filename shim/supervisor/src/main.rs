@@ -9,6 +9,7 @@
 //! cleanup     delete                       sandbox     the pod around them; namespaces
 //! supervisor  what is known, the loop      task        the states of a process (pure)
 //! reactor     epoll                        worker      forks for what may hang; ops: what they do
+//! containerd  its flags, address, events  relay       a terminal over fifos
 //! connection  a task client                streams     what processes say and hear
 //! attach      an attach client             stdio       where that comes from and goes to
 //! buffer      bytes on their way           log         CRI log files
@@ -23,6 +24,7 @@ mod attach;
 mod buffer;
 mod cleanup;
 mod connection;
+mod containerd;
 mod daemon;
 mod exits;
 mod failure;
@@ -31,6 +33,7 @@ mod log;
 mod oci;
 mod ops;
 mod reactor;
+mod relay;
 mod sandbox;
 mod service;
 mod shim;

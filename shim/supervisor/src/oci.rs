@@ -130,7 +130,7 @@ impl Oci {
             }
             Some(Err(error)) => Err(invalid(format!("its options do not decode: {error}"))),
             // What else the options say, and options of an unknown type, are looked at when it is created.
-            _ => Ok(Oci::Own(pod.runtime_root())),
+            _ => Ok(Oci::Own(pod.runtime_root_of(&request.bundle))),
         }
     }
 

@@ -33,6 +33,12 @@ pub enum Token {
     Stdin(u32),
     /// A worker reports.
     Worker(u32),
+    /// containerd's socket for events.
+    Events,
+    /// A terminal's user has typed.
+    RelayIn(u32),
+    /// Who shows a terminal takes more.
+    RelayOut(u32),
 }
 
 impl Token {
@@ -47,6 +53,9 @@ impl Token {
             Token::Stderr(key) => (6, key),
             Token::Stdin(key) => (7, key),
             Token::Worker(key) => (8, key),
+            Token::Events => (9, 0),
+            Token::RelayIn(key) => (10, key),
+            Token::RelayOut(key) => (11, key),
         };
         kind << 32 | u64::from(key)
     }
@@ -62,7 +71,10 @@ impl Token {
             5 => Token::Stdout(key),
             6 => Token::Stderr(key),
             7 => Token::Stdin(key),
-            _ => Token::Worker(key),
+            8 => Token::Worker(key),
+            9 => Token::Events,
+            10 => Token::RelayIn(key),
+            _ => Token::RelayOut(key),
         }
     }
 }
@@ -237,7 +249,14 @@ mod tests {
 
     #[test]
     fn a_token_survives_the_kernel() {
-        for token in [Token::Listener, Token::Connection(7), Token::Stdin(u32::MAX), Token::Worker(1)] {
+        for token in [
+            Token::Listener,
+            Token::Connection(7),
+            Token::Stdin(u32::MAX),
+            Token::Worker(1),
+            Token::Events,
+            Token::RelayOut(2),
+        ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }
     }

@@ -12,6 +12,7 @@
 mod namespaces;
 
 use crate::connection::Call;
+use crate::containerd::events::Publisher;
 use crate::failure::{Fail, Failure};
 use crate::foreign;
 use crate::ops;
@@ -28,7 +29,7 @@ use nix::libc::{SIGKILL, SIGTERM};
 use nix::sched::CloneFlags;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long killed processes may take to die before StopSandbox gives up: they sit in the kernel, waiting for a device.
@@ -69,6 +70,8 @@ pub struct Sandbox {
     pub id: String,
     /// Its directory, also the working directory.
     pub bundle: PathBuf,
+    /// The task socket, where containerd looks for it; else it is in the bundle.
+    pub containerd_socket: Option<PathBuf>,
     /// Where it stands.
     pub phase: Phase,
     /// The namespaces the supervisor was started in, those of them that it left.
@@ -97,6 +100,7 @@ impl Sandbox {
         Sandbox {
             id,
             bundle,
+            containerd_socket: None,
             phase: Phase::None,
             host_namespaces: Vec::new(),
             deadline: None,
@@ -118,6 +122,14 @@ impl Sandbox {
     /// Where the runtime keeps the containers' state.
     pub fn runtime_root(&self) -> PathBuf {
         self.bundle.join(RUNTIME_ROOT)
+    }
+
+    /// The same for one container: containerd clears up after each by itself, from its own bundle.
+    pub fn runtime_root_of(&self, bundle: &str) -> PathBuf {
+        match self.containerd_socket {
+            Some(_) => Path::new(bundle).join(RUNTIME_ROOT),
+            None => self.runtime_root(),
+        }
     }
 
     /// The pod's cgroup; empty for none.
@@ -415,7 +427,8 @@ impl Supervisor {
     pub(crate) fn settle(&mut self) {
         let late = self.sandbox.deadline.is_some_and(|at| Instant::now() >= at);
         if self.sandbox.released {
-            self.finished = late || !(self.answers_wait() || self.streams.busy());
+            let events_wait = self.publisher.as_ref().is_some_and(Publisher::pending);
+            self.finished = late || !(self.answers_wait() || self.streams.busy() || events_wait);
             return;
         }
         if self.sandbox.phase == Phase::Stopping {
@@ -506,6 +519,9 @@ impl Supervisor {
     fn remove_files(&self) {
         for name in [SOCKET, ATTACH_SOCKET, PID_FILE] {
             let _ = fs::remove_file(self.sandbox.bundle.join(name));
+        }
+        if let Some(socket) = &self.sandbox.containerd_socket {
+            let _ = fs::remove_file(socket);
         }
         let _ = fs::remove_dir(self.sandbox.runtime_root());
     }

@@ -9,10 +9,12 @@
 //! | `/PATH`, `fifo:///PATH` | a fifo of containerd's | the same |
 //! | `file:///PATH` | | appended to by the process itself |
 //!
-//! Fifos and files are handed to the process as they are: nothing is copied. The supervisor keeps the other end of
+//! Fifos and files of outputs are handed to the process as they are: nothing is copied, but for a terminal's and for input
+//! (see `relay`): the supervisor keeps the other end of
 //! each fifo open, so that a containerd that restarts costs the process neither a signal nor its output.
 
 use crate::failure::{Fail, Failure};
+use crate::relay::RelayEnds;
 use coracle_proto::ttrpc::Code;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::{File, OpenOptions};
@@ -20,6 +22,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 /// The three words of a request.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -107,14 +110,8 @@ fn path_of<'a>(word: &'a str, scheme: &str) -> Option<&'a str> {
 impl Names {
     /// Refuses what cannot be done, before anything is opened.
     pub fn check(&self) -> Result<(), Failure> {
-        let (input, stdout, stderr) =
-            (input(&self.stdin)?, output("stdout", &self.stdout)?, output("stderr", &self.stderr)?);
-        let fifo = matches!(input, Input::Fifo(_))
-            || [stdout, stderr].iter().any(|out| matches!(out, Output::Fifo(_) | Output::File(_)));
-        if self.terminal && fifo {
-            let text = "a terminal over fifos or files is not supported; use attach: or cri:/PATH";
-            return Err(Code::Unimplemented.failure(text.into()));
-        }
+        input(&self.stdin)?;
+        let (stdout, stderr) = (output("stdout", &self.stdout)?, output("stderr", &self.stderr)?);
         if let (Output::Log(one), Output::Log(other)) = (stdout, stderr)
             && one != other
         {
@@ -130,6 +127,11 @@ impl Names {
             Ok(Output::Log(path)) => Some(path),
             _ => None,
         })
+    }
+
+    /// Whether the input comes out of a fifo.
+    pub fn stdin_is_fifo(&self) -> bool {
+        matches!(input(&self.stdin), Ok(Input::Fifo(_)))
     }
 
     /// Whether the input, if fed by attach clients, ends with the first of them.
@@ -166,6 +168,8 @@ pub struct OurEnds {
     pub console: Option<UnixStream>,
     /// Other ends of containerd's fifos, never read or written.
     pub kept: Kept,
+    /// A terminal's fifos.
+    pub relay: RelayEnds,
 }
 
 /// Other ends of fifos.
@@ -185,6 +189,14 @@ pub fn open(names: &Names) -> Result<(ProcessEnds, OurEnds), Failure> {
     if names.terminal {
         let (one, other) = UnixStream::pair().map_err(|error| failed("make the terminal's socket", "", error))?;
         (theirs.console, ours.console) = (Some(one), Some(other));
+        if let Input::Fifo(path) = input(&names.stdin)? {
+            ours.relay.input = Some(path.into());
+        }
+        ours.relay.output = match output("stdout", &names.stdout)? {
+            Output::Fifo(path) => Some(open_both_ends(path)?),
+            Output::File(path) => Some(open_file(path)?),
+            _ => None,
+        };
         return Ok((theirs, ours));
     }
     match input(&names.stdin)? {
@@ -194,8 +206,9 @@ pub fn open(names: &Names) -> Result<(ProcessEnds, OurEnds), Failure> {
             (theirs.stdin, ours.stdin) = (Some(reader), Some(writer));
         }
         Input::Fifo(path) => {
-            let (end, keeper) = open_fifo(path, false)?;
-            (theirs.stdin, ours.kept.stdin) = (Some(end), Some(keeper));
+            let (reader, writer) = pipe(false)?;
+            (theirs.stdin, ours.stdin) = (Some(reader), Some(writer));
+            ours.relay.input = Some(path.into());
         }
     }
     let mut open_output = |which, word| -> Result<(Option<OwnedFd>, Option<OwnedFd>), Failure> {
@@ -206,7 +219,7 @@ pub fn open(names: &Names) -> Result<(ProcessEnds, OurEnds), Failure> {
                 (Some(writer), Some(reader))
             }
             Output::Fifo(path) => {
-                let (end, keeper) = open_fifo(path, true)?;
+                let (end, keeper) = open_output_fifo(path)?;
                 ours.kept.outputs.push(keeper);
                 (Some(end), None)
             }
@@ -245,20 +258,35 @@ pub fn set_nonblocking(fd: &OwnedFd, on: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// The process' end of a fifo, and a keeper that holds both ends open. The keeper comes first: with it neither open waits.
-fn open_fifo(path: &str, write: bool) -> Result<(OwnedFd, OwnedFd), Failure> {
-    let open = |options: &mut OpenOptions| -> io::Result<File> {
+fn open_end(path: &str, options: &mut OpenOptions) -> Result<OwnedFd, Failure> {
+    let mut open = || -> io::Result<File> {
         let file = options.custom_flags(nix::libc::O_NONBLOCK).open(path)?;
         match file.metadata()?.file_type().is_fifo() {
             true => Ok(file),
             false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a fifo")),
         }
     };
-    let both = open(OpenOptions::new().read(true).write(true)).map_err(|error| failed("open fifo", path, error))?;
-    let end = open(OpenOptions::new().read(!write).write(write)).map_err(|error| failed("open fifo", path, error))?;
-    let end = OwnedFd::from(end);
+    open().map(OwnedFd::from).map_err(|error| failed("open fifo", path, error))
+}
+
+/// Both ends of a fifo at once, which neither waits nor ever sees its end; it does not block.
+fn open_both_ends(path: &str) -> Result<OwnedFd, Failure> {
+    open_end(path, OpenOptions::new().read(true).write(true))
+}
+
+/// The process' end of a fifo, and a keeper that holds both ends open. The keeper comes first: with it neither open waits.
+fn open_output_fifo(path: &str) -> Result<(OwnedFd, OwnedFd), Failure> {
+    let both = open_both_ends(path)?;
+    let end = open_end(path, OpenOptions::new().write(true))?;
     set_nonblocking(&end, false).map_err(|error| failed("open fifo", path, error))?;
-    Ok((end, both.into()))
+    Ok((end, both))
+}
+
+/// The reading end of an input's fifo, which does not block, and a keeper of its other end.
+pub fn open_input(path: &Path) -> Result<(OwnedFd, OwnedFd), Failure> {
+    let path = &path.to_string_lossy();
+    let both = open_both_ends(path)?;
+    Ok((open_end(path, OpenOptions::new().read(true))?, both))
 }
 
 fn open_file(path: &str) -> Result<OwnedFd, Failure> {

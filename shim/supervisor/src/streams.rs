@@ -12,6 +12,7 @@ use crate::buffer::{OutBuffer, would_block};
 use crate::failure::{Fail, Failure};
 use crate::log::{CriLog, Stream};
 use crate::reactor::{Interest, Reactor, Table, Token};
+use crate::relay::Relay;
 use crate::stdio::{self, Kept, Names, OurEnds};
 use crate::sys;
 use coracle_proto::attach::Kind;
@@ -20,6 +21,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 /// Read from a process at once.
 const CHUNK: usize = 16 << 10;
@@ -74,6 +76,13 @@ struct Io {
     log: Option<CriLog>,
     clients: Vec<u32>,
     kept: Kept,
+    /// Its input comes out of a fifo.
+    relayed: bool,
+    /// This one, not opened yet.
+    input_fifo: Option<PathBuf>,
+    relay: Relay,
+    /// No more input is to come.
+    end_asked: bool,
     size: Option<(u16, u16)>,
     exited: bool,
     /// The exec's reader has left.
@@ -123,10 +132,17 @@ impl Streams {
             terminal: names.terminal,
             once: exec || names.stdin_once(),
             sources: [None, None],
-            input: Input { closed: !names.stdin.starts_with("attach:"), ..Default::default() },
+            input: Input {
+                closed: !names.stdin.starts_with("attach:") && !names.stdin_is_fifo(),
+                ..Default::default()
+            },
             log,
             clients: Vec::new(),
             kept: Kept::default(),
+            relayed: names.stdin_is_fifo(),
+            input_fifo: None,
+            relay: Relay::default(),
+            end_asked: false,
             size: None,
             exited: false,
             abandoned: false,
@@ -154,8 +170,23 @@ impl Streams {
         io.sources = [ours.stdout.map(Source::new), ours.stderr.map(Source::new)];
         io.input.file = ours.stdin.map(File::from).filter(|_| !io.input.closed);
         io.kept = ours.kept;
+        io.relay = Relay::new(ours.relay.output);
+        io.input_fifo = ours.relay.input;
+        if io.exec {
+            self.started(reactor, key)?;
+        }
         self.feed(reactor, key, &[]);
         self.update(reactor, key);
+        Ok(())
+    }
+
+    /// The process runs: its input begins to flow.
+    pub fn started(&mut self, reactor: &Reactor, key: u32) -> Result<(), Failure> {
+        let Some(io) = self.ios.get_mut(key) else { return Ok(()) };
+        if let Some(path) = io.input_fifo.take() {
+            io.relay.open_input(&path, io.end_asked)?;
+            self.update(reactor, key);
+        }
         Ok(())
     }
 
@@ -203,6 +234,7 @@ impl Streams {
         if let Some(log) = &mut io.log {
             self.dropped_lines += log.write(stream, bytes);
         }
+        io.relay.write(bytes);
         let kind = if stream == Stream::Stdout { Kind::Stdout } else { Kind::Stderr };
         let mut lost = Vec::new();
         for &client in &io.clients {
@@ -240,6 +272,7 @@ impl Streams {
         }
         if io.exited && !io.told && io.sources.iter().flatten().all(|source| source.ended || source.drained) {
             io.told = true;
+            io.relay.end_output();
             for client in std::mem::take(&mut io.clients) {
                 if let Some(client) = self.clients.get_mut(client) {
                     client.end();
@@ -247,6 +280,8 @@ impl Streams {
             }
         }
         let done = io.released && (io.told || io.clients.is_empty());
+        let thirsty = !io.exited && io.input.buffer.pending() <= INPUT_BUFFER;
+        io.relay.watch(reactor, key, thirsty);
         io.watch_input(reactor, key);
         if done && let Some(mut io) = self.ios.remove(key) {
             self.dropped_lines += io.close(reactor, key);
@@ -305,8 +340,33 @@ impl Streams {
     pub fn close_stdin(&mut self, reactor: &Reactor, key: u32) {
         let Some(io) = self.ios.get_mut(key) else { return };
         io.kept.stdin = None;
-        io.input.closing = true;
+        io.end_asked = true;
+        io.relay.end_input();
+        // What containerd's client wrote before is still to be read.
+        io.input.closing |= !io.relayed;
         self.feed(reactor, key, &[]);
+        self.update(reactor, key);
+    }
+
+    /// Who uses a terminal over fifos has typed.
+    pub fn typed(&mut self, reactor: &Reactor, key: u32) {
+        let mut chunk = [0u8; CHUNK];
+        let Some(io) = self.ios.get_mut(key) else { return };
+        match io.relay.read(&mut chunk) {
+            Some(bytes) => self.feed(reactor, key, bytes),
+            None => {
+                io.relay.close_input(reactor, key);
+                io.input.closing = true;
+                self.feed(reactor, key, &[]);
+            }
+        }
+        self.update(reactor, key);
+    }
+
+    /// Who shows a terminal over fifos takes more.
+    pub fn shown(&mut self, reactor: &Reactor, key: u32) {
+        let Some(io) = self.ios.get_mut(key) else { return };
+        io.relay.flush();
         self.update(reactor, key);
     }
 
@@ -449,7 +509,8 @@ fn resize_failed(error: io::Error) -> Failure {
 impl Io {
     /// An exec waits for its client.
     fn must_wait(&self, clients: &Table<Client>) -> bool {
-        self.exec && self.clients.iter().any(|key| clients.get(*key).is_some_and(Client::is_behind))
+        self.relay.is_full()
+            || self.exec && self.clients.iter().any(|key| clients.get(*key).is_some_and(Client::is_behind))
     }
 
     fn watch_input(&mut self, reactor: &Reactor, key: u32) {
@@ -484,6 +545,7 @@ impl Io {
                 let _ = reactor.watch(&source.file, token(stream, key), &mut source.interest, Interest::NONE);
             }
         }
+        self.relay.close(reactor, key);
         self.log.as_mut().map_or(0, |log| BOTH.into_iter().map(|stream| log.finish(stream)).sum())
     }
 }

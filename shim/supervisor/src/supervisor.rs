@@ -5,6 +5,7 @@
 //! waits: what could is given to a [worker](crate::worker).
 
 use crate::connection::{Call, Connection};
+use crate::containerd::events::Publisher;
 use crate::exits::Exit;
 use crate::failure::{Fail, Failure};
 use crate::oci::{Act, Oci};
@@ -16,6 +17,7 @@ use crate::sys;
 use crate::task::State;
 use crate::worker::{Body, Worker};
 use anyhow::{Context, Result};
+use coracle_proto::events::TaskCreate;
 use coracle_proto::ttrpc::{Code, encode_response};
 use nix::sys::signalfd::SignalFd;
 use std::os::fd::RawFd;
@@ -52,6 +54,8 @@ pub struct Process {
     pub spec: Vec<u8>,
     /// Its shim was told that no more input comes.
     pub input_ended: bool,
+    /// An exit of which containerd hears once it has heard of the start.
+    pub unannounced: Option<Exit>,
 }
 
 /// One container.
@@ -72,6 +76,8 @@ pub struct Container {
     pub oom_file: String,
     /// Who asked for its deletion.
     pub deleting: Option<Call>,
+    /// What containerd hears of once it is made.
+    pub announcement: Option<Box<TaskCreate>>,
 }
 
 /// What a worker was started for. `container` and `exec` are ids, looked up again when it reports.
@@ -115,6 +121,8 @@ pub struct Supervisor {
     pub(crate) unclaimed: Vec<(i32, Exit)>,
     /// Set when the loop is to end.
     pub(crate) finished: bool,
+    /// Where containerd wants to hear of its tasks.
+    pub(crate) publisher: Option<Publisher>,
     idle: bool,
 }
 
@@ -144,6 +152,7 @@ impl Supervisor {
             sandbox,
             unclaimed: Vec::new(),
             finished: false,
+            publisher: None,
             idle: false,
         })
     }
@@ -163,6 +172,9 @@ impl Supervisor {
                 self.handle(event);
             }
             self.end_shim_inputs();
+            if let Some(publisher) = &mut self.publisher {
+                publisher.tick(&self.reactor, Instant::now());
+            }
             self.settle();
         }
         Ok(())
@@ -176,8 +188,10 @@ impl Supervisor {
     /// How long the loop may sleep.
     fn patience(&self) -> Option<Duration> {
         let deadline = self.sandbox.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let publisher = self.publisher.as_ref().and_then(Publisher::deadline);
+        let publisher = publisher.map(|at| at.saturating_duration_since(Instant::now()));
         let idle = (!self.idle).then_some(IDLE_AFTER);
-        deadline.into_iter().chain(idle).min()
+        deadline.into_iter().chain(publisher).chain(idle).min()
     }
 
     fn handle(&mut self, event: Ready) {
@@ -191,6 +205,13 @@ impl Supervisor {
             Token::Stderr(key) => self.streams.readable(&self.reactor, key, crate::log::Stream::Stderr),
             Token::Stdin(key) => self.streams.stdin_writable(&self.reactor, key),
             Token::Worker(key) => self.worker_ready(key),
+            Token::RelayIn(key) => self.streams.typed(&self.reactor, key),
+            Token::RelayOut(key) => self.streams.shown(&self.reactor, key),
+            Token::Events => {
+                if let Some(publisher) = &mut self.publisher {
+                    publisher.ready(&self.reactor, event);
+                }
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use crate::sys;
 use crate::task::{Event, State};
 use crate::worker::DIED;
 use coracle_proto::ttrpc::Code;
-use coracle_proto::{Message, Timestamp, task};
+use coracle_proto::{Message, Timestamp, events, task};
 use nix::libc::SIGKILL;
 use std::path::{Path, PathBuf};
 
@@ -40,10 +40,38 @@ fn exit_fields(exit: &Option<Exit>) -> (u32, Option<Timestamp>) {
     (exit.map_or(0, |exit| exit.status), exit.map(|exit| exit.at.into()))
 }
 
+/// What containerd hears of a container that was made.
+fn announcement(request: &task::CreateTaskRequest) -> events::TaskCreate {
+    events::TaskCreate {
+        container_id: request.id.clone(),
+        bundle: request.bundle.clone(),
+        rootfs: request.rootfs.clone(),
+        io: Some(events::TaskIo {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        }),
+        checkpoint: request.checkpoint.clone(),
+        pid: 0,
+    }
+}
+
 impl Process {
     fn new(exec_id: &str, state: State, names: Names, io: u32, spec: Vec<u8>) -> Self {
         let exec_id = exec_id.to_owned();
-        Process { exec_id, state, pid: 0, names, io, exit: None, waiters: Vec::new(), spec, input_ended: false }
+        Process {
+            exec_id,
+            state,
+            pid: 0,
+            names,
+            io,
+            exit: None,
+            waiters: Vec::new(),
+            spec,
+            input_ended: false,
+            unannounced: None,
+        }
     }
 
     fn advance(&mut self, event: Event) -> Result<(), Failure> {
@@ -121,6 +149,7 @@ impl Supervisor {
             own_pid_namespace: false,
             oom_file: String::new(),
             deleting: None,
+            announcement: self.publisher.is_some().then(|| Box::new(announcement(&request))),
         });
         self.create_by_worker(call, request).inspect_err(|_| self.forget_container(&id))?;
         Ok(None)
@@ -200,6 +229,8 @@ impl Supervisor {
         let io = self.streams.create(&names, true, 0)?;
         let process = Process::new(exec, State::Created, names, io, spec.value);
         self.container(id)?.execs.push(process);
+        let (container_id, exec_id) = (request.id, request.exec_id);
+        self.publish("/tasks/exec-added", &events::TaskExecAdded { container_id, exec_id });
         done()
     }
 
@@ -392,6 +423,7 @@ impl Supervisor {
         if exec.is_empty() {
             self.record_exit(id, &exit);
         }
+        self.announce_exit(id, exec, &exit);
         let (exit_status, exited_at) = exit_fields(&Some(exit));
         let answer = task::WaitResponse { exit_status, exited_at }.encode_to_vec();
         for call in waiters {
@@ -399,6 +431,43 @@ impl Supervisor {
         }
         if exec.is_empty() {
             self.init_ended(id);
+        }
+    }
+
+    /// Tells containerd, if it is containerd that began us.
+    fn publish<M: Message + coracle_proto::Name>(&mut self, topic: &str, event: &M) {
+        if let Some(publisher) = &mut self.publisher {
+            publisher.publish(&self.reactor, topic, event);
+        }
+    }
+
+    /// A short program ends before the worker that started it has said so: the exit is told after the start.
+    fn announce_exit(&mut self, id: &str, exec: &str, exit: &Exit) {
+        let starting = self.workers.iter().any(
+            |(_, worker)| matches!(&worker.job, Job::Start { container, .. } if exec.is_empty() && container == id),
+        );
+        let Ok(process) = self.process(id, exec) else { return };
+        if starting {
+            process.unannounced = Some(*exit);
+            return;
+        }
+        // What never ran has no end either.
+        if process.pid == 0 {
+            return;
+        }
+        let pid = process.pid as u32;
+        let (exit_status, exited_at) = exit_fields(&Some(*exit));
+        let (container_id, name) = (id.to_owned(), if exec.is_empty() { id } else { exec }.to_owned());
+        let oom = self.container(id).is_ok_and(|container| exits::oom_kills(&container.oom_file) > 0);
+        if oom {
+            self.publish("/tasks/oom", &events::TaskOom { container_id: container_id.clone() });
+        }
+        self.publish("/tasks/exit", &events::TaskExit { container_id, id: name, pid, exit_status, exited_at });
+    }
+
+    fn announce_held_exit(&mut self, id: &str) {
+        if let Some(exit) = self.process(id, "").ok().and_then(|process| process.unannounced.take()) {
+            self.announce_exit(id, "", &exit);
         }
     }
 
@@ -449,6 +518,11 @@ impl Supervisor {
                     (false, false) => Event::ResumeFailed,
                 };
                 self.reported(&container, event);
+                match event {
+                    Event::Paused => self.publish("/tasks/paused", &events::TaskPaused { container_id: container }),
+                    Event::Resumed => self.publish("/tasks/resumed", &events::TaskResumed { container_id: container }),
+                    _ => {}
+                }
                 if let Some(call) = call {
                     self.answer(call, result);
                 }
@@ -487,6 +561,10 @@ impl Supervisor {
             let _ = sys::kill(created.pid, SIGKILL);
             return self.answer(call, Err(failure));
         }
+        if let Some(mut event) = self.container(id).ok().and_then(|container| container.announcement.take()) {
+            event.pid = created.pid as u32;
+            self.publish("/tasks/create", &*event);
+        }
         self.claim(created.pid);
         self.wait_by_shim(id, "");
         self.answer(call, Ok(task::CreateTaskResponse { pid: created.pid as u32 }.encode_to_vec()));
@@ -516,11 +594,18 @@ impl Supervisor {
             Ok(_) => {
                 self.reported(id, Event::Started);
                 self.let_go_of_fifos(id, "");
+                let io = self.container(id).map(|container| container.init.io);
+                if let Err(failure) = io.and_then(|io| self.streams.started(&self.reactor, io)) {
+                    eprintln!("container {id} runs without its input: {}", failure.message);
+                }
                 let pid = self.container(id).map_or(0, |container| container.init.pid as u32);
+                self.publish("/tasks/start", &events::TaskStart { container_id: id.to_owned(), pid });
+                self.announce_held_exit(id);
                 self.answer(call, Ok(task::StartResponse { pid }.encode_to_vec()));
             }
             Err(failure) => {
                 self.start_failed(id, "");
+                self.announce_held_exit(id);
                 self.answer(call, Err(failure));
             }
         }
@@ -535,6 +620,8 @@ impl Supervisor {
             self.streams.connect(&self.reactor, io, ends).inspect_err(|_| {
                 let _ = sys::kill(created.pid, SIGKILL);
             })?;
+            let (container_id, exec_id, pid) = (id.to_owned(), exec.to_owned(), created.pid as u32);
+            self.publish("/tasks/exec-started", &events::TaskExecStarted { container_id, exec_id, pid });
             self.claim(created.pid);
             Ok(created.pid as u32)
         });
@@ -561,6 +648,9 @@ impl Supervisor {
         let result = match result {
             Ok(_) => {
                 self.forget_container(id);
+                let (container_id, pid, exited_at) = (id.to_owned(), answer.pid, answer.exited_at);
+                let event = events::TaskDelete { container_id, pid, exit_status, exited_at, ..Default::default() };
+                self.publish("/tasks/delete", &event);
                 Ok(answer.encode_to_vec())
             }
             Err(failure) => {
