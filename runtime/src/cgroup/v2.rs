@@ -49,7 +49,11 @@ pub(super) fn create(
         }
     }
     if let Some(uid) = options.owner {
-        give_to(uid, &directory)?;
+        match give_to(uid, &directory) {
+            // An ordinary user can give nothing away: the cgroup stays his.
+            Err(e) if e.denied() && options.rootless.applies() => {}
+            outcome => outcome?,
+        }
     }
     Ok(cgroup)
 }

@@ -386,6 +386,40 @@ fn an_exec_before_the_start_says_what_is_wrong() {
 }
 
 #[test]
+fn a_container_is_limited_in_a_cgroup_delegated_to_its_user() {
+    let top = Path::new("/sys/fs/cgroup");
+    if !top.join("cgroup.controllers").exists() {
+        return; // v1 knows no delegation.
+    }
+    fs::write(top.join("cgroup.subtree_control"), "+memory +pids").unwrap();
+    let delegated = top.join(format!("coracle-test-rower-{}", std::process::id()));
+    let session = delegated.join("session");
+    fs::create_dir_all(&session).unwrap();
+    for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads", "session", "session/cgroup.procs"] {
+        chown(delegated.join(file), Some(UID), None).unwrap();
+    }
+    let mut user = User::sh("exec sleep 1000").set(
+        "/linux/resources",
+        json!({ "memory": { "limit": 64 << 20 }, "devices": [{ "allow": false, "access": "rwm" }] }),
+    );
+    user.cgroup = session.clone();
+    user.run_with(&["--detach"]).ok();
+    let inside = user.oci(&["exec", "box", "cat", "/sys/fs/cgroup/memory.max"]).ok().out;
+    assert_eq!(inside.trim(), (64 << 20).to_string());
+    let limit = || fs::read_to_string(delegated.join("box/memory.max")).unwrap();
+    assert_eq!(user.oci(&["ps", "--format", "json", "box"]).ok().out.trim(), format!("[{}]", user.pid()));
+    user.oci(&["pause", "box"]).ok();
+    assert_eq!(user.status(), "paused");
+    user.oci(&["resume", "box"]).ok();
+    user.oci(&["update", "--memory", &(32 << 20).to_string(), "box"]).ok();
+    assert_eq!(limit().trim(), (32 << 20).to_string());
+    user.oci(&["delete", "--force", "box"]).ok();
+    assert!(!delegated.join("box").exists(), "the cgroup is left");
+    user.assert_gone();
+    fs::remove_dir(session).and_then(|()| fs::remove_dir(delegated)).unwrap();
+}
+
+#[test]
 fn podman_runs_an_ordinary_users_containers_by_it() {
     let user = User::sh("");
     let script = format!(

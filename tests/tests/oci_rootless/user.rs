@@ -16,6 +16,7 @@ pub const COUNT: u32 = 65_536;
 
 /// Puts the files in place and becomes the user: directory, number, then the command.
 const BECOME: &str = "dir=$1; uid=$2; shift 2
+[ -z \"$CGROUP\" ] || echo $$ > $CGROUP/cgroup.procs || exit 125
 for name in passwd group subuid subgid; do mount --bind $dir/etc/$name /etc/$name || exit 125; done
 exec setpriv --reuid $uid --regid $uid --clear-groups --inh-caps=-all -- \"$@\"";
 
@@ -27,13 +28,15 @@ const INSIDE: &str =
 pub struct User {
     dir: tempfile::TempDir,
     pub config: Value,
+    /// Where the user's commands run, when not where the test does.
+    pub cgroup: PathBuf,
 }
 
 impl User {
     /// The configuration is the one that `spec --rootless` writes, running a shell script without a terminal.
     pub fn sh(script: &str) -> User {
         let dir = tempfile::Builder::new().prefix("coracle-rootless-").tempdir().expect("temporary directory");
-        let user = User { dir, config: Value::Null };
+        let user = User { dir, config: Value::Null, cgroup: PathBuf::new() };
         fs::set_permissions(user.dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         ["etc", "home", "home/run", "home/bundle"]
             .iter()
@@ -127,7 +130,11 @@ impl User {
         command.args(["--mount", "--propagation", "slave", "--", "/bin/sh", "-c", BECOME, "become"]);
         command.arg(self.dir.path()).arg(UID.to_string()).args(words);
         command.current_dir(self.dir.path()).stdin(Stdio::null()).env("XDG_RUNTIME_DIR", self.path("home/run"));
-        command.env("HOME", self.path("home")).env("USER", "rower").env_remove("LISTEN_FDS");
+        command
+            .env("HOME", self.path("home"))
+            .env("USER", "rower")
+            .env_remove("LISTEN_FDS")
+            .env("CGROUP", &self.cgroup);
         command
     }
 
