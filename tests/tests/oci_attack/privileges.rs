@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::process::{Command, Stdio};
 
+use nix::mount::MsFlags;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::json;
 
@@ -212,4 +213,56 @@ fn cve_2021_43784_maps_beyond_measure_are_an_error() {
     let answer = bundle.run();
     assert!(answer.code != 0 && !answer.out.contains("ran"), "{answer:?}");
     bundle.assert_gone();
+}
+
+/// A folder that the host holds read-only, with a folder in it that the host has covered.
+struct HeldReadOnly(tempfile::TempDir);
+
+impl HeldReadOnly {
+    fn new() -> HeldReadOnly {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("covered")).unwrap();
+        fs::write(dir.path().join("covered/secret"), "beneath").unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let mount = |source: &std::path::Path, target: &std::path::Path, kind: Option<&str>, flags: MsFlags| {
+            nix::mount::mount(Some(source), target, kind, flags, None::<&str>).unwrap();
+        };
+        mount(dir.path(), dir.path(), None, MsFlags::MS_BIND);
+        mount(dir.path(), dir.path(), None, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY);
+        mount("cover".as_ref(), &dir.path().join("covered"), Some("tmpfs"), MsFlags::empty());
+        HeldReadOnly(dir)
+    }
+}
+
+impl Drop for HeldReadOnly {
+    fn drop(&mut self) {
+        for path in [self.0.path().join("covered"), self.0.path().to_owned()] {
+            let _ = nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+#[test]
+fn what_the_host_holds_read_only_or_covered_stays_so_for_the_root_of_a_user_namespace() {
+    let held = HeldReadOnly::new();
+    let script = "mount -o remount,bind,rw /vol && touch /vol/made && echo wrote
+        umount /vol/covered && cat /vol/covered/secret
+        mkdir /tmp/again && mount --bind /vol /tmp/again && touch /tmp/again/made && echo wrote; true";
+    for (in_user_namespace, options) in [(false, &["rbind"][..]), (true, &["rbind"]), (true, &["rbind", "ridmap"])] {
+        if options.len() > 1 && !ours() {
+            continue;
+        }
+        let mut bundle = Bundle::sh(script);
+        fs::create_dir(bundle.rootfs().join("vol")).unwrap();
+        fs::set_permissions(bundle.rootfs().join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+        capabilities(&mut bundle, &["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+        bundle.mount("/vol", "bind", held.0.path().to_str().unwrap(), options);
+        if in_user_namespace {
+            user_namespace(&mut bundle);
+        }
+        let answer = bundle.run().ok();
+        // The witness: with the right over the host's mounts all of it works.
+        assert_eq!(answer.out.contains("wrote"), !in_user_namespace, "{options:?}: {answer:?}");
+        assert_eq!(answer.out.contains("beneath"), !in_user_namespace, "{options:?}: {answer:?}");
+    }
 }
