@@ -59,7 +59,7 @@ pub fn open(globals: &Globals) -> Result<()> {
     let file = globals.log.as_ref().filter(|path| **path != PathBuf::new()).map(|path| {
         // A fifo that nobody reads must not hang the runtime, and a terminal must not become ours.
         let mut options = OpenOptions::new();
-        options.append(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        options.append(true).create(true).mode(0o644).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
         options.open(path).with_context(|| format!("open log file {}", path.display()))
     });
     coracle_runtime::on_warning(warning);
