@@ -4,6 +4,7 @@ mod oci_support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use oci_support::{Answer, Bundle, wait_for};
 use serde_json::json;
@@ -182,4 +183,51 @@ fn a_restore_that_fails_says_crius_words_and_leaves_nothing() {
     fs::remove_file(saved.join("mounts.json")).expect("a file of ours");
     restore(&bundle, &saved, &["--detach"]).fails("mounts.json");
     bundle.assert_gone();
+}
+
+/// Podman with a store of its own.
+struct Podman {
+    dir: PathBuf,
+    name: String,
+}
+
+impl Podman {
+    fn call(&self, args: &[&str]) -> Answer {
+        let mut podman = Command::new("podman");
+        podman.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--storage-driver", "vfs"]);
+        podman.arg("--runtime").arg(oci_support::runtime());
+        podman.arg("--root").arg(self.dir.join("store")).arg("--runroot").arg(self.dir.join("run"));
+        podman.args(args).output().expect("podman is needed: apt-get install podman").into()
+    }
+
+    fn lines(&self) -> usize {
+        self.call(&["logs", &self.name]).ok().out.lines().count()
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        self.call(&["rm", "--force", "--time", "0", &self.name]);
+    }
+}
+
+#[test]
+fn podman_checkpoints_and_restores() {
+    let bundle = Bundle::new(&[]);
+    let podman = Podman { dir: bundle.dir.path().join("podman"), name: bundle.id.clone() };
+    let rootfs = bundle.rootfs();
+    let script = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
+    let run = ["run", "--detach", "--name", &podman.name, "--network", "none", "--log-driver", "k8s-file", "--rootfs"];
+    podman.call(&[&run[..], &[rootfs.to_str().expect("UTF-8"), "sh", "-c", script]].concat()).ok();
+    wait_for("the counter", || podman.lines() > 3);
+    podman.call(&["container", "checkpoint", &podman.name]).ok();
+    let status = podman.call(&["inspect", "--format", "{{.State.Status}}", &podman.name]).ok().out;
+    assert_eq!(status.trim(), "exited");
+    let before = podman.lines();
+    podman.call(&["container", "restore", &podman.name]).ok();
+    wait_for("the counter", || podman.lines() > before + 2);
+    let log = podman.call(&["logs", &podman.name]).ok().out;
+    let counted: Vec<usize> = log.lines().filter_map(|line| line.parse().ok()).collect();
+    assert_eq!(counted, (1..=counted.len()).collect::<Vec<_>>(), "it counts on");
+    assert_eq!(podman.call(&["exec", &podman.name, "echo", "in"]).ok().out, "in\n");
 }

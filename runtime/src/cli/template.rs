@@ -106,7 +106,11 @@ pub fn features() -> Result<()> {
             "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": true },
         },
-        "annotations": { "io.github.coracle.version": env!("CARGO_PKG_VERSION") },
+        "annotations": {
+            "io.github.coracle.version": env!("CARGO_PKG_VERSION"),
+            // Where managers look for it.
+            "org.opencontainers.runc.checkpoint.enabled": "true",
+        },
         "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],
     });
     print(&serde_json::to_string_pretty(&features)?)
