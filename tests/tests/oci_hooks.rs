@@ -68,8 +68,8 @@ fn a_failing_poststop_hook_ends_nothing() {
     bundle.oci(&["start", &bundle.id]).ok();
     bundle.wait_status("stopped");
     let answer = bundle.oci(&["delete", &bundle.id]);
-    bundle.assert_gone();
     if ours() {
+        bundle.assert_gone();
         assert_eq!(answer.code, 0, "{answer:?}");
         assert!(answer.err.contains("level=warning") && answer.err.contains("poststop hook #0"), "{answer:?}");
         assert!(mark.exists(), "the next hook runs");
@@ -138,7 +138,10 @@ fn hooks_know_the_process_as_their_namespace_shows_it() {
     }
     let started = state(&fs::read_to_string(bundle.rootfs().join("state")).unwrap());
     assert!(started["pid"] == 1 || peer("crun"), "{started}");
-    assert_eq!(started["status"], "created");
+    assert!(started["status"] == "created" || peer("crun"), "{started}");
+    if peer("crun") {
+        return; // Its createContainer hooks find another /proc.
+    }
     let expected = ["net", "uts"].map(|kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap());
     let lines: Vec<PathBuf> = content(&bundle, "namespaces").lines().map(PathBuf::from).collect();
     assert_eq!(lines, expected, "createContainer runs in the container's namespaces");

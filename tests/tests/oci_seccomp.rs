@@ -115,7 +115,13 @@ fn a_profile_that_cannot_be_is_refused_with_its_place() {
 
 /// What an agent is sent: a descriptor and its description.
 fn receive(agent: &UnixListener) -> (OwnedFd, Value) {
-    let (stream, _) = agent.accept().expect("a connection");
+    agent.set_nonblocking(true).expect("no waiting");
+    let mut accepted = None;
+    wait_for("a connection", || {
+        accepted = agent.accept().ok();
+        accepted.is_some()
+    });
+    let (stream, _) = accepted.expect("a connection");
     let mut bytes = vec![0; 64 << 10];
     let mut control = nix::cmsg_space!([i32; 4]);
     let mut parts = [IoSliceMut::new(&mut bytes)];
@@ -128,9 +134,8 @@ fn receive(agent: &UnixListener) -> (OwnedFd, Value) {
         .collect();
     let [fd] = fds[..] else { panic!("{} descriptors", fds.len()) };
     let length = message.bytes;
-    // One state for each connection, which ends with it.
-    let rest = (&stream).bytes().count();
-    assert_eq!(rest, 0);
+    // One state for each connection, which ends with it. The peers keep it until an exec ends, which waits for us.
+    assert!(!ours() || (&stream).bytes().count() == 0);
     (coracle_tests::sys::adopt(fd), serde_json::from_slice(&bytes[..length]).expect("JSON"))
 }
 
@@ -150,7 +155,7 @@ fn an_agent_gets_the_listener_of_the_program_and_of_each_exec() {
     assert_eq!((&message["fds"], &message["metadata"]), (&json!(["seccompFd"]), &json!("of the test")), "{message}");
     assert_eq!((&message["pid"], &message["state"]["pid"]), (&pid, &pid), "{message}");
     assert_eq!((&message["state"]["id"], &message["state"]["status"]), (&json!(bundle.id), &json!("creating")));
-    assert!(message["ociVersion"].as_str().is_some_and(|v| v.starts_with("1.")), "{message}");
+    assert!(message["ociVersion"].as_str().is_some_and(|v| v.starts_with("1.")) || peer("crun"), "{message}");
     assert!(message["state"]["annotations"]["org.example.key"] == "a value" || peer("crun"), "{message}");
     // Where nobody answers any more, there is no such call.
     drop(fd);
@@ -167,6 +172,9 @@ fn an_agent_gets_the_listener_of_the_program_and_of_each_exec() {
 
 #[test]
 fn an_agent_that_nothing_is_asked_of_is_not_looked_for() {
+    if peer("crun") {
+        return; // It connects all the same.
+    }
     let mut bundle = filtered("true", allow_but(json!([{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}])));
     bundle.set("/linux/seccomp/listenerPath", json!("/no/agent"));
     bundle.run().ok();
