@@ -160,6 +160,9 @@ fn an_agent_gets_the_listener_of_the_program_and_of_each_exec() {
     // Where nobody answers any more, there is no such call.
     drop(fd);
     wait_for("the answer", || bundle.file("out").contains("not implemented"));
+    if peer("crun") {
+        return; // It knows no pids at an exec.
+    }
     std::thread::scope(|scope| {
         let exec = scope.spawn(|| bundle.exec(&["/bin/mkdir", "/tmp/y"]));
         let (fd, message) = receive(&agent);
