@@ -1,4 +1,5 @@
-//! Control groups, by cgroupfs, for v1, v2 and hybrid hosts (v1 controllers beside a v2 tree: counts as v1).
+//! Control groups, by cgroupfs or by systemd ([`systemd`]), for v1, v2 and hybrid hosts (v1 controllers beside a v2 tree:
+//! counts as v1).
 //!
 //! A [`Cgroup`] is a directory in each mounted v1 hierarchy, or the one directory of v2. Making one is: find the
 //! hierarchies ([`mounts`]), make the directories, turn the OCI resources into writes ([`plan`]) and write just those,

@@ -306,10 +306,13 @@ pub(super) fn remove_remains(options: &CgroupOptions) -> Result<()> {
     let user = options.rootless.applies();
     let (true, Ok(asked)) = (runs(), Asked::new(options, user)) else { return Ok(()) };
     let layout = Layout::detect()?;
-    let root = if user {
-        connect(user)?.root().map_err(failed("ask for systemd's own cgroup".to_owned()))?
-    } else {
-        String::new()
+    let ask = || connect(true)?.root().map_err(failed("ask for systemd's own cgroup".to_owned()));
+    let root = match user.then(ask) {
+        None => String::new(),
+        Some(Ok(root)) => root,
+        // Nothing says that it was systemd's; a user whose manager does not run has no unit.
+        Some(Err(_)) if options.path.is_none() => return Ok(()),
+        Some(Err(error)) => return Err(error),
     };
     let path = PathBuf::from(format!("/{root}{}/{}", expanded(&asked.slice), asked.name).replace("//", "/"));
     let (version, hierarchies) = match layout {
