@@ -93,13 +93,7 @@ impl<'a> Namespaces<'a> {
 fn make(maps: &Maps) -> Result<OwnedFd> {
     let made = sys::clone3(libc::CLONE_NEWUSER as u64, None, libc::SIGCHLD)
         .op(|| "make a user namespace for an idmapped mount (user.max_user_namespaces?)")?;
-    let Some(pid) = made else {
-        // Dies with its parent if that dies before it is killed.
-        let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
-        loop {
-            nix::unistd::pause();
-        }
-    };
+    let Some(pid) = made else { wait_to_be_killed() };
     let path = format!("/proc/{pid}/ns/user");
     let namespace = rootless::write_maps(pid, maps).and_then(|()| File::open(&path).op(|| format!("open {path}")));
     let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
@@ -148,14 +142,46 @@ pub(crate) const HINT: &str =
 
 /// Runs `work` in a mount namespace that ends with it; what `work` takes out of it are detached mounts.
 pub(crate) fn in_private_mounts<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let enter = || {
+        sys::unshare(libc::CLONE_NEWNS as u64).op(|| "make a mount namespace")?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).op(|| "make the mounts private")
+    };
+    away(enter, work)
+}
+
+/// Runs `work` in a copy of this mount namespace that belongs to a user namespace beneath: what `work` takes out of it
+/// carries the kernel's locks. Nobody in a user namespace can then clear a flag that the host has set on a mount
+/// (`ro`, `nosuid`), or uncover what the host has mounted over.
+pub(crate) fn in_locked_mounts<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let made = sys::clone3((libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as u64, None, libc::SIGCHLD)
+        .op(|| "make a user namespace for the container's mounts (user.max_user_namespaces?)")?;
+    let Some(pid) = made else { wait_to_be_killed() };
+    let path = format!("/proc/{pid}/ns/mnt");
+    let result = File::open(&path).op(|| format!("open {path}")).and_then(|namespace| {
+        let root = || nix::sys::stat::stat("/").map(|stat| (stat.st_dev, stat.st_ino)).op(|| "stat /");
+        let own = root()?;
+        let enter = || {
+            sys::setns(namespace.as_fd(), libc::CLONE_NEWNS).op(|| "join the copy of the mount namespace")?;
+            // It has the root of the mount namespace, whatever ours is.
+            match root()? == own {
+                true => Ok(()),
+                false => Err(Error::invalid("containers with a user namespace cannot be made from within a chroot")),
+            }
+        };
+        away(enter, work)
+    });
+    let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    let _ = waitpid(Pid::from_raw(pid), None);
+    result
+}
+
+/// Goes to another mount namespace, works there, and comes back.
+fn away<T>(enter: impl FnOnce() -> Result<()>, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let handle = |path: &str| open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).op(|| format!("open {path}"));
     let own = File::open("/proc/self/ns/mnt").op(|| "open /proc/self/ns/mnt")?;
     let (root, cwd) = (handle("/")?, handle(".")?);
-    sys::unshare(libc::CLONE_NEWNS as u64).op(|| "make a mount namespace")?;
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    let result = mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
-        .op(|| "make the mounts private")
-        .and_then(|()| work());
+    let result = enter().and_then(|()| work());
     // Joining a mount namespace changes root and working directory, too.
     let back = || -> nix::Result<()> {
         nix::sched::setns(&own, nix::sched::CloneFlags::CLONE_NEWNS)?;
@@ -165,6 +191,14 @@ pub(crate) fn in_private_mounts<T>(work: impl FnOnce() -> Result<T>) -> Result<T
     };
     back().op(|| "return to the mount namespace")?;
     result
+}
+
+/// For a process that is there to hold a namespace. Dies with its parent if that dies before it is killed.
+fn wait_to_be_killed() -> ! {
+    let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+    loop {
+        nix::unistd::pause();
+    }
 }
 
 /// Attaches each layer, idmapped, beneath `top`, which becomes the working directory. Returns their names there.

@@ -171,7 +171,7 @@ impl<'a> Planner<'a> {
         let path = mount.source.as_deref().unwrap_or(Path::new(""));
         let (tree, kind) = clone_host_tree(&self.bundle.join(path), options.recursive, base_propagation(self.spec))
             .map_err(|e| {
-                let hint = if self.in_init { bind_hint(&e) } else { "" };
+                let hint = bind_hint(&e);
                 Error::Os { what: format!("bind mount {} on {what}: open the source{hint}", path.display()), cause: e }
             })?;
         if idmapped {

@@ -9,8 +9,8 @@ use std::path::Path;
 use crate::devices::{self, Node};
 use crate::error::{Context, Result};
 use crate::mounts::{Planned, Planner, Root};
-use crate::spec::Spec;
-use crate::{RootfsMount, rootless, sys};
+use crate::spec::{NamespaceKind, Spec};
+use crate::{RootfsMount, idmap, rootless, sys};
 
 /// All of it, opened.
 pub(crate) struct Sources {
@@ -26,6 +26,15 @@ pub(crate) struct Sources {
 impl Sources {
     /// The parent's part. `None` when it has no right over mounts: then the init opens them.
     pub fn by_parent(spec: &Spec, bundle: &Path, rootfs: &Path, extra: &[RootfsMount]) -> Result<Option<Sources>> {
+        let work = || Sources::with_own_rights(spec, bundle, rootfs, extra);
+        // What an ordinary user's init opens in its own namespaces is locked by that.
+        match spec.namespace(NamespaceKind::User).is_some() && rootless::may_join() {
+            true => idmap::in_locked_mounts(work),
+            false => work(),
+        }
+    }
+
+    fn with_own_rights(spec: &Spec, bundle: &Path, rootfs: &Path, extra: &[RootfsMount]) -> Result<Option<Sources>> {
         let mut planner = Planner::new(spec, bundle, rootfs)?;
         match planner.root(extra) {
             Ok(root) => Sources::open(planner, root).map(Some),

@@ -9,7 +9,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::json;
 
 use crate::oci_support::{Bundle, ours, peer, wait_for};
-use crate::tools::{Outside, Swapper, perl, start};
+use crate::tools::{Outside, Setting, Swapper, perl, start};
 
 /// Containers made while the names change.
 const ROUNDS: usize = 40;
@@ -160,13 +160,13 @@ fn cve_2025_31133_a_false_null_covers_nothing_of_the_hosts() {
         fs::write(bundle.rootfs().join("masked"), "masked").unwrap();
         with_devices(&mut bundle, folder.path());
         bundle.set("/linux/maskedPaths", json!(["/masked", "/proc/keys"]));
-        let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+        let pattern = Setting::core_pattern();
         let answer = bundle.run();
         if ours() {
             assert_eq!(answer.ok().out, "1:3\n", "{target}");
         }
         assert_eq!(fs::read_to_string(bundle.rootfs().join("secret")).unwrap(), "secret");
-        assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), pattern);
+        pattern.assert_untouched();
     }
     outside.assert_untouched();
 }
@@ -189,7 +189,7 @@ fn cve_2025_31133_the_mask_is_the_null_device_while_null_changes() {
 #[test]
 fn cve_2025_52565_the_terminal_is_bound_inside_whatever_console_is() {
     let outside = Outside::new();
-    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+    let pattern = Setting::core_pattern();
     let folder = device_folder();
     fs::write(folder.path().join("console"), "").unwrap();
     symlink(outside.marker(), folder.path().join("link")).unwrap();
@@ -226,7 +226,7 @@ fn cve_2025_52565_the_terminal_is_bound_inside_whatever_console_is() {
             assert_eq!(masked.rdev(), makedev(1, 3), "{target}");
         }
     }
-    assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), pattern);
+    pattern.assert_untouched();
 }
 
 #[test]

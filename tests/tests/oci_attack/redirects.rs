@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::oci_support::{Bundle, ours, peer};
-use crate::tools::{Outside, start};
+use crate::tools::{Outside, Setting, start};
 
 #[test]
 fn cve_2019_19921_a_proc_that_leads_into_a_volume_is_refused() {
@@ -142,10 +142,10 @@ fn what_is_masked_is_masked_for_root_with_capabilities() {
     );
     let names = ["CAP_DAC_OVERRIDE", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE", "CAP_NET_ADMIN", "CAP_MKNOD"];
     crate::tools::capabilities(&mut bundle, &names);
-    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+    let pattern = Setting::core_pattern();
     let out = bundle.run().ok().out;
     assert_eq!(out, "0\n0\n");
-    assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), pattern);
+    pattern.assert_untouched();
     // The witness: unmasked, there is something to see.
     let mut bundle = Bundle::sh("cat /proc/keys | wc -c; sleep 1000");
     bundle.set("/linux/maskedPaths", json!([]));

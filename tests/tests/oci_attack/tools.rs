@@ -217,3 +217,29 @@ impl Outside {
         assert!(!mounts.contains(self.path().to_str().expect("UTF-8")), "mounted outside: {mounts}");
     }
 }
+
+/// A setting of the host's that an attack aims at. Should one work, it is put back when the test has told so.
+pub struct Setting(String);
+
+/// What the kernel runs, as root of the host, when a process dumps core.
+const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
+
+impl Setting {
+    /// The core pattern.
+    pub fn core_pattern() -> Setting {
+        Setting(fs::read_to_string(CORE_PATTERN).expect("read"))
+    }
+
+    #[track_caller]
+    pub fn assert_untouched(&self) {
+        assert_eq!(fs::read_to_string(CORE_PATTERN).expect("read"), self.0, "a setting of the host was changed");
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        if fs::read_to_string(CORE_PATTERN).is_ok_and(|now| now != self.0) {
+            let _ = fs::write(CORE_PATTERN, &self.0);
+        }
+    }
+}
