@@ -17,7 +17,8 @@ struct Victim {
 
 impl Victim {
     fn new(program: &std::path::Path) -> Victim {
-        let dir = tempfile::tempdir().unwrap();
+        // By this name the attacker knows it: what else enters a container (nsenter, of the host) is to be spared.
+        let dir = tempfile::Builder::new().prefix("coracle-victim-").tempdir().unwrap();
         let content = fs::read(program).unwrap();
         let path = dir.path().join(program.file_name().unwrap());
         fs::write(&path, &content).unwrap();
@@ -37,13 +38,13 @@ impl Victim {
     }
 }
 
-/// Keeps a descriptor of every program that is none of the container's, and writes it once nobody runs it.
+/// Keeps a descriptor of the runtime (a sealed one has no name but `/`), and writes it once nobody runs it.
 const OVERWRITER: &str = r#"
     $| = 1; my %kept; my $n = 0;
     while (1) {
         opendir(my $d, "/proc"); 
         for my $p (grep { /^\d+$/ } readdir $d) {
-            my $exe = readlink("/proc/$p/exe"); next if !defined $exe || $exe =~ m{^/(usr/bin/perl|bin/)};
+            my $exe = readlink("/proc/$p/exe"); next unless defined $exe && ($exe eq "/" || $exe =~ m{/coracle-victim-});
             next if $kept{$p}; 
             sysopen(my $f, "/proc/$p/exe", 0x200000) or next;  # O_PATH
             $kept{$p} = $f; print "kept\n";
@@ -152,7 +153,7 @@ fn the_sealed_program_cannot_be_unsealed_by_mounts() {
         while (1) {
             opendir(my $d, "/proc");
             for my $p (grep { /^\d+$/ } readdir $d) {
-                my $exe = readlink("/proc/$p/exe"); next if !defined $exe || $exe =~ m{^/(usr/bin/perl|bin/)};
+                my $exe = readlink("/proc/$p/exe"); next unless defined $exe && ($exe eq "/" || $exe =~ m{/coracle-victim-});
                 my $path = "/proc/$p/exe";
                 for my $flags (0x1020, 0x20, 0x1000, 0x5000) {  # remount and bind, remount, bind, recursive
                     my $r = syscall(165, $path, $to, $none, $flags, 0);
