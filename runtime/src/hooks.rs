@@ -138,7 +138,7 @@ fn run_one(what: &str, hook: &Hook, state: &str, cwd: &Path) -> Result<()> {
     let mut words = String::new();
     let mut bytes = Vec::new();
     if output.seek(SeekFrom::Start(0)).is_ok() && (&mut output).take(MAX_OUTPUT_BYTES).read_to_end(&mut bytes).is_ok() {
-        words = String::from_utf8_lossy(&bytes).trim().replace('\n', "; ");
+        words = self::words(&bytes);
     }
     let how = match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
@@ -147,6 +147,11 @@ fn run_one(what: &str, hook: &Hook, state: &str, cwd: &Path) -> Result<()> {
     };
     let output = if words.is_empty() { String::new() } else { format!(", output: {words}") };
     Err(Error::Init(format!("{what}: {how}{output}")))
+}
+
+/// A hook's output on one line.
+pub(crate) fn words(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).trim().replace('\n', "; ")
 }
 
 #[cfg(test)]

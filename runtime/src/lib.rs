@@ -34,6 +34,8 @@ mod create;
 mod devices;
 mod error;
 mod exec;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod handle;
 mod hooks;
 mod identity;

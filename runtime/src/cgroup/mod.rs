@@ -18,6 +18,8 @@ mod convert;
 mod device_program;
 mod devices;
 mod error;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod mounts;
 mod options;
 mod plan;

@@ -15,6 +15,8 @@
 //! a hybrid host systemd follows a scope's processes in the v2 tree, so that the container joins there as well.
 
 mod bus;
+#[cfg(fuzzing)]
+pub(super) mod fuzz;
 mod properties;
 mod text;
 mod wire;
