@@ -260,7 +260,11 @@ fn what_the_host_holds_read_only_or_covered_stays_so_for_the_root_of_a_user_name
         if in_user_namespace {
             user_namespace(&mut bundle);
         }
-        let answer = bundle.run().ok();
+        let answer = bundle.run();
+        if options.contains(&"ridmap") && answer.err.contains("support idmapped mounts") {
+            continue; // A tmpfs does since Linux 6.3.
+        }
+        let answer = answer.ok();
         // The witness: with the right over the host's mounts all of it works.
         assert_eq!(answer.out.contains("wrote"), !in_user_namespace, "{options:?}: {answer:?}");
         assert_eq!(answer.out.contains("beneath"), !in_user_namespace, "{options:?}: {answer:?}");
