@@ -61,9 +61,8 @@ impl Channel {
         let mut buffer = [0u8; MAX_MESSAGE];
         let n = loop {
             match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Err(Errno::EINTR) => {}
-                // A peer that died with unread messages.
-                Err(Errno::ECONNRESET) => return Ok(None),
+                // A peer that died with unread messages is told of once; what it said before is still there.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
                 result => break result?,
             }
         };
@@ -129,6 +128,16 @@ impl Channel {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_words_of_a_peer_that_did_not_listen_are_heard() {
+        let (a, b) = Channel::pair().unwrap();
+        a.send(&Message::Go).unwrap();
+        b.send(&Message::Failed("no".into())).unwrap();
+        drop(b);
+        assert_eq!(a.receive().unwrap(), Some(Message::Failed("no".into())));
+        assert_eq!(a.receive().unwrap(), None);
+    }
 
     #[test]
     fn messages_arrive_as_sent() {

@@ -91,13 +91,11 @@ impl<'a> Namespaces<'a> {
 
 /// A user namespace with these maps, and nobody in it.
 fn make(maps: &Maps) -> Result<OwnedFd> {
-    let made = sys::clone3(libc::CLONE_NEWUSER as u64, None, libc::SIGCHLD)
+    let holder = Holder::new(libc::CLONE_NEWUSER)
         .op(|| "make a user namespace for an idmapped mount (user.max_user_namespaces?)")?;
-    let Some(pid) = made else { wait_to_be_killed() };
-    let path = format!("/proc/{pid}/ns/user");
-    let namespace = rootless::write_maps(pid, maps).and_then(|()| File::open(&path).op(|| format!("open {path}")));
-    let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-    let _ = sys::retry(|| waitpid(Pid::from_raw(pid), None));
+    let path = format!("/proc/{}/ns/user", holder.pid);
+    let namespace =
+        rootless::write_maps(holder.pid, maps).and_then(|()| File::open(&path).op(|| format!("open {path}")));
     namespace.map(OwnedFd::from)
 }
 
@@ -154,11 +152,10 @@ pub(crate) fn in_private_mounts<T>(work: impl FnOnce() -> Result<T>) -> Result<T
 /// carries the kernel's locks. Nobody in a user namespace can then clear a flag that the host has set on a mount
 /// (`ro`, `nosuid`), or uncover what the host has mounted over.
 pub(crate) fn in_locked_mounts<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let made = sys::clone3((libc::CLONE_NEWUSER | libc::CLONE_NEWNS) as u64, None, libc::SIGCHLD)
+    let holder = Holder::new(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
         .op(|| "make a user namespace for the container's mounts (user.max_user_namespaces?)")?;
-    let Some(pid) = made else { wait_to_be_killed() };
-    let path = format!("/proc/{pid}/ns/mnt");
-    let result = File::open(&path).op(|| format!("open {path}")).and_then(|namespace| {
+    let path = format!("/proc/{}/ns/mnt", holder.pid);
+    File::open(&path).op(|| format!("open {path}")).and_then(|namespace| {
         let root = || nix::sys::stat::stat("/").map(|stat| (stat.st_dev, stat.st_ino)).op(|| "stat /");
         let own = root()?;
         let enter = || {
@@ -170,10 +167,7 @@ pub(crate) fn in_locked_mounts<T>(work: impl FnOnce() -> Result<T>) -> Result<T>
             }
         };
         away(enter, work)
-    });
-    let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-    let _ = waitpid(Pid::from_raw(pid), None);
-    result
+    })
 }
 
 /// Goes to another mount namespace, works there, and comes back.
@@ -193,11 +187,31 @@ fn away<T>(enter: impl FnOnce() -> Result<()>, work: impl FnOnce() -> Result<T>)
     result
 }
 
-/// For a process that is there to hold a namespace. Dies with its parent if that dies before it is killed.
-fn wait_to_be_killed() -> ! {
-    let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
-    loop {
-        nix::unistd::pause();
+/// A process that is there to hold new namespaces: it ends with this value, or with its parent.
+struct Holder {
+    pid: i32,
+    /// It waits for the end of this pipe.
+    release: Option<OwnedFd>,
+}
+
+impl Holder {
+    fn new(namespaces: libc::c_int) -> std::io::Result<Holder> {
+        let (wait, release) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        match sys::clone3(namespaces as u64, None, libc::SIGCHLD)? {
+            Some(pid) => Ok(Holder { pid, release: Some(release) }),
+            None => {
+                drop(release);
+                let _ = sys::retry(|| nix::unistd::read(&wait, &mut [0]));
+                sys::exit_now(0)
+            }
+        }
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.release = None;
+        let _ = sys::retry(|| waitpid(Pid::from_raw(self.pid), None));
     }
 }
 
