@@ -49,16 +49,18 @@ async fn ask_everything(mut connection: spdy::Connection) {
         assert!(answer.ends_with("\r\n\r\nhello\n"), "{answer}");
     }
     assert!(get(&mut connection, "/big", "big").await.len() > 3_000_000);
-    // Several at once, and the end of the input passed on alone.
+    // Several at once, and the end of the input passed on alone. More than three who wait are too many for busybox's nc.
     let bytes = noise(2 << 20);
-    let mut pairs: Vec<_> = (0..10).map(|n| connect(&mut connection, "7000", &format!("echo{n}"))).collect();
+    let mut pairs: Vec<_> = (0..3).map(|n| connect(&mut connection, "7000", &format!("echo{n}"))).collect();
     for (_, data) in &pairs {
         data.write(&bytes);
         data.close();
     }
     for (error, data) in &mut pairs {
-        assert!(data.rest().await == bytes);
-        assert_eq!(error.rest().await, b"");
+        let (answer, error) = (data.rest().await, error.rest().await);
+        let error = String::from_utf8_lossy(&error);
+        assert!(answer == bytes, "{} of {} bytes; told: {error:?}", answer.len(), bytes.len());
+        assert_eq!(error, "");
     }
     // A port where nobody listens: told on the error stream; the connection goes on.
     let (mut error, mut data) = connect(&mut connection, "9", "refused");
