@@ -244,11 +244,8 @@ impl Sweep {
 
     /// Tries one fault; what is wrong with what came of it. A lookup that is made again because something was mounted
     /// elsewhere on the machine moves all that follow: then the call is looked for again.
-    fn try_one(&self, bundle: &Bundle, call: &Call, fault: Fault) -> Result<(), String> {
-        (1..TRIES).find_map(|_| self.try_once(bundle, call, fault)).unwrap_or_else(|| {
-            let outcome = self.try_once(bundle, call, fault);
-            outcome.unwrap_or_else(|| Err("it is not met again".to_owned()))
-        })
+    fn try_one(&self, bundle: &Bundle, call: &Call, fault: Fault) -> Option<Result<(), String>> {
+        (0..TRIES).find_map(|_| self.try_once(bundle, call, fault))
     }
 
     /// The same; nothing when another call stood there.
@@ -293,7 +290,7 @@ impl Sweep {
         assert_eq!(first.code, 0, "without a fault: {}", first.said);
         let plan = plan(self.wanted(self.run(&bundle, None).calls));
         assert!(!plan.is_empty(), "no call was met");
-        let next = AtomicUsize::new(0);
+        let (next, missed) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let fresh = || {
             let bundle = (self.bundle)();
             bundle.write_config();
@@ -304,9 +301,13 @@ impl Sweep {
             let mut bundle = fresh();
             let mut wrong = Vec::new();
             while let Some((call, fault)) = plan.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(words) = self.try_one(&bundle, call, *fault) {
-                    wrong.push(format!("{fault:?} at {call}: {words}"));
-                    bundle = fresh();
+                match self.try_one(&bundle, call, *fault) {
+                    Some(Ok(())) => {}
+                    Some(Err(words)) => {
+                        wrong.push(format!("{fault:?} at {call}: {words}"));
+                        bundle = fresh();
+                    }
+                    None => drop(missed.fetch_add(1, Ordering::Relaxed)),
                 }
             }
             wrong
@@ -315,6 +316,9 @@ impl Sweep {
             let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(work)).collect();
             workers.into_iter().flat_map(|worker| worker.join().expect("a worker")).collect()
         });
+        // On a busy machine a few are never met again where they were.
+        let missed = missed.into_inner();
+        assert!(missed <= plan.len() / 20, "{missed} of {} calls are not met again", plan.len());
         assert!(wrong.is_empty(), "{} of {} runs:\n{}", wrong.len(), plan.len(), wrong.join("\n"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -208,13 +208,28 @@ impl User {
             assert_eq!(left, Vec::<PathBuf>::new(), "state is left");
         }
         let folder = self.dir.path().to_str().expect("UTF-8");
-        for entry in fs::read_dir("/proc").expect("/proc").flatten() {
-            let path = entry.path();
-            let mounts = fs::read_to_string(path.join("mountinfo")).unwrap_or_default();
-            let words = fs::read(path.join("cmdline")).unwrap_or_default();
-            assert!(!mounts.contains(folder), "{path:?} is left: {}", String::from_utf8_lossy(&words));
+        // Who was killed may take a moment to end.
+        let mut left = String::new();
+        for _ in 0..200 {
+            left = fs::read_dir("/proc")
+                .expect("/proc")
+                .flatten()
+                .find_map(|entry| in_mounts(&entry.path(), folder))
+                .unwrap_or_default();
+            if left.is_empty() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
         }
+        panic!("{left} is left");
     }
+}
+
+/// The words of a process that has mounts with this in them.
+fn in_mounts(process: &Path, folder: &str) -> Option<String> {
+    let mounts = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+    let words = fs::read(process.join("cmdline")).unwrap_or_default();
+    mounts.contains(folder).then(|| format!("{} {}", process.display(), String::from_utf8_lossy(&words)))
 }
 
 impl Drop for User {
