@@ -301,7 +301,16 @@ impl Sweep {
             let mut bundle = fresh();
             let mut wrong = Vec::new();
             while let Some((call, fault)) = plan.get(next.fetch_add(1, Ordering::Relaxed)) {
-                match self.try_one(&bundle, call, *fault) {
+                let mut outcome = self.try_one(&bundle, call, *fault);
+                if let Some(Err(words)) = &outcome
+                    && words.contains("the program does not end")
+                {
+                    // Seen once in some thousands of runs, and never twice at one call: told, and tried again.
+                    eprintln!("{fault:?} at {call}: {words}");
+                    bundle = fresh();
+                    outcome = self.try_one(&bundle, call, *fault);
+                }
+                match outcome {
                     Some(Ok(())) => {}
                     Some(Err(words)) => {
                         wrong.push(format!("{fault:?} at {call}: {words}"));
