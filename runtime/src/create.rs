@@ -181,26 +181,10 @@ pub(crate) fn create(runtime: &Runtime, id: &str, mut options: CreateOptions) ->
     }
     // When nothing is left to be done: a deadline process could not start hooks.
     schedule.apply(pid)?;
-    let (start_time, _) =
-        state::process_start(pid).ok_or_else(|| Error::Init("the container's process died".into()))?;
-    let record = Record {
-        oci_version: spec.oci_version.clone(),
-        id: id.to_owned(),
-        pid,
-        start_time,
-        bundle,
-        rootfs,
-        created: state::now(),
-        owner: owner(),
-        annotations: spec.annotations.clone(),
-        cgroup: cgroup.state(),
-        namespaces: spec.namespace_flags(),
-        own_pid_namespace: spec.makes(NamespaceKind::Pid),
-        has_poststart: !spec.hooks.poststart.is_empty(),
-        has_poststop: !spec.hooks.poststop.is_empty(),
-        rdt: rdt.map(|(_, group)| group),
-        no_new_keyring: options.no_new_keyring,
-    };
+    let mut record = Record::of(&spec, id, pid, bundle, rootfs, &cgroup)
+        .ok_or_else(|| Error::Init("the container's process died".into()))?;
+    record.rdt = rdt.map(|(_, group)| group);
+    record.no_new_keyring = options.no_new_keyring;
     if let Some(socket) = &pidfd_socket {
         console::send_pidfd(socket, pid, "standard")?;
     }
@@ -235,14 +219,6 @@ fn cgroup_owner(spec: &Spec, process: &Process) -> Option<u32> {
         return None;
     }
     idmap::host_id(&spec.linux.uid_mappings, process.user.uid)
-}
-
-pub(crate) fn owner() -> String {
-    // The caller's own accounts, not the image's; a number does as well when there is no name.
-    match nix::unistd::getuid().as_raw() {
-        0 => "root".to_owned(),
-        uid => uid.to_string(),
-    }
 }
 
 pub(crate) fn rootfs_path(spec: &Spec, bundle: &Path) -> Result<PathBuf> {

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::{Cgroup, CgroupState};
 use crate::error::{Context, Error, Result};
 use crate::rdt;
-use crate::spec::Spec;
+use crate::spec::{NamespaceKind, Spec};
 
 /// The version of the specification this runtime speaks.
 pub const OCI_VERSION: &str = "1.3.0";
@@ -157,6 +157,29 @@ pub(crate) fn parse_parent(text: &str) -> Option<i32> {
 }
 
 impl Record {
+    /// Of a container made by its configuration; `None` when its process has died.
+    pub fn of(spec: &Spec, id: &str, pid: i32, bundle: PathBuf, rootfs: PathBuf, cgroup: &Cgroup) -> Option<Record> {
+        let (start_time, _) = process_start(pid)?;
+        Some(Record {
+            oci_version: spec.oci_version.clone(),
+            id: id.to_owned(),
+            pid,
+            start_time,
+            bundle,
+            rootfs,
+            created: now(),
+            owner: owner(),
+            annotations: spec.annotations.clone(),
+            cgroup: cgroup.state(),
+            namespaces: spec.namespace_flags(),
+            own_pid_namespace: spec.makes(NamespaceKind::Pid),
+            has_poststart: !spec.hooks.poststart.is_empty(),
+            has_poststop: !spec.hooks.poststop.is_empty(),
+            rdt: None,
+            no_new_keyring: false,
+        })
+    }
+
     /// Reads a container's record.
     pub fn load(root: &Path, id: &str) -> Result<Record> {
         crate::refuse::check_id(id)?;
@@ -222,6 +245,14 @@ impl Record {
     /// The configuration at create.
     pub fn spec(&self, root: &Path) -> Result<Spec> {
         Ok(Spec::load(&root.join(&self.id).join(CONFIG))?.0)
+    }
+}
+
+fn owner() -> String {
+    // The caller's own accounts, not the image's; a number does as well when there is no name.
+    match nix::unistd::getuid().as_raw() {
+        0 => "root".to_owned(),
+        uid => uid.to_string(),
     }
 }
 

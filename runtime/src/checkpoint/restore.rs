@@ -11,7 +11,7 @@ use super::criu::{Criu, directory};
 use super::{DESCRIPTORS, MOUNTS, RestoreOptions, dump, external};
 use crate::beneath::{self, Kind};
 use crate::cgroup::{Cgroup, CgroupOptions, Version};
-use crate::create::{cgroup_error, kill_and_reap, make_state_dir, owner, rootfs_path, write_pid_file};
+use crate::create::{cgroup_error, kill_and_reap, make_state_dir, rootfs_path, write_pid_file};
 use crate::error::{Context, Error, Result};
 use crate::spec::{NamespaceKind, Spec};
 use crate::state::{self, CONFIG, Record};
@@ -92,26 +92,10 @@ pub(super) fn restore(runtime: &Runtime, id: &str, create: CreateOptions, option
     undo.push(move || kill_and_reap(pid, Parent::Caller));
     fs::remove_file(&path).path("remove", &path)?;
     fs::remove_dir(&root).path("remove", &root)?;
-    let (start_time, _) =
-        state::process_start(pid).ok_or_else(|| Error::Init("the restored process died at once".into()))?;
-    let record = Record {
-        oci_version: spec.oci_version.clone(),
-        id: id.to_owned(),
-        pid,
-        start_time,
-        bundle: bundle.clone(),
-        rootfs,
-        created: state::now(),
-        owner: owner(),
-        annotations: spec.annotations.clone(),
-        cgroup: cgroup.state(),
-        namespaces: spec.namespace_flags() | time_namespace(pid),
-        own_pid_namespace: spec.makes(NamespaceKind::Pid),
-        has_poststart: !spec.hooks.poststart.is_empty(),
-        has_poststop: !spec.hooks.poststop.is_empty(),
-        rdt: None,
-        no_new_keyring: create.no_new_keyring,
-    };
+    let mut record = Record::of(&spec, id, pid, bundle.clone(), rootfs, &cgroup)
+        .ok_or_else(|| Error::Init("the restored process died at once".into()))?;
+    record.namespaces |= time_namespace(pid);
+    record.no_new_keyring = create.no_new_keyring;
     record.save(&dir)?;
     if let Some(path) = &create.pid_file {
         write_pid_file(path, pid)?;

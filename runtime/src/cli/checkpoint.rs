@@ -20,24 +20,31 @@ fn images(path: Option<PathBuf>) -> PathBuf {
     path.filter(|path| !path.as_os_str().is_empty()).unwrap_or_else(|| IMAGES.into())
 }
 
+/// What the flags that both verbs have say.
+macro_rules! criu_options {
+    ($call:expr, $args:expr) => {
+        CriuOptions {
+            program: program($call),
+            images: images($args.image_path),
+            work: $args.work_path,
+            tcp_established: $args.tcp_established,
+            ext_unix_sk: $args.ext_unix_sk,
+            shell_job: $args.shell_job,
+            file_locks: $args.file_locks,
+            manage_cgroups: $args.manage_cgroups_mode,
+            empty_ns: $args.empty_ns,
+            auto_dedup: $args.auto_dedup,
+        }
+    };
+}
+
 /// checkpoint
 pub fn checkpoint(call: &Call, args: Checkpoint) -> Result<i32> {
     if args.lazy_pages || args.status_fd.is_some_and(|fd| fd >= 0) {
         bail!("--lazy-pages (and its --status-fd) is not supported: a restore waits for all pages");
     }
     let options = CheckpointOptions {
-        criu: CriuOptions {
-            program: program(call),
-            images: images(args.image_path),
-            work: args.work_path,
-            tcp_established: args.tcp_established,
-            ext_unix_sk: args.ext_unix_sk,
-            shell_job: args.shell_job,
-            file_locks: args.file_locks,
-            manage_cgroups: args.manage_cgroups_mode,
-            empty_ns: args.empty_ns,
-            auto_dedup: args.auto_dedup,
-        },
+        criu: criu_options!(call, args),
         parent: args.parent_path,
         leave_running: args.leave_running,
         pre_dump: args.pre_dump,
@@ -65,18 +72,7 @@ pub fn restore(call: &Call, args: Restore) -> Result<i32> {
         bail!("--lazy-pages is not supported: a restore waits for all pages");
     }
     let options = RestoreOptions {
-        criu: CriuOptions {
-            program: program(call),
-            images: images(args.image_path),
-            work: args.work_path,
-            tcp_established: args.tcp_established,
-            ext_unix_sk: args.ext_unix_sk,
-            shell_job: args.shell_job,
-            file_locks: args.file_locks,
-            manage_cgroups: args.manage_cgroups_mode,
-            empty_ns: args.empty_ns,
-            auto_dedup: args.auto_dedup,
-        },
+        criu: criu_options!(call, args),
         lsm_profile: args.lsm_profile,
         lsm_mount_context: args.lsm_mount_context,
     };

@@ -37,7 +37,7 @@ pub fn options(call: &Call) -> Result<CreateOptions> {
 pub fn create(call: &Call, args: Create) -> Result<i32> {
     let (preserve_fds, extra_env) = listen_fds(args.preserve_fds);
     let id = &args.words[0];
-    let mut options = CreateOptions {
+    let options = CreateOptions {
         bundle: directory(&args.bundle).to_owned(),
         console_socket: args.console_socket,
         pidfd_socket: args.pidfd_socket,
@@ -49,20 +49,16 @@ pub fn create(call: &Call, args: Create) -> Result<i32> {
         ..options(call)?
     };
     let notify = Notify::of(call, id);
-    make(call, id, options_with(&mut options, notify.as_ref())?, notify.is_some())?;
+    make(call, id, options, notify.as_ref())?;
     Ok(0)
 }
 
-fn options_with(options: &mut CreateOptions, notify: Option<&Notify>) -> Result<CreateOptions> {
-    notify.map_or(Ok(()), |notify| notify.prepare(options))?;
-    Ok(std::mem::take(options))
-}
-
 /// Creates; of a failure nothing is left, the directory for notifications included.
-fn make(call: &Call, id: &str, options: CreateOptions, notifies: bool) -> Result<i32> {
+fn make(call: &Call, id: &str, mut options: CreateOptions, notify: Option<&Notify>) -> Result<i32> {
+    notify.map_or(Ok(()), |notify| notify.prepare(&mut options))?;
     let made = call.runtime.create(id, options);
     let taken = matches!(made, Err(coracle_runtime::Error::Exists(_)));
-    if made.is_err() && notifies && !taken {
+    if made.is_err() && notify.is_some() && !taken {
         notify::remove(call, id)?;
     }
     Ok(made?)
@@ -117,7 +113,7 @@ pub fn run(call: &Call, args: Run) -> Result<i32> {
         nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
     }
     let (preserve_fds, extra_env) = listen_fds(args.preserve_fds);
-    let mut options = CreateOptions {
+    let options = CreateOptions {
         bundle,
         console_socket: args.console_socket,
         pidfd_socket: args.pidfd_socket,
@@ -131,7 +127,7 @@ pub fn run(call: &Call, args: Run) -> Result<i32> {
         ..options(call)?
     };
     let notify = Notify::of(call, id);
-    let pid = make(call, id, options_with(&mut options, notify.as_ref())?, notify.is_some())?;
+    let pid = make(call, id, options, notify.as_ref())?;
     let outcome = session.attach().and_then(|()| go(call, id, pid, notify, args.detach, session));
     if outcome.is_err() || (!args.detach && !args.keep) {
         let removed = runtime.delete(id, true).map_err(anyhow::Error::from).and_then(|()| notify::remove(call, id));

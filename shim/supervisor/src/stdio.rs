@@ -175,8 +175,6 @@ pub struct OurEnds {
 /// Other ends of fifos.
 #[derive(Debug, Default)]
 pub struct Kept {
-    /// Until CloseIO: as long as it is open the process sees no end of input.
-    pub stdin: Option<OwnedFd>,
     /// For the life of the process.
     pub outputs: Vec<OwnedFd>,
     /// A second reader of a shim's input, for the life of the process; never read.

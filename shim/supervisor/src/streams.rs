@@ -339,7 +339,6 @@ impl Streams {
     /// Ends the input once what waits is written.
     pub fn close_stdin(&mut self, reactor: &Reactor, key: u32) {
         let Some(io) = self.ios.get_mut(key) else { return };
-        io.kept.stdin = None;
         io.end_asked = true;
         io.relay.end_input();
         // What containerd's client wrote before is still to be read.

@@ -13,7 +13,7 @@ use crate::reactor::{Interest, Reactor, Ready, Token};
 use coracle_proto::event_service::ForwardRequest;
 use coracle_proto::ttrpc::{FrameReader, encode_request, method, service};
 use coracle_proto::types::Envelope;
-use coracle_proto::{Any, Message, any};
+use coracle_proto::{Message, Name, any};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -50,8 +50,8 @@ struct Link {
 pub struct Publisher {
     address: PathBuf,
     namespace: String,
-    /// Encoded requests; the first is on its way if a link awaits something.
-    queue: VecDeque<Vec<u8>>,
+    /// The first is on its way if a link awaits something.
+    queue: VecDeque<ForwardRequest>,
     link: Option<Link>,
     pause: Duration,
     retry_at: Option<Instant>,
@@ -73,16 +73,12 @@ impl Publisher {
     }
 
     /// Sends an event, now or as soon as those before it are acknowledged.
-    pub fn publish<M: Message + coracle_proto::Name>(&mut self, reactor: &Reactor, topic: &str, event: &M) {
-        self.publish_packed(reactor, topic, any::pack(event));
-    }
-
-    fn publish_packed(&mut self, reactor: &Reactor, topic: &str, event: Any) {
+    pub fn publish<M: Message + Name>(&mut self, reactor: &Reactor, topic: &str, event: &M) {
         let envelope = Envelope {
             timestamp: Some(SystemTime::now().into()),
             namespace: self.namespace.clone(),
             topic: topic.to_owned(),
-            event: Some(event),
+            event: Some(any::pack(event)),
         };
         if self.queue.len() >= QUEUE {
             // Not the first if it is on its way: it would be acknowledged in another's place.
@@ -90,7 +86,7 @@ impl Publisher {
             self.queue.remove(oldest);
             eprintln!("an event is lost: {QUEUE} wait for {} already", self.address.display());
         }
-        self.queue.push_back(ForwardRequest { envelope: Some(envelope) }.encode_to_vec());
+        self.queue.push_back(ForwardRequest { envelope: Some(envelope) });
         self.advance(reactor);
     }
 
@@ -185,11 +181,10 @@ impl Link {
         })
     }
 
-    fn send(&mut self, request: &[u8]) -> io::Result<()> {
+    fn send(&mut self, request: &ForwardRequest) -> io::Result<()> {
         let stream = self.next_stream;
-        let request = ForwardRequest::decode(request).map_err(io::Error::other)?;
         let patience = PATIENCE.as_nanos() as i64;
-        let frame = encode_request(stream, service::EVENTS, method::FORWARD, &request, patience);
+        let frame = encode_request(stream, service::EVENTS, method::FORWARD, request, patience);
         self.out.send(&mut self.socket, &[&frame.map_err(io::Error::other)?])?;
         self.next_stream = stream.wrapping_add(STREAM_STEP);
         self.awaited = Some((stream, Instant::now() + PATIENCE));
@@ -246,7 +241,6 @@ mod tests {
             namespace: "k8s.io".into(),
             address: PathBuf::new(),
             ttrpc_address: path.clone(),
-            publish_binary: PathBuf::new(),
             max_version: None,
         };
         let publisher = Publisher::new(&containerd).unwrap();

@@ -23,18 +23,16 @@ pub struct Containerd {
     pub address: PathBuf,
     /// Its ttrpc socket, where events go; empty if it has told of none.
     pub ttrpc_address: PathBuf,
-    /// Its own program, whose `publish` sends an event where there is no such socket.
-    pub publish_binary: PathBuf,
     /// The newest version of shims it knows; containerd 1.6, which knows but one, does not tell.
     pub max_version: Option<u32>,
 }
 
 impl Containerd {
     /// From the flags, completed by the environment.
-    pub fn new(namespace: String, address: PathBuf, publish_binary: PathBuf) -> Containerd {
+    pub fn new(namespace: String, address: PathBuf) -> Containerd {
         let variable = |name: &str| std::env::var_os(name).unwrap_or_default();
         let max_version = variable("MAX_SHIM_VERSION").to_str().and_then(|text| text.parse().ok());
         let ttrpc_address = variable("TTRPC_ADDRESS").into();
-        Containerd { namespace, address, ttrpc_address, publish_binary, max_version }
+        Containerd { namespace, address, ttrpc_address, max_version }
     }
 }

@@ -104,7 +104,6 @@ mod tests {
             namespace: "k8s.io".into(),
             address: "/run/containerd/containerd.sock".into(),
             ttrpc_address: PathBuf::new(),
-            publish_binary: PathBuf::new(),
             max_version,
         }
     }

@@ -90,7 +90,7 @@ mod tests {
         let mut writer = fs::File::from(ours.stdin.take().unwrap());
         writer.write_all(b"early").unwrap();
         drop(writer);
-        (ours.kept.stdin, ours.kept.outputs) = (None, Vec::new());
+        ours.kept.outputs.clear();
         let mut text = String::new();
         // As shims open it: without waiting for a writer.
         let shim = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&theirs.fifos.stdin);
