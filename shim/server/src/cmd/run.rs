@@ -22,6 +22,7 @@ use crate::exit::{self, Coded};
 use crate::kube::pod::{self, Pod};
 use crate::kube::{names, yaml};
 use crate::out;
+use crate::pod::events::Recorder;
 use crate::pod::keep::{Folder, Kept};
 use crate::pod::observe::Observed;
 use crate::pod::print::{Printer, Style};
@@ -130,8 +131,10 @@ impl Run {
             let kept = folder.read_pod()?;
             rm::remove(engine, &Found { sandbox: existing.id, folder, kept }).await.context("replace")?;
         }
-        let images = images::ensure(app, engine.store(), &pod)?;
-        Ok(Kept { pod, uid: uid()?, images })
+        let uid = uid()?;
+        let recorder = Recorder::new(engine.paths(), &pod.namespace, &pod.name, &uid);
+        let images = images::ensure(app, engine.store(), &pod, &recorder)?;
+        Ok(Kept { pod, uid, images })
     }
 
     /// Tends the pods in the foreground until they have ended.

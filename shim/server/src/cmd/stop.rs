@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use super::first_error;
 use crate::app::{self, App, Found};
+use crate::pod::events::{On, Recorder};
 
 /// Stop pods
 ///
@@ -57,6 +58,10 @@ pub async fn stop(engine: &Engine, found: &Found, grace: Option<Duration>) -> Re
     let mut stops = JoinSet::new();
     for status in engine.list_containers(&filter)? {
         if matches!(status.state, ContainerState::Running | ContainerState::Created) {
+            if let Some(kept) = &found.kept {
+                let (name, recorder) = (&status.config.name, Recorder::of(engine.paths(), kept));
+                recorder.normal(On::container(&kept.pod, name), "Killing", format!("Stopping container {name}"));
+            }
             let engine = engine.clone();
             stops.spawn_local(async move {
                 let stopped = engine.stop_container(&status.id, grace).await;

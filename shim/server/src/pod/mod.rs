@@ -6,6 +6,7 @@
 //! starts `coracle tend` when a container has ended and nobody tends, which leaves when there is nothing to do but to
 //! wait for a running container.
 
+pub mod events;
 pub mod images;
 pub mod keep;
 pub mod logs;

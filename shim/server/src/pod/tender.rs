@@ -9,10 +9,11 @@ use coracle_engine::lock::LifeLock;
 use coracle_engine::{Engine, SandboxState};
 use tokio::sync::mpsc;
 
+use super::events::{On, Recorder};
 use super::keep::{Failure, Folder, Kept, Tended};
 use super::observe::{History, Observed, has_run, past};
 use super::plan;
-use super::policy::{Past, Plan};
+use super::policy::{Past, Plan, restarts};
 use crate::kube::container::Container;
 use crate::time;
 
@@ -97,7 +98,8 @@ impl Tender {
                 return Ok(End::Gone);
             }
             let (plan, observed) = seen?;
-            tell_ends(&observed, &mut told, watch);
+            let ended = tell_ends(&observed, &mut told, watch);
+            self.record_back_off(&ended, &observed);
             if !plan.finished() && !self.folder.is_stopping() {
                 self.check_sandbox()?;
             }
@@ -142,6 +144,21 @@ impl Tender {
         Ok((plan, observed))
     }
 
+    /// Records which of the containers that have ended wait for their delay now.
+    fn record_back_off(&self, ended: &[String], observed: &Observed) {
+        let Kept { pod, uid, .. } = &self.kept;
+        for name in ended {
+            let seen = observed.seen(name, &self.tended);
+            let Past::Ended { code, at } = seen.past else { continue };
+            let init = pod.init.iter().any(|container| container.name == *name);
+            if restarts(pod.restart, code, init) && seen.backoff.due(at) > time::now() && !self.folder.is_stopping() {
+                let which = format!("{name} in pod {}_{}({uid})", pod.name, pod.namespace);
+                let text = format!("Back-off restarting failed container {which}");
+                Recorder::of(self.engine.paths(), &self.kept).warning(On::container(pod, name), "BackOff", text);
+            }
+        }
+    }
+
     /// Starts a container that may have run before; a failure is remembered and counts as an end.
     async fn start_again(&mut self, index: usize, observed: &Observed, watch: &mut dyn Watch) -> Result<()> {
         let name = self.container(index).name.clone();
@@ -175,12 +192,18 @@ impl Tender {
         plan::prepare_volumes(&self.kept.pod, empty_dir).with_context(context)?;
         let image = self.kept.images.get(name).map(String::as_str).unwrap_or(&container.image);
         let config = plan::container(&self.kept.pod, &container, attempt, image, &volumes).with_context(context)?;
-        let id = self.engine.create_container(&self.sandbox, config).await.with_context(context)?;
+        let (on, recorder) = (On::container(&self.kept.pod, name), Recorder::of(self.engine.paths(), &self.kept));
+        let created = self.engine.create_container(&self.sandbox, config).await;
+        let id = created.inspect_err(|error| recorder.warning(on, "Failed", format!("Error: {error}")));
+        let id = id.with_context(context)?;
+        recorder.normal(on, "Created", format!("Created container: {name}"));
         if let Err(error) = self.engine.start_container(&id).await {
+            recorder.warning(on, "Failed", format!("Error: {error}"));
             // What was made is worth nothing now; why the start failed is what matters.
             let _ = self.engine.remove_container(&id).await;
             return Err(error).with_context(context);
         }
+        recorder.normal(on, "Started", format!("Started container {name}"));
         if let Some(memory) = self.tended.containers.get_mut(name) {
             memory.failure = None;
         }
@@ -247,12 +270,16 @@ impl Tender {
     }
 }
 
-fn tell_ends(observed: &Observed, told: &mut HashSet<String>, watch: &mut dyn Watch) {
+/// Tells of each end once; the answer is the names of the containers told of now.
+fn tell_ends(observed: &Observed, told: &mut HashSet<String>, watch: &mut dyn Watch) -> Vec<String> {
+    let mut ended = Vec::new();
     for status in observed.all_latest() {
         if let Past::Ended { code, .. } = past(status)
             && told.insert(status.id.clone())
         {
             watch.ended(&status.config.name, code);
+            ended.push(status.config.name.clone());
         }
     }
+    ended
 }
