@@ -271,7 +271,13 @@ impl Machine {
     pub fn learn_ids(&self) {
         let pods = self.pods();
         self.ids().extend(pods);
-        let parents = self.cgroups().into_iter().filter_map(|pod| pod.parent().map(Path::to_owned));
+        let branch = |pod: PathBuf| pod.parent().map(Path::to_owned);
+        let above = |branch: PathBuf| match branch.file_name() {
+            Some(name) if name == "burstable" || name == "besteffort" => branch.parent().map(Path::to_owned),
+            _ => None,
+        };
+        let branches: Vec<PathBuf> = self.cgroups().into_iter().filter_map(branch).collect();
+        let parents: Vec<PathBuf> = branches.iter().cloned().filter_map(above).chain(branches.clone()).collect();
         self.parents.lock().unwrap_or_else(PoisonError::into_inner).extend(parents);
     }
 
@@ -329,6 +335,9 @@ impl Machine {
         let mut tops = subfolders(top);
         tops.extend(tops.clone().iter().flat_map(|hierarchy| subfolders(hierarchy)));
         tops.retain(|dir| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("coracle")));
+        // Pods are in the branch of their QoS class.
+        let branches = |top: &PathBuf| ["burstable", "besteffort"].map(|branch| top.join(branch));
+        tops.extend(tops.clone().iter().flat_map(branches));
         for top in tops {
             let Ok(pods) = fs::read_dir(&top) else { continue };
             let ours = |path: &PathBuf| ids.iter().any(|id| path.ends_with(format!("pod{id}")));
@@ -420,7 +429,8 @@ impl Drop for Machine {
             }
             std::thread::sleep(POLL);
         }
-        for parent in self.parents.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        // The branches come after what they are in.
+        for parent in self.parents.lock().unwrap_or_else(PoisonError::into_inner).iter().rev() {
             // One that is not empty is somebody else's as well.
             let _ = fs::remove_dir(parent);
         }

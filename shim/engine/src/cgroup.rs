@@ -95,6 +95,30 @@ pub fn exists(group: &str) -> bool {
     !folders(group).is_empty()
 }
 
+/// What weighs the branches of the tree, in the words of v1 and of v2.
+const SHARES_FILE: &str = "cpu.shares";
+const WEIGHT_FILE: &str = "cpu.weight";
+
+/// Sets a cgroup's weight among its siblings, in the tree that counts CPU time; where none does, nothing is weighed.
+pub fn set_shares(group: &str, shares: u64) -> Result<()> {
+    for dir in folders(group) {
+        for (file, value) in [(SHARES_FILE, shares), (WEIGHT_FILE, weight(shares))] {
+            let path = dir.join(file);
+            if path.exists() {
+                fs::write(&path, value.to_string()).map_err(Error::io("write", path))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `cpu.shares` as `cpu.weight`, by the curve that runc, crun and kubelet agreed on: 2 is 1, 1024 is 100, the most is 10000.
+fn weight(shares: u64) -> u64 {
+    let l = (shares.clamp(2, 262_144) as f64).log2();
+    let exponent = (l * l + 125.0 * l) / 612.0 - 7.0 / 34.0;
+    (10f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
+}
+
 /// Kills everybody in a cgroup and removes it. One that is not there is cleared already.
 pub fn clear(group: &str, deadline: Duration) -> Result<()> {
     let until = Instant::now() + deadline;
@@ -157,6 +181,11 @@ mod tests {
         assert!(!exists(&group));
         clear(&group, Duration::from_secs(1)).unwrap();
         fs::remove_dir(dir.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn weights_are_those_of_the_other_runtimes() {
+        assert_eq!([2, 1024, 262_144].map(weight), [1, 100, 10_000]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::net::Orphan;
 use crate::record;
 use crate::status::{ContainerState, SandboxState};
-use crate::types::NamespaceMode;
+use crate::types::{NamespaceMode, Qos};
 use crate::undo::remove_tree;
 use crate::{cgroup, id, lock, names};
 
@@ -299,13 +299,16 @@ impl Engine {
     }
 
     fn look_at_cgroups(&self, found: &mut Vec<Finding>) -> Result<()> {
-        let parent = &self.config.cgroup_parent;
-        for name in cgroup::children(parent) {
-            let Some(id) = name.strip_prefix("pod").filter(|id| id::is_id(id)) else { continue };
-            let path = format!("{}/{name}", parent.trim_end_matches('/'));
-            // The folder is made before the cgroup and removed after it.
-            if !self.paths.pod(id).exists() && cgroup::exists(&path) {
-                found.push(Finding::Cgroup { pids: cgroup::members(&path), path });
+        for branch in
+            [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort].map(|qos| qos.branch(&self.config.cgroup_parent))
+        {
+            for name in cgroup::children(&branch) {
+                let Some(id) = name.strip_prefix("pod").filter(|id| id::is_id(id)) else { continue };
+                let path = format!("{branch}/{name}");
+                // The folder is made before the cgroup and removed after it.
+                if !self.paths.pod(id).exists() && cgroup::exists(&path) {
+                    found.push(Finding::Cgroup { pids: cgroup::members(&path), path });
+                }
             }
         }
         Ok(())

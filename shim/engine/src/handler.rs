@@ -293,7 +293,7 @@ impl Handler {
 
     /// Refuses what a sandbox asks for and the program would pass over in silence.
     async fn check_sandbox(&self, config: &SandboxConfig) -> Result<()> {
-        if config.user_namespace.is_some() && !self.features().await.user_namespaces {
+        if (config.own_users || config.user_namespace.is_some()) && !self.features().await.user_namespaces {
             let text = "it does not say that it has user namespaces with idmapped mounts, which this pod asks for";
             return Err(self.error(text.to_owned()));
         }

@@ -9,6 +9,7 @@
 //! | [`Engine`], finding things, taking turns, calling supervisors | `engine`, `turns`, `client`, `supervisor` |
 //! | a sandbox's life, and how its making is undone | `sandbox`, `undo`, `names` |
 //! | a container's life, what it is now | `container`, `observe`, `isolation`, `spec`, `update` |
+//! | the tree of pods' cgroups, ids for pods' user namespaces | `qos`, `ranges` |
 //! | what runs the containers | [`handler`], `program` |
 //! | what containers and pods use | [`stats`] |
 //! | commands in it, its streams, connections into its pod | `exec`, `exec_sync`, `family`, `dial` |
@@ -35,6 +36,8 @@ mod names;
 pub mod net;
 mod observe;
 mod program;
+mod qos;
+mod ranges;
 pub mod record;
 mod recover;
 mod sandbox;

@@ -83,6 +83,7 @@ impl Engine {
         spawned.and(written)?;
 
         let pid = self.set_up_supervisor(record, hostname).await?;
+        self.weigh(record.config.qos)?;
         if record.config.network != NamespaceMode::Node {
             undo.begin(Step::Network);
             let attached = self.attach_network(record, format!("/proc/{pid}/ns/net").into(), creator.clone()).await?;
@@ -153,14 +154,18 @@ impl Engine {
         Err(Error::State { operation: "make sandbox", object: config.name, state: "contended by others".into() })
     }
 
-    fn begin_folder(&self, config: SandboxConfig, handler: Handler, key: &str) -> Result<Begun> {
+    fn begin_folder(&self, mut config: SandboxConfig, handler: Handler, key: &str) -> Result<Begun> {
         let id = id::new()?;
+        if config.own_users {
+            // In the section, in which no other pod can choose: and the record that comes next keeps the choice.
+            config.user_namespace = Some(self.free_range()?);
+        }
         let pod = self.paths.pod(&id);
         let parent = match config.cgroup_parent.as_str() {
             "" => &self.config.cgroup_parent,
             parent => parent,
         };
-        let cgroup = format!("{}/pod{id}", parent.trim_end_matches('/'));
+        let cgroup = format!("{}/pod{id}", config.qos.branch(parent));
         let record = SandboxRecord {
             boot_id: boot_id().to_owned(),
             id: id.clone(),
@@ -270,7 +275,8 @@ impl Engine {
         self.settle_containers(id)?;
         record.state = advance("stop", &record, SandboxEvent::Stopped)?;
         record.supervisor = None;
-        self.write_sandbox(&record)
+        self.write_sandbox(&record)?;
+        self.weigh(record.config.qos)
     }
 
     /// Ends and releases all that runs or is held; the link goes down while the supervisor ends.

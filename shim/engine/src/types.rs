@@ -64,6 +64,18 @@ pub struct UserNamespace {
     pub gids: Vec<IdMapping>,
 }
 
+/// Kubernetes' class of a pod by what it asks for, which decides where its cgroup is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Qos {
+    /// All its containers have limits of CPU and memory, and ask for just these. Its cgroup is the parent's child.
+    #[default]
+    Guaranteed,
+    /// It asks for something. Its cgroup is in the branch `burstable`, whose weight is that of its pods together.
+    Burstable,
+    /// It asks for nothing. Its cgroup is in the branch `besteffort`, which weighs as little as can be.
+    BestEffort,
+}
+
 /// The resolver settings of a pod; what is empty is left out of its resolv.conf.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -141,6 +153,8 @@ pub struct SandboxConfig {
     pub ipc: NamespaceMode,
     /// The pod's user namespace; `None` is the host's.
     pub user_namespace: Option<UserNamespace>,
+    /// Gives the pod a user namespace of 65536 ids that no other pod has (`hostUsers: false`), and maps its volumes.
+    pub own_users: bool,
     /// The handler that runs the pod, by its name in the configuration; empty for the default one.
     pub handler: String,
     /// Privileged containers may be made in it, as CRI has a sandbox say; a front end's check, the engine's none.
@@ -157,6 +171,8 @@ pub struct SandboxConfig {
     pub sysctls: BTreeMap<String, String>,
     /// The cgroup below which the pod's own is made; empty means the engine's.
     pub cgroup_parent: String,
+    /// The branch of the parent that the pod's cgroup is made in.
+    pub qos: Qos,
     /// Limits of the pod's containers together.
     pub resources: Resources,
     /// What the sandbox itself needs beyond its containers (RuntimeClass `overhead`); added to `resources`.

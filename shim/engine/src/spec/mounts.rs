@@ -116,10 +116,11 @@ fn volume_mount(input: &Input<'_>, volume: &Mount, label: &str) -> Result<(Strin
     Ok((target, mount))
 }
 
-/// The maps of a volume: what is asked for; an image's files have those of the pod.
+/// The maps of a volume: what is asked for; an image's files have those of the pod, and so has everything in a pod whose
+/// ids the engine chose.
 fn maps_of(input: &Input<'_>, volume: &Mount) -> Result<Option<(Value, Value)>> {
     if volume.uid_mappings.is_empty() && volume.gid_mappings.is_empty() {
-        let pods = input.sandbox.user_namespace.as_ref().filter(|_| volume.image.is_some());
+        let pods = input.sandbox.user_namespace.as_ref().filter(|_| input.sandbox.own_users || volume.image.is_some());
         return Ok(pods.map(|n| (userns::oci(&n.uids), userns::oci(&n.gids))));
     }
     let field = |kind: &str| format!("mounts: {}: {kind}_mappings", volume.container_path.display());

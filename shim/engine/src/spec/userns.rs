@@ -13,14 +13,18 @@ const MAX_RANGES: usize = 340;
 
 /// Whether a pod's user namespace can be made and used.
 pub(crate) fn validate(config: &SandboxConfig) -> Result<()> {
-    let Some(namespace) = &config.user_namespace else { return Ok(()) };
-    for (field, maps) in [("user_namespace.uids", &namespace.uids), ("user_namespace.gids", &namespace.gids)] {
+    if config.own_users && config.user_namespace.is_some() {
+        return Err(Error::invalid("own_users", "excludes user_namespace: the ids are the engine's choice"));
+    }
+    let maps = config.user_namespace.iter();
+    for (field, maps) in maps.flat_map(|n| [("user_namespace.uids", &n.uids), ("user_namespace.gids", &n.gids)]) {
         check(field, maps)?;
         if host_id(maps, 0).is_none() {
             return Err(Error::invalid(field, "id 0 must be mapped: the pod's files are its root's"));
         }
     }
-    for (field, mode) in [("pid", config.pid), ("ipc", config.ipc)] {
+    let owned = config.own_users || config.user_namespace.is_some();
+    for (field, mode) in [("pid", config.pid), ("ipc", config.ipc)].into_iter().filter(|_| owned) {
         if mode == NamespaceMode::Node {
             let why = format!("cannot be combined with the host's {field} namespace, which nobody inside may use");
             return Err(Error::invalid("user_namespace", why));
