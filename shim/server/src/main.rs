@@ -11,6 +11,7 @@ mod cmd;
 mod config;
 mod exit;
 mod kube;
+mod objects;
 mod out;
 mod pod;
 mod pull;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::expand::expand;
 use super::pod::{check_ip, checked, choice, required, value};
 use super::quantity::Quantity;
-use super::raw::{self, Amount, At, List, Map};
+use super::raw::{self, Amount, At, IntOrString, List, Map};
 use super::security::{PodDefaults, Security};
 use super::volume::{Mount, Volume, convert_mounts};
 use super::{Fault, names};
@@ -80,6 +80,40 @@ pub enum Protocol {
     Udp,
     /// SCTP.
     Sctp,
+}
+
+/// A port, by its number or by its name in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PortRef {
+    /// This one.
+    Number(u16),
+    /// The one of this name.
+    Name(String),
+}
+
+impl PortRef {
+    /// Reads one.
+    pub fn convert(at: &At<IntOrString>) -> Result<PortRef, Fault> {
+        match &at.value {
+            IntOrString::Int(number) => {
+                let at = At { value: *number, place: at.place.clone() };
+                port_number(&at).map(PortRef::Number)
+            }
+            IntOrString::Text(name) => {
+                names::port_name(name).map_err(|why| at.fault(why))?;
+                Ok(PortRef::Name(name.clone()))
+            }
+        }
+    }
+}
+
+impl fmt::Display for PortRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PortRef::Number(number) => write!(f, "{number}"),
+            PortRef::Name(name) => f.write_str(name),
+        }
+    }
 }
 
 impl fmt::Display for Protocol {
@@ -233,7 +267,8 @@ fn ports(list: Option<At<List<raw::ContainerPort>>>, host_network: bool) -> Resu
     Ok(out)
 }
 
-fn port_number(at: &At<i64>) -> Result<u16, Fault> {
+/// A port's number.
+pub(super) fn port_number(at: &At<i64>) -> Result<u16, Fault> {
     match u16::try_from(at.value) {
         Ok(port) if port > 0 => Ok(port),
         _ => Err(at.fault(format!("{} is not a port: 1 to 65535", at.value))),

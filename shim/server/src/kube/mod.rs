@@ -9,15 +9,20 @@
 //!   refused by name as not honoured yet; a name that does not exist gets a suggestion.
 //! - [`pod`] validates as the API server does, fills in the defaults, and gives the only types the rest uses.
 
+pub mod bytes;
+pub mod config;
 pub mod container;
 pub mod expand;
 pub mod fault;
+pub mod later;
+pub mod meta;
 pub mod names;
 pub mod pod;
 pub mod quantity;
 pub mod raw;
 pub mod security;
 pub mod service;
+pub mod storage;
 pub mod volume;
 pub mod yaml;
 

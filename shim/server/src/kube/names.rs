@@ -44,6 +44,29 @@ pub fn subdomain(text: &str) -> Check {
     }
 }
 
+/// A DNS-1035 label, which starts with a letter: a Service.
+pub fn service(text: &str) -> Check {
+    label(text)?;
+    match text.starts_with(|c: char| c.is_ascii_lowercase()) {
+        true => Ok(()),
+        false => Err(format!("{text:?} must start with a lower case letter")),
+    }
+}
+
+/// A key of a ConfigMap or Secret: a file name.
+pub fn config_key(text: &str) -> Check {
+    if text.is_empty() || text.len() > MAX_SUBDOMAIN {
+        return Err(format!("must be 1 to {MAX_SUBDOMAIN} characters"));
+    }
+    if text == "." || text.starts_with("..") {
+        return Err(format!("{text:?} must not be '.' nor start with '..'"));
+    }
+    match text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
+        true => Ok(()),
+        false => Err(format!("{text:?} must consist of letters, digits, '-', '_' and '.'")),
+    }
+}
+
 /// The name of a port: an IANA service name.
 pub fn port_name(text: &str) -> Check {
     if text.len() > 15 {

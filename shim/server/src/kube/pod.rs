@@ -10,16 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use super::Fault;
 use super::container::{self, Container, Protocol};
+use super::meta::Meta;
 use super::names;
-use super::raw::{self, At, List, Map, Place, Raw};
+use super::raw::{self, At, List, Place, Raw};
 use super::security::PodDefaults;
 use super::volume::{self, Volume};
 use super::yaml::{self, Kind, Node};
 
 /// Seconds between SIGTERM and SIGKILL when the Pod does not say.
 const DEFAULT_GRACE: u64 = 30;
-/// Most bytes of annotations, keys and values together, as in Kubernetes.
-const MAX_ANNOTATIONS: usize = 256 << 10;
 /// Most containers of a pod: far above what one machine can use, far below what hurts.
 const MAX_CONTAINERS: usize = 500;
 
@@ -118,7 +117,7 @@ fn read_documents(text: &str) -> Result<Vec<Pod>, Fault> {
     for node in yaml::documents(text)? {
         let place = Place::root(&node);
         check_kind(&node, &place)?;
-        let pod = convert(raw::Object::read(&node, &place)?, &place)?;
+        let pod = convert(raw::Pod::read(&node, &place)?, &place)?;
         if pods.iter().any(|other| (&other.namespace, &other.name) == (&pod.namespace, &pod.name)) {
             return Err(place.fault(format!("a second pod is named {:?} in this file", pod.name)));
         }
@@ -189,13 +188,9 @@ pub(super) fn choice<T: Copy>(at: &At<String>, choices: &[(&str, T)]) -> Result<
     }
 }
 
-fn convert(object: raw::Object, root: &Place) -> Result<Pod, Fault> {
-    let meta = required(object.metadata, root, "metadata")?;
-    let name = required(meta.value.name, &meta.place, "name")?;
-    let name = checked(&name, names::subdomain)?;
-    let namespace = meta.value.namespace.as_ref().map(|at| checked(at, names::label)).transpose()?;
-    let labels = string_map(meta.value.labels, Some(names::label_value))?;
-    let annotations = annotations(meta.value.annotations)?;
+fn convert(object: raw::Pod, root: &Place) -> Result<Pod, Fault> {
+    let meta = Meta::namespaced(object.metadata, root, names::subdomain)?;
+    let Meta { name, namespace, labels, annotations, .. } = meta;
     let At { value: spec, place } = required(object.spec, root, "spec")?;
 
     let host_network = value(spec.host_network).unwrap_or(false);
@@ -237,7 +232,7 @@ fn convert(object: raw::Object, root: &Place) -> Result<Pod, Fault> {
     };
     Ok(Pod {
         name,
-        namespace: namespace.unwrap_or_else(|| "default".into()),
+        namespace,
         labels,
         annotations,
         hostname,
@@ -292,34 +287,6 @@ fn grace(at: Option<At<i64>>) -> Result<u64, Fault> {
     match at {
         None => Ok(DEFAULT_GRACE),
         Some(at) => u64::try_from(at.value).map_err(|_| at.fault("must not be negative")),
-    }
-}
-
-/// Reads labels or annotations: the keys are qualified names, the values follow `rule`.
-fn string_map(
-    map: Option<At<Map<String>>>,
-    rule: Option<fn(&str) -> names::Check>,
-) -> Result<BTreeMap<String, String>, Fault> {
-    let mut out = BTreeMap::new();
-    for (key, value) in value(map).unwrap_or_default() {
-        checked(&key, names::qualified)?;
-        if let Some(rule) = rule {
-            checked(&value, rule)?;
-        }
-        out.insert(key.value, value.value);
-    }
-    Ok(out)
-}
-
-fn annotations(map: Option<At<Map<String>>>) -> Result<BTreeMap<String, String>, Fault> {
-    let place = map.as_ref().map(|at| at.place.clone());
-    let out = string_map(map, None)?;
-    let size: usize = out.iter().map(|(key, value)| key.len() + value.len()).sum();
-    match place {
-        Some(place) if size > MAX_ANNOTATIONS => {
-            Err(place.fault(format!("larger than {} KiB together", MAX_ANNOTATIONS >> 10)))
-        }
-        _ => Ok(out),
     }
 }
 

@@ -1,6 +1,10 @@
 //! Quantities of resources: `500m`, `128Mi`, `0.5`, `1e3`, as Kubernetes writes them.
 
+use std::collections::BTreeMap;
 use std::fmt;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An amount, kept exactly in units of 10^-9, which is the finest that Kubernetes keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,9 +54,32 @@ impl Quantity {
         divide_up(self.nano, NANO / 1000)
     }
 
+    /// As text that reads as the same amount.
+    pub fn exact(self) -> String {
+        let steps = [(NANO, ""), (NANO / 1000, "m"), (1000, "u"), (1, "n")];
+        let step = steps.iter().find(|(unit, _)| self.nano % unit == 0);
+        step.map_or_else(String::new, |(unit, suffix)| format!("{}{suffix}", self.nano / unit))
+    }
+
     /// Whether it is below zero.
     pub fn is_negative(self) -> bool {
         self.nano < 0
+    }
+}
+
+/// A resource's amount by its name: `cpu`, `memory`, `storage`.
+pub type Quantities = BTreeMap<String, Quantity>;
+
+impl Serialize for Quantity {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.exact())
+    }
+}
+
+impl<'de> Deserialize<'de> for Quantity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Quantity::parse(&text).map_err(D::Error::custom)
     }
 }
 
@@ -149,6 +176,8 @@ mod tests {
             let _ = Quantity::parse(&text);
             prop_assert_eq!(q(&number.to_string()).value(), number);
             prop_assert_eq!(q(&format!("{number}m")).milli(), number);
+            let nano = q(&format!("{number}n"));
+            prop_assert_eq!(q(&nano.exact()), nano);
         }
     }
 }

@@ -91,7 +91,10 @@ pub fn convert_all(list: Option<At<List<raw::Volume>>>) -> Result<Vec<Volume>, F
         let source = match (raw.empty_dir, raw.host_path) {
             (Some(_), Some(at)) => return Err(at.fault("a volume has one source: emptyDir is given already")),
             (Some(at), None) => empty_dir(at.value)?,
-            (None, Some(at)) => host_path(at)?,
+            (None, Some(at)) => {
+                let (path, kind) = host_path(at)?;
+                Source::HostPath { path, kind }
+            }
             // As in Kubernetes: a volume that names no source is an emptyDir.
             (None, None) => Source::EmptyDir,
         };
@@ -110,14 +113,20 @@ fn empty_dir(raw: raw::EmptyDir) -> Result<Source, Fault> {
     }
 }
 
-fn host_path(at: At<raw::HostPath>) -> Result<Source, Fault> {
-    let path = required(at.value.path, &at.place, "path")?;
+/// A path of the machine: absolute, without `..`.
+pub(super) fn machine_path(path: &At<String>) -> Result<String, Fault> {
     if !path.value.starts_with('/') {
         return Err(path.fault("must be an absolute path"));
     }
     if Path::new(&path.value).components().any(|part| part == Component::ParentDir) {
         return Err(path.fault("must not contain '..'"));
     }
+    Ok(path.value.clone())
+}
+
+/// `hostPath`: the path, and what is expected there.
+pub(super) fn host_path(at: At<raw::HostPath>) -> Result<(String, HostPathKind), Fault> {
+    let path = required(at.value.path, &at.place, "path")?;
     let kinds = [
         ("", HostPathKind::Any),
         ("DirectoryOrCreate", HostPathKind::DirectoryOrCreate),
@@ -129,7 +138,7 @@ fn host_path(at: At<raw::HostPath>) -> Result<Source, Fault> {
         ("BlockDevice", HostPathKind::BlockDevice),
     ];
     let kind = at.value.kind.as_ref().map(|at| choice(at, &kinds)).transpose()?;
-    Ok(Source::HostPath { path: path.value, kind: kind.unwrap_or(HostPathKind::Any) })
+    Ok((machine_path(&path)?, kind.unwrap_or(HostPathKind::Any)))
 }
 
 /// Gives a container's mounts their meaning.

@@ -55,7 +55,8 @@ fn read(dir: &Path) -> Result<Vec<Service>> {
 
 fn of_services(services: &[Service], namespace: &str) -> Vec<(String, String)> {
     let seen = |service: &&Service| {
-        service.namespace == namespace || (service.namespace == "default" && service.name == "kubernetes")
+        service.meta.namespace == namespace
+            || (service.meta.namespace == "default" && service.meta.name == "kubernetes")
     };
     services.iter().filter(seen).flat_map(Service::variables).collect()
 }

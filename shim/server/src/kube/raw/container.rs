@@ -19,9 +19,18 @@ raw! {
         stdin = "stdin": bool,
         stdin_once = "stdinOnce": bool,
         tty = "tty": bool,
-    } later {
-        "envFrom", "lifecycle", "livenessProbe", "readinessProbe", "resizePolicy", "restartPolicy",
-        "restartPolicyRules", "startupProbe", "terminationMessagePath", "terminationMessagePolicy", "volumeDevices",
+    } refused {
+        "envFrom": "is not honoured yet: remove it",
+        "lifecycle": "is not honoured yet: remove it",
+        "livenessProbe": "is not honoured yet: remove it",
+        "readinessProbe": "is not honoured yet: remove it",
+        "resizePolicy": "is not honoured yet: remove it",
+        "restartPolicy": "is not honoured yet: remove it",
+        "restartPolicyRules": "is not honoured yet: remove it",
+        "startupProbe": "is not honoured yet: remove it",
+        "terminationMessagePath": "is not honoured yet: remove it",
+        "terminationMessagePolicy": "is not honoured yet: remove it",
+        "volumeDevices": "is not honoured yet: remove it",
     }
 }
 
@@ -30,8 +39,8 @@ raw! {
     EnvVar {
         name = "name": String,
         value = "value": String,
-    } later {
-        "valueFrom",
+    } refused {
+        "valueFrom": "is not honoured yet: remove it",
     }
 }
 
@@ -43,7 +52,7 @@ raw! {
         host_port = "hostPort": i64,
         host_ip = "hostIP": String,
         protocol = "protocol": String,
-    } later {}
+    }
 }
 
 raw! {
@@ -51,8 +60,8 @@ raw! {
     ResourceRequirements {
         limits = "limits": Map<Amount>,
         requests = "requests": Map<Amount>,
-    } later {
-        "claims",
+    } refused {
+        "claims": "is not honoured yet: remove it",
     }
 }
 
@@ -63,7 +72,9 @@ raw! {
         mount_path = "mountPath": String,
         read_only = "readOnly": bool,
         mount_propagation = "mountPropagation": String,
-    } later {
-        "recursiveReadOnly", "subPath", "subPathExpr",
+    } refused {
+        "recursiveReadOnly": "is not honoured yet: remove it",
+        "subPath": "is not honoured yet: remove it",
+        "subPathExpr": "is not honoured yet: remove it",
     }
 }

@@ -1,23 +1,31 @@
 //! What a file says, field by field: the Kubernetes v1 Pod types, each field known by name.
 //!
-//! A type is a list made by the [`raw!`] macro. Its fields are read; the names after `later` exist in Kubernetes and
-//! are not honoured yet, so that using one is an error that names it rather than a setting that is silently not
-//! applied. Any other name is unknown, and the nearest known one is suggested. `null` is the same as absent, and so
-//! is an empty list or mapping in a field of `later`: `kubectl create --dry-run=client -o yaml` writes several.
+//! A type is a list made by the [`raw!`] macro. Its fields are read; those after `idle` are checked and have no effect
+//! on one machine; those after `refused`, and those that [`super::later`] lists, are errors that name them rather than
+//! settings that are silently not applied. Any other name is unknown, and the nearest known one is suggested. `null` is
+//! the same as absent, and so is an empty list or mapping in a refused field: `kubectl create --dry-run=client -o yaml`
+//! writes several.
 
+mod config;
 mod container;
 mod object;
 mod security;
 mod service;
 mod spec;
+mod storage;
+mod table;
 mod volume;
 
+pub use config::{ConfigMap, LocalReference, Namespace, RuntimeClass, Secret, ServiceAccount};
 pub use container::{Container, ContainerPort, EnvVar, ResourceRequirements, VolumeMount};
-pub use object::Object;
+pub use object::{ObjectMeta, Pod};
 pub use security::{PodSecurityContext, SeccompProfile, SecurityContext};
 pub use service::{Service, ServicePort};
 pub use spec::{HostAlias, PodDnsConfig, PodDnsConfigOption, PodSpec};
+pub use storage::{ClaimSpec, LabelSelector, PersistentVolume, PersistentVolumeClaim};
 pub use volume::{EmptyDir, HostPath, Volume};
+
+pub use table::{Anything, Fate, Field, Shape, Table};
 
 use super::Fault;
 use super::fault::nearest;
@@ -82,6 +90,9 @@ impl<T> At<T> {
 pub trait Raw: Sized {
     /// Reads the node, which is not null.
     fn read(node: &Node, place: &Place) -> Result<Self, Fault>;
+
+    /// What it looks like, for `coracle explain`.
+    fn shape() -> Shape;
 }
 
 /// A mapping of names chosen by the user to values of one type.
@@ -93,7 +104,34 @@ pub type List<T> = Vec<At<T>>;
 #[derive(Debug, Clone)]
 pub struct Amount(pub String);
 
+/// A number or a name: a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IntOrString {
+    /// A number.
+    Int(i64),
+    /// A name.
+    Text(String),
+}
+
+impl Raw for IntOrString {
+    fn shape() -> Shape {
+        Shape::Scalar("integer or string")
+    }
+
+    fn read(node: &Node, place: &Place) -> Result<Self, Fault> {
+        match &node.kind {
+            Kind::Int(value) => Ok(IntOrString::Int(*value)),
+            Kind::Str(text) => Ok(IntOrString::Text(text.clone())),
+            kind => Err(expected("a number or a name", kind, place)),
+        }
+    }
+}
+
 impl Raw for String {
+    fn shape() -> Shape {
+        Shape::Scalar("string")
+    }
+
     fn read(node: &Node, place: &Place) -> Result<Self, Fault> {
         match &node.kind {
             Kind::Str(text) if text.contains('\0') => Err(place.fault("a string may not contain a NUL character")),
@@ -107,6 +145,10 @@ impl Raw for String {
 }
 
 impl Raw for bool {
+    fn shape() -> Shape {
+        Shape::Scalar("boolean")
+    }
+
     fn read(node: &Node, place: &Place) -> Result<Self, Fault> {
         match &node.kind {
             Kind::Bool(value) => Ok(*value),
@@ -116,6 +158,10 @@ impl Raw for bool {
 }
 
 impl Raw for i64 {
+    fn shape() -> Shape {
+        Shape::Scalar("integer")
+    }
+
     fn read(node: &Node, place: &Place) -> Result<Self, Fault> {
         match &node.kind {
             Kind::Int(value) => Ok(*value),
@@ -125,6 +171,10 @@ impl Raw for i64 {
 }
 
 impl Raw for Amount {
+    fn shape() -> Shape {
+        Shape::Scalar("quantity")
+    }
+
     fn read(node: &Node, place: &Place) -> Result<Self, Fault> {
         match &node.kind {
             Kind::Str(text) | Kind::Float(text) => Ok(Amount(text.clone())),
@@ -135,6 +185,10 @@ impl Raw for Amount {
 }
 
 impl<T: Raw> Raw for Vec<At<T>> {
+    fn shape() -> Shape {
+        Shape::List(T::shape)
+    }
+
     fn read(node: &Node, place: &Place) -> Result<Self, Fault> {
         let Kind::List(items) = &node.kind else {
             return Err(expected("a list", &node.kind, place));
@@ -148,6 +202,10 @@ impl<T: Raw> Raw for Vec<At<T>> {
 }
 
 impl<T: Raw> Raw for Map<T> {
+    fn shape() -> Shape {
+        Shape::Map(T::shape)
+    }
+
     fn read(node: &Node, place: &Place) -> Result<Self, Fault> {
         let mut out = Vec::new();
         for (key, value) in entries(node, place)? {
@@ -179,32 +237,38 @@ fn field<T: Raw>(key: &Key, node: &Node, parent: &Place) -> Result<Option<At<T>>
     Ok(Some(At { value: T::read(node, &place)?, place }))
 }
 
-/// Answers a field that is not read: refused if it is known, unknown otherwise; nothing said is nothing refused.
-fn refuse(key: &Key, node: &Node, parent: &Place, known: &[&str], later: &[&str]) -> Result<(), Fault> {
-    if later.contains(&key.name.as_str()) {
-        if node.kind.is_empty() {
-            return Ok(());
-        }
-        let text = format!("{} is not honoured yet: remove it", parent.join(&key.name));
-        return Err(Fault::new(key.line, key.column, text));
-    }
-    let all = known.iter().chain(later).copied();
-    let hint = match nearest(&key.name, all) {
+/// Answers a field that is not read: refused if it is known, unknown otherwise.
+fn unknown(key: &Key, parent: &Place, table: &Table) -> Fault {
+    let known: Vec<&str> = table.fields.iter().map(|field| field.key).collect();
+    let hint = match nearest(&key.name, known.iter().copied()) {
         Some(name) => format!("did you mean `{name}`?"),
         None => format!("known are {}", known.join(", ")),
     };
     let short: String = key.name.chars().take(60).collect();
     let place = Place { line: key.line, column: key.column, path: parent.path.clone() };
-    Err(place.fault(format!("unknown field `{short}`: {hint}")))
+    place.fault(format!("unknown field `{short}`: {hint}"))
 }
 
-/// Declares a Kubernetes type: the fields that are read, and the names of those to refuse for now.
+/// Refuses a field that exists and is not done here; one that says nothing asks for nothing, and is passed over.
+/// Answers whether it was.
+fn passed_over(key: &Key, node: &Node, parent: &Place, table: &Table) -> Result<bool, Fault> {
+    let Some(why) = table.refusal(&key.name) else { return Ok(false) };
+    match node.kind.is_empty() {
+        true => Ok(true),
+        false => Err(Fault::new(key.line, key.column, format!("{} {why}", parent.join(&key.name)))),
+    }
+}
+
+/// Declares a Kubernetes type: the fields that are read, each with what it does; those that are checked and have no
+/// effect on one machine, with why; and those that are refused, with why.
 macro_rules! raw {
     (
-        $(#[$doc:meta])*
-        $name:ident { $($field:ident = $key:literal: $type:ty,)* } later { $($later:literal,)* }
+        $(#[doc = $doc:literal])*
+        $name:ident { $($(#[doc = $note:literal])* $field:ident = $key:literal: $type:ty,)* }
+        $(idle { $($idle:literal: $idle_type:ty = $why:expr,)* })?
+        $(refused { $($no:literal: $reason:expr,)* })?
     ) => {
-        $(#[$doc])*
+        $(#[doc = $doc])*
         #[derive(Debug, Clone, Default)]
         pub struct $name {
             $(
@@ -213,16 +277,38 @@ macro_rules! raw {
             )*
         }
 
+        impl $name {
+            /// Its fields and what is done with each.
+            pub const TABLE: Table = Table {
+                name: stringify!($name),
+                about: concat!($($doc),*),
+                fields: &[
+                    $(Field { key: $key, about: concat!($($note),*), shape: <$type as Raw>::shape, fate: Fate::Done },)*
+                    $($(Field { key: $idle, about: "", shape: <$idle_type as Raw>::shape, fate: Fate::Idle($why) },)*)?
+                    $($(Field { key: $no, about: "", shape: Anything::shape, fate: Fate::Refused($reason) },)*)?
+                ],
+            };
+        }
+
         impl Raw for $name {
             fn read(node: &Node, place: &Place) -> Result<Self, Fault> {
+                #[allow(unused_mut)]
                 let mut out = Self::default();
                 for (key, value) in entries(node, place)? {
+                    if passed_over(key, value, place, &Self::TABLE)? {
+                        continue;
+                    }
                     match key.name.as_str() {
                         $($key => out.$field = field(key, value, place)?,)*
-                        _ => refuse(key, value, place, &[$($key),*], &[$($later),*])?,
+                        $($($idle => drop(field::<$idle_type>(key, value, place)?),)*)?
+                        _ => return Err(unknown(key, place, &Self::TABLE)),
                     }
                 }
                 Ok(out)
+            }
+
+            fn shape() -> Shape {
+                Shape::Object(&Self::TABLE)
             }
         }
     };

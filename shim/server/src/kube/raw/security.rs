@@ -11,9 +11,14 @@ raw! {
         supplemental_groups = "supplementalGroups": List<i64>,
         seccomp_profile = "seccompProfile": SeccompProfile,
         sysctls = "sysctls": List<Sysctl>,
-    } later {
-        "appArmorProfile", "fsGroup", "fsGroupChangePolicy", "seLinuxChangePolicy", "seLinuxOptions",
-        "supplementalGroupsPolicy", "windowsOptions",
+    } refused {
+        "appArmorProfile": "is not honoured yet: remove it",
+        "fsGroup": "is not honoured yet: remove it",
+        "fsGroupChangePolicy": "is not honoured yet: remove it",
+        "seLinuxChangePolicy": "is not honoured yet: remove it",
+        "seLinuxOptions": "is not honoured yet: remove it",
+        "supplementalGroupsPolicy": "is not honoured yet: remove it",
+        "windowsOptions": "is not honoured yet: remove it",
     }
 }
 
@@ -28,8 +33,11 @@ raw! {
         allow_privilege_escalation = "allowPrivilegeEscalation": bool,
         capabilities = "capabilities": Capabilities,
         seccomp_profile = "seccompProfile": SeccompProfile,
-    } later {
-        "appArmorProfile", "procMount", "seLinuxOptions", "windowsOptions",
+    } refused {
+        "appArmorProfile": "is not honoured yet: remove it",
+        "procMount": "is not honoured yet: remove it",
+        "seLinuxOptions": "is not honoured yet: remove it",
+        "windowsOptions": "is not honoured yet: remove it",
     }
 }
 
@@ -38,15 +46,15 @@ raw! {
     Capabilities {
         add = "add": List<String>,
         drop = "drop": List<String>,
-    } later {}
+    }
 }
 
 raw! {
     /// `seccompProfile`.
     SeccompProfile {
         kind = "type": String,
-    } later {
-        "localhostProfile",
+    } refused {
+        "localhostProfile": "is not honoured yet: remove it",
     }
 }
 
@@ -55,5 +63,5 @@ raw! {
     Sysctl {
         name = "name": String,
         value = "value": String,
-    } later {}
+    }
 }

@@ -20,12 +20,35 @@ raw! {
         security = "securityContext": PodSecurityContext,
         automount_token = "automountServiceAccountToken": bool,
         service_links = "enableServiceLinks": bool,
-    } later {
-        "activeDeadlineSeconds", "affinity", "ephemeralContainers", "hostIPC", "hostUsers", "hostnameOverride",
-        "imagePullSecrets", "nodeName", "nodeSelector", "os", "overhead", "preemptionPolicy", "priority",
-        "priorityClassName", "readinessGates", "resourceClaims", "resources", "runtimeClassName", "schedulerName",
-        "schedulingGates", "schedulingGroup", "serviceAccount", "serviceAccountName", "setHostnameAsFQDN", "subdomain",
-        "tolerations", "topologySpreadConstraints", "workloadRef",
+    } refused {
+        "activeDeadlineSeconds": "is not honoured yet: remove it",
+        "affinity": "is not honoured yet: remove it",
+        "ephemeralContainers": "is not honoured yet: remove it",
+        "hostIPC": "is not honoured yet: remove it",
+        "hostUsers": "is not honoured yet: remove it",
+        "hostnameOverride": "is not honoured yet: remove it",
+        "imagePullSecrets": "is not honoured yet: remove it",
+        "nodeName": "is not honoured yet: remove it",
+        "nodeSelector": "is not honoured yet: remove it",
+        "os": "is not honoured yet: remove it",
+        "overhead": "is not honoured yet: remove it",
+        "preemptionPolicy": "is not honoured yet: remove it",
+        "priority": "is not honoured yet: remove it",
+        "priorityClassName": "is not honoured yet: remove it",
+        "readinessGates": "is not honoured yet: remove it",
+        "resourceClaims": "is not honoured yet: remove it",
+        "resources": "is not honoured yet: remove it",
+        "runtimeClassName": "is not honoured yet: remove it",
+        "schedulerName": "is not honoured yet: remove it",
+        "schedulingGates": "is not honoured yet: remove it",
+        "schedulingGroup": "is not honoured yet: remove it",
+        "serviceAccount": "is not honoured yet: remove it",
+        "serviceAccountName": "is not honoured yet: remove it",
+        "setHostnameAsFQDN": "is not honoured yet: remove it",
+        "subdomain": "is not honoured yet: remove it",
+        "tolerations": "is not honoured yet: remove it",
+        "topologySpreadConstraints": "is not honoured yet: remove it",
+        "workloadRef": "is not honoured yet: remove it",
     }
 }
 
@@ -34,7 +57,7 @@ raw! {
     HostAlias {
         ip = "ip": String,
         hostnames = "hostnames": List<String>,
-    } later {}
+    }
 }
 
 raw! {
@@ -43,7 +66,7 @@ raw! {
         nameservers = "nameservers": List<String>,
         searches = "searches": List<String>,
         options = "options": List<PodDnsConfigOption>,
-    } later {}
+    }
 }
 
 raw! {
@@ -51,5 +74,5 @@ raw! {
     PodDnsConfigOption {
         name = "name": String,
         value = "value": String,
-    } later {}
+    }
 }

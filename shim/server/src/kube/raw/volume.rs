@@ -8,11 +8,35 @@ raw! {
         name = "name": String,
         empty_dir = "emptyDir": EmptyDir,
         host_path = "hostPath": HostPath,
-    } later {
-        "awsElasticBlockStore", "azureDisk", "azureFile", "cephfs", "cinder", "configMap", "csi", "downwardAPI",
-        "ephemeral", "fc", "flexVolume", "flocker", "gcePersistentDisk", "gitRepo", "glusterfs", "image", "iscsi",
-        "nfs", "persistentVolumeClaim", "photonPersistentDisk", "portworxVolume", "projected", "quobyte", "rbd",
-        "scaleIO", "secret", "storageos", "vsphereVolume",
+    } refused {
+        "awsElasticBlockStore": "is not honoured yet: remove it",
+        "azureDisk": "is not honoured yet: remove it",
+        "azureFile": "is not honoured yet: remove it",
+        "cephfs": "is not honoured yet: remove it",
+        "cinder": "is not honoured yet: remove it",
+        "configMap": "is not honoured yet: remove it",
+        "csi": "is not honoured yet: remove it",
+        "downwardAPI": "is not honoured yet: remove it",
+        "ephemeral": "is not honoured yet: remove it",
+        "fc": "is not honoured yet: remove it",
+        "flexVolume": "is not honoured yet: remove it",
+        "flocker": "is not honoured yet: remove it",
+        "gcePersistentDisk": "is not honoured yet: remove it",
+        "gitRepo": "is not honoured yet: remove it",
+        "glusterfs": "is not honoured yet: remove it",
+        "image": "is not honoured yet: remove it",
+        "iscsi": "is not honoured yet: remove it",
+        "nfs": "is not honoured yet: remove it",
+        "persistentVolumeClaim": "is not honoured yet: remove it",
+        "photonPersistentDisk": "is not honoured yet: remove it",
+        "portworxVolume": "is not honoured yet: remove it",
+        "projected": "is not honoured yet: remove it",
+        "quobyte": "is not honoured yet: remove it",
+        "rbd": "is not honoured yet: remove it",
+        "scaleIO": "is not honoured yet: remove it",
+        "secret": "is not honoured yet: remove it",
+        "storageos": "is not honoured yet: remove it",
+        "vsphereVolume": "is not honoured yet: remove it",
     }
 }
 
@@ -20,8 +44,8 @@ raw! {
     /// `emptyDir`.
     EmptyDir {
         medium = "medium": String,
-    } later {
-        "sizeLimit",
+    } refused {
+        "sizeLimit": "is not honoured yet: remove it",
     }
 }
 
@@ -30,5 +54,5 @@ raw! {
     HostPath {
         path = "path": String,
         kind = "type": String,
-    } later {}
+    }
 }
