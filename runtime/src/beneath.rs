@@ -48,6 +48,12 @@ pub(crate) fn open_no_links(root: &impl AsFd, path: &Path, flags: i32) -> io::Re
     resolve(root, path, flags, IN_ROOT | libc::RESOLVE_NO_SYMLINKS)
 }
 
+/// Opens `path` beneath `root`; whatever leads out of it, `..` or a symlink, is an error (EXDEV). Symlinks that stay
+/// inside are followed; without openat2, where that cannot be told apart safely, none is (ELOOP).
+pub(crate) fn open_strictly(root: &impl AsFd, path: &Path, flags: i32) -> io::Result<OwnedFd> {
+    resolve(root, path, flags, libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS)
+}
+
 /// openat2 answers EAGAIN when something was renamed or mounted while it checked `..`; it asks to be called again.
 fn resolve(root: &impl AsFd, path: &Path, flags: i32, how: u64) -> io::Result<OwnedFd> {
     const TRIES: usize = 64;
@@ -57,7 +63,8 @@ fn resolve(root: &impl AsFd, path: &Path, flags: i32, how: u64) -> io::Result<Ow
         match sys::openat2(root.as_raw_fd(), &c_path, flags, 0, how) {
             Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {}
             Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
-                return walk::open(root, path, flags, how & libc::RESOLVE_NO_SYMLINKS == 0);
+                let links = how & (libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_BENEATH) == 0;
+                return walk::open(root, path, flags, links);
             }
             result => return result,
         }
@@ -198,6 +205,22 @@ mod tests {
         std::fs::create_dir(dir.path().join("run")).unwrap();
         target(&fd, Path::new("/var/run/secrets"), Kind::Directory).unwrap();
         assert!(dir.path().join("run/secrets").is_dir());
+    }
+
+    #[test]
+    fn what_leads_out_of_a_part_is_refused_and_what_stays_is_followed() {
+        let (dir, fd) = root();
+        std::fs::create_dir(dir.path().join("in")).unwrap();
+        symlink("in", dir.path().join("near")).unwrap();
+        symlink("/etc", dir.path().join("far")).unwrap();
+        symlink("../x", dir.path().join("in/up")).unwrap();
+        symlink("../..", dir.path().join("in/over")).unwrap();
+        let strictly = |path: &str| open_strictly(&fd, Path::new(path), libc::O_PATH).map_err(|e| e.raw_os_error());
+        assert!(strictly("in").is_ok() && strictly("near").is_ok());
+        for out in ["far", "far/passwd", "in/over", "../x", "in/../../x"] {
+            assert_eq!(strictly(out).unwrap_err(), Some(libc::EXDEV), "{out}");
+        }
+        assert_eq!(strictly("in/up").unwrap_err(), Some(libc::ENOENT), "inside, and not there");
     }
 
     #[test]

@@ -41,6 +41,15 @@ fn bind_hint(error: &std::io::Error) -> &'static str {
     }
 }
 
+/// The likely cause of a part that cannot be opened.
+fn part_hint(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EXDEV) => " (it, or a symlink on the way to it, leads out of the volume)",
+        Some(libc::ELOOP) => " (a symlink is on the way to it)",
+        _ => bind_hint(error),
+    }
+}
+
 /// Filesystems without a device beneath: their superblock is shared or theirs alone, and `ro` is the mount's matter.
 const PSEUDO: &[&str] =
     &["proc", "sysfs", "tmpfs", "ramfs", "devpts", "mqueue", "cgroup", "cgroup2", "overlay", "bpf", "debugfs"];
@@ -132,7 +141,7 @@ impl<'a> Planner<'a> {
         if !options.bind && kind != "overlay" && (idmapped || options.sub_path.is_some()) {
             return Err(bad(&format!("a mount of type {kind:?} cannot be idmapped; bind mounts and overlays can")));
         }
-        if self.in_init && (idmapped || options.sub_path.is_some()) {
+        if self.in_init && (idmapped || (options.sub_path.is_some() && !options.bind)) {
             return Err(Error::Refused { field: format!("mount {what}"), reason: NOT_ROOT.into() });
         }
         let source = if options.remount {
@@ -143,9 +152,6 @@ impl<'a> Planner<'a> {
         } else if options.bind {
             if let Some(word) = options.data.first() {
                 return Err(bad(&format!("{word:?} is no option of a bind mount")));
-            }
-            if options.sub_path.is_some() {
-                return Err(bad("a bind mount has no sub path"));
             }
             self.bind(mount, &options, idmapped, &what)?
         } else if kind == "cgroup" || kind == "cgroup2" {
@@ -169,11 +175,18 @@ impl<'a> Planner<'a> {
 
     fn bind(&mut self, mount: &Mount, options: &Options, idmapped: bool, what: &str) -> Result<Source> {
         let path = mount.source.as_deref().unwrap_or(Path::new(""));
-        let (tree, kind) = clone_host_tree(&self.bundle.join(path), options.recursive, base_propagation(self.spec))
-            .map_err(|e| {
+        let (whole, base) = (self.bundle.join(path), base_propagation(self.spec));
+        let (tree, kind) = match &options.sub_path {
+            Some(sub) => clone_part(&whole, sub, options.recursive, base).map_err(|e| {
+                let hint = part_hint(&e);
+                let what = format!("bind mount {} of {} on {what}: open it{hint}", sub.display(), path.display());
+                Error::Os { what, cause: e }
+            })?,
+            None => clone_host_tree(&whole, options.recursive, base).map_err(|e| {
                 let hint = bind_hint(&e);
                 Error::Os { what: format!("bind mount {} on {what}: open the source{hint}", path.display()), cause: e }
-            })?;
+            })?,
+        };
         if idmapped {
             let namespace = self.namespace_of(mount)?;
             let deep = options.id_map == Some(options::Depth::Tree);
@@ -243,7 +256,19 @@ fn overlay(source: &str, options: &Options, namespace: Option<&OwnedFd>, point: 
 /// A detached copy of a tree of the host, cut off from the host's propagation.
 fn clone_host_tree(path: &Path, recursive: bool, base: u64) -> std::io::Result<(OwnedFd, Kind)> {
     let c_path = CString::new(path.as_os_str().as_bytes()).map_err(std::io::Error::other)?;
-    let tree = sys::clone_tree(sys::CWD, &c_path, recursive)?;
+    cut_off(sys::clone_tree(sys::CWD, &c_path, recursive)?, base)
+}
+
+/// The same of what is at `sub` beneath `whole`, which somebody may be changing at this moment: it is found by one
+/// look-up that cannot leave `whole`, and what was found is what is copied.
+fn clone_part(whole: &Path, sub: &Path, recursive: bool, base: u64) -> std::io::Result<(OwnedFd, Kind)> {
+    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
+    let whole = sys::retry(|| nix::fcntl::open(whole, flags, nix::sys::stat::Mode::empty()))?;
+    let part = beneath::open_strictly(&whole, sub, libc::O_PATH)?;
+    cut_off(sys::clone_tree(part.as_raw_fd(), c"", recursive)?, base)
+}
+
+fn cut_off(tree: OwnedFd, base: u64) -> std::io::Result<(OwnedFd, Kind)> {
     if base != libc::MS_SHARED {
         set_propagation(&tree, base, true)?;
     }

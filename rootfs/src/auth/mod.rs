@@ -11,6 +11,10 @@
 //! 3. all keys that match are tried, in reverse lexical order, so a longer path comes before a shorter one;
 //! 4. images of Docker Hub also match the key `index.docker.io`, if no other did.
 //!
+//! Credentials that came otherwise ([`Keyring::from_secrets`], a Pod's `imagePullSecrets`) can be put before a keyring
+//! ([`Keyring::then`]): theirs are tried first, then those of the file. A secret names no programs: it may have come from
+//! anywhere, and its `credHelpers` and `credsStore` are passed over, as kubelet does.
+//!
 //! A `credHelpers` entry or the `credsStore` answers for the registry before the `auths` do. Unlike kubelet, which
 //! logs and goes on, a malformed file is an error that names the file and the field: a pull that silently runs without
 //! its credentials fails later and says less.
@@ -125,6 +129,17 @@ pub struct Keyring {
     creds_store: Option<String>,
     /// Where those programs are.
     helper_path: Option<OsString>,
+    /// Whose credentials are tried after these.
+    next: Option<Box<Keyring>>,
+}
+
+/// The credentials in a Kubernetes Secret.
+#[derive(Debug, Clone, Copy)]
+pub enum PullSecret<'a> {
+    /// `kubernetes.io/dockerconfigjson`: a whole config.json.
+    ConfigJson(&'a [u8]),
+    /// `kubernetes.io/dockercfg`: the older file.
+    Dockercfg(&'a [u8]),
 }
 
 impl Keyring {
@@ -148,6 +163,32 @@ impl Keyring {
         Ok(file::parse(text, origin, file::Format::ConfigJson)?.unwrap_or_default())
     }
 
+    /// The credentials of several secrets together; each has a name for errors.
+    pub fn from_secrets<'a>(secrets: impl IntoIterator<Item = (&'a str, PullSecret<'a>)>) -> Result<Keyring> {
+        let mut all = Keyring::default();
+        for (name, secret) in secrets {
+            let (bytes, format) = match secret {
+                PullSecret::ConfigJson(bytes) => (bytes, file::Format::ConfigJson),
+                PullSecret::Dockercfg(bytes) => (bytes, file::Format::Dockercfg),
+            };
+            let origin = PathBuf::from(format!("of secret {name}"));
+            let text = String::from_utf8_lossy(bytes);
+            all.entries.extend(file::parse(&text, &origin, format)?.unwrap_or_default().entries);
+        }
+        // As of one file; of one key the first secret comes first.
+        all.entries.sort_by(|(a, _), (b, _)| b.cmp(a));
+        Ok(all)
+    }
+
+    /// These credentials first, then those of another keyring.
+    pub fn then(mut self, next: Keyring) -> Keyring {
+        self.next = Some(Box::new(match self.next.take() {
+            Some(before) => before.then(next),
+            None => next,
+        }));
+        self
+    }
+
     /// The file that the keyring was read from.
     pub fn origin(&self) -> Option<&Path> {
         (self.origin != Path::new("")).then_some(&self.origin)
@@ -168,6 +209,12 @@ impl Keyring {
             listed.extend(hub.map(|(_, credentials)| credentials.clone()));
         }
         found.extend(listed);
+        for credentials in self.next.as_ref().map_or(Ok(Vec::new()), |next| next.lookup(image))? {
+            // The same once more would be refused once more.
+            if !found.contains(&credentials) {
+                found.push(credentials);
+            }
+        }
         Ok(found)
     }
 
@@ -243,6 +290,28 @@ mod tests {
         let keyring = Keyring::load(&search).unwrap();
         assert_eq!(lookup(&keyring, "quay.io/x"), [r#"user "second""#]);
         assert_eq!(keyring.origin(), Some(b.join("config.json").as_path()));
+    }
+
+    #[test]
+    fn secrets_come_before_the_machines_own_and_name_no_programs() {
+        let config = |user: &str, key: &str| {
+            format!(
+                r#"{{"auths":{{"{key}":{{"username":"{user}","password":"x"}}}},"credHelpers":{{"quay.io":"evil"}},"credsStore":"evil"}}"#
+            )
+        };
+        let (one, two) = (config("one", "quay.io"), config("two", "quay.io/team"));
+        let old = r#"{"quay.io":{"auth":"b2xkOnB3"}}"#;
+        let secrets = [
+            ("ns/one", PullSecret::ConfigJson(one.as_bytes())),
+            ("ns/two", PullSecret::ConfigJson(two.as_bytes())),
+            ("ns/old", PullSecret::Dockercfg(old.as_bytes())),
+        ];
+        let ring = Keyring::from_secrets(secrets).unwrap().then(keyring(&["quay.io", "ghcr.io"]));
+        let expect = [r#"user "two""#, r#"user "one""#, r#"user "old""#, r#"user "quay.io""#];
+        assert_eq!(lookup(&ring, "quay.io/team/app"), expect);
+        assert_eq!(lookup(&ring, "ghcr.io/x"), [r#"user "ghcr.io""#]);
+        let bad = Keyring::from_secrets([("ns/bad", PullSecret::ConfigJson(b"{"))]).unwrap_err().to_string();
+        assert!(bad.contains("secret ns/bad"), "{bad}");
     }
 
     fn with_helper(dir: &Path, script: &str) -> Keyring {

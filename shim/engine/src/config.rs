@@ -6,7 +6,7 @@
 //!   names/<key>                  who has a name (names.rs)
 //!   net/                         the network's own
 //!   pods/<sandbox id>/           record.json, creator.lock, lock, supervisor.sock, attach.sock, tender.lock,
-//!     hosts, hostname, resolv.conf, shm/, log
+//!     hosts, hostname, resolv.conf, shm/, log, volumes/<name>/, memory/<name>/
 //!     containers/<container id>/ record.json, config.json, rootfs/ (an empty mountpoint), exit.json
 //! <root>/                        disk
 //!   layers/, images, leases/     the image store's
@@ -72,6 +72,16 @@ impl Paths {
     /// Where a pod's emptyDirs are made.
     pub fn volumes(&self, sandbox: &str) -> PathBuf {
         self.pod_data(sandbox).join("volumes")
+    }
+
+    /// Where those of a pod's volumes are that hold configuration and secrets: never on a disk.
+    pub fn state_volumes(&self, sandbox: &str) -> PathBuf {
+        self.pod(sandbox).join("volumes")
+    }
+
+    /// Where a pod's volumes in memory are mounted.
+    pub fn memory_volumes(&self, sandbox: &str) -> PathBuf {
+        self.pod(sandbox).join("memory")
     }
 
     /// One container's writable layer.

@@ -307,6 +307,14 @@ impl Handler {
             let text = "it does not say that it has recursive read-only mounts, which a volume asks for";
             return Err(self.error(text.to_owned()));
         }
+        let part = |mount: &&Mount| !mount.sub_path.as_os_str().is_empty();
+        if self.kind != HandlerKind::Coracle
+            && let Some(mount) = config.mounts.iter().find(part)
+        {
+            let path = mount.container_path.display();
+            let text = format!("only coracle's own runtime opens a subPath safely, which the volume at {path} asks for");
+            return Err(self.error(text));
+        }
         Ok(())
     }
 

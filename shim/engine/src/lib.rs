@@ -7,7 +7,7 @@
 //! | what | where |
 //! |---|---|
 //! | [`Engine`], finding things, taking turns, calling supervisors | `engine`, `turns`, `client`, `supervisor` |
-//! | a sandbox's life, and how its making is undone | `sandbox`, `undo`, `names` |
+//! | a sandbox's life, and how its making is undone; its volumes | `sandbox`, `undo`, `names`, `volume` |
 //! | a container's life, what it is now | `container`, `observe`, `isolation`, `spec`, `update` |
 //! | the tree of pods' cgroups, ids for pods' user namespaces | `qos`, `ranges` |
 //! | what runs the containers | [`handler`], `program` |
@@ -52,6 +52,7 @@ mod turns;
 pub mod types;
 mod undo;
 mod update;
+mod volume;
 
 pub use config::{Deadlines, EngineConfig, Paths};
 pub use doctor::{Action, Finding};

@@ -4,7 +4,6 @@
 //! /dev/shm are made; then its namespaces; then the network; then the record says ready. Everything slow is the kernel's.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -316,20 +315,6 @@ impl Engine {
         }
         fs::create_dir_all(&dir).map_err(Error::io("make folder", &dir))?;
         record::write_file(&dir.join(OWNER), self.paths.state.as_os_str().as_encoded_bytes(), 0o600)
-    }
-
-    /// The folder for one of a pod's emptyDirs; it goes with the pod.
-    pub fn make_volume(&self, sandbox: &str, name: &str) -> Result<std::path::PathBuf> {
-        let id = self.find_sandbox(sandbox)?;
-        if name.is_empty() || name.starts_with('.') || name.contains('/') {
-            return Err(Error::invalid("volumes", format!("{name:?} is no name for a volume")));
-        }
-        self.own_data(&id)?;
-        let dir = self.paths.volumes(&id).join(name);
-        fs::create_dir_all(&dir).map_err(Error::io("make folder", &dir))?;
-        // As kubelet does: every user of the pod may write.
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).map_err(Error::io("chmod", &dir))?;
-        Ok(dir)
     }
 
     /// Takes a sandbox apart, whatever state it is in.

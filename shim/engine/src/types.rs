@@ -203,6 +203,9 @@ pub enum Propagation {
 pub struct Mount {
     /// The source; it must exist, unless `create_source`. Empty with `image`.
     pub host_path: PathBuf,
+    /// Only what is at this path beneath the source; empty for all of it. The runtime finds it with one look-up that
+    /// cannot leave the source, whoever moves links and folders about in it meanwhile.
+    pub sub_path: PathBuf,
     /// The absolute target.
     pub container_path: PathBuf,
     /// Read-only.

@@ -20,7 +20,7 @@ use crate::{cgroup, handler, names};
 pub(crate) enum Step {
     /// The folders, the record and the name.
     Folder,
-    /// The tmpfs of /dev/shm.
+    /// The tmpfs of /dev/shm, and those of volumes in memory.
     Shm,
     /// The supervisor, its namespaces, its cgroup.
     Supervisor,
@@ -76,7 +76,10 @@ impl Engine {
                 let (network, sandbox) = (self.network.clone(), sandbox.to_owned());
                 blocking(move || network.detach(&sandbox).map_err(Error::from)).await
             }
-            Step::Shm => unmount(&self.paths.pod(sandbox).join("shm")),
+            Step::Shm => {
+                self.forget_memory_volumes(sandbox)?;
+                unmount(&self.paths.pod(sandbox).join("shm"))
+            }
             Step::Folder => self.remove_folders(sandbox),
         }
     }

@@ -176,3 +176,95 @@ fn an_image_volume_that_cannot_be_names_what_is_missing() {
         assert_eq!(rig.engine.store().leases().unwrap(), []);
     });
 }
+
+fn part(source: &Path, sub: &str, to: &str) -> Mount {
+    Mount { host_path: source.into(), sub_path: sub.into(), container_path: to.into(), ..Default::default() }
+}
+
+#[test]
+fn a_part_of_a_volume_is_found_beneath_it_alone() {
+    rig(async |rig| {
+        let sandbox = rig.engine.run_sandbox(rig.pod("web")).await.unwrap();
+        let volume = rig.engine.make_volume(&sandbox.id, "v").unwrap();
+        fs::create_dir_all(volume.join("a/b")).unwrap();
+        fs::write(volume.join("a/b/file"), "inside\n").unwrap();
+        symlink("a/b", volume.join("near")).unwrap();
+        symlink("/etc", volume.join("far")).unwrap();
+        symlink("../../../../../../../../etc", volume.join("a/up")).unwrap();
+        let mut config = script("look", "cat /dir/file /linked/file /file; echo more > /dir/new");
+        config.mounts =
+            vec![part(&volume, "a/b", "/dir"), part(&volume, "near", "/linked"), part(&volume, "a/b/file", "/file")];
+        assert_eq!(lines(rig, &sandbox.id, config).await, ["inside"; 3]);
+        assert_eq!(fs::read_to_string(volume.join("a/b/new")).unwrap(), "more\n");
+        for (sub, words) in [
+            ("far", "leads out of the volume"),
+            ("far/passwd", "leads out of the volume"),
+            ("a/up", "leads out of the volume"),
+            ("../x", "`..`"),
+            ("/etc", "relative"),
+            ("no/such", "no/such"),
+        ] {
+            let mut config = script("main", "");
+            config.mounts = vec![part(&volume, sub, "/v")];
+            let error = refusal(rig, &sandbox.id, config).await;
+            assert!(error.contains(words) && error.contains("/v"), "{sub}: {error}");
+        }
+    });
+}
+
+#[test]
+fn a_part_that_is_swapped_for_a_link_at_that_moment_never_shows_the_host() {
+    rig(async |rig| {
+        let sandbox = rig.engine.run_sandbox(rig.pod("web")).await.unwrap();
+        let volume = rig.engine.make_volume(&sandbox.id, "v").unwrap();
+        let outside = rig.dir.join("outside");
+        for (dir, text) in [(volume.join("d/x"), "inside\n"), (outside.join("x"), "outside\n")] {
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("file"), text).unwrap();
+        }
+        symlink(&outside, volume.join("l")).unwrap();
+        // What a hostile container of the same pod does: the folder and the link change places all the time.
+        let place = volume.display();
+        let swap = "import ctypes, sys\nlibc = ctypes.CDLL(None)\na, b = [p.encode() for p in sys.argv[1:3]]\n\
+                    while True: libc.renameat2(-100, a, -100, b, 2)";
+        let (d, l) = (format!("{place}/d"), format!("{place}/l"));
+        let mut swapper = std::process::Command::new("python3").args(["-c", swap, &d, &l]).spawn().unwrap();
+        let (mut seen, mut refused) = (0, 0);
+        for attempt in 0..30 {
+            let mut config = script("look", "cat /v/file");
+            config.attempt = attempt;
+            config.mounts = vec![part(&volume, "d/x", "/v")];
+            match rig.engine.create_container(&sandbox.id, config).await {
+                Ok(id) => {
+                    rig.engine.start_container(&id).await.unwrap();
+                    rig.engine.wait_container(&id).await.unwrap();
+                    assert_eq!(rig.log(&id), "inside\n");
+                    seen += 1;
+                }
+                Err(error) => {
+                    assert!(error.to_string().contains("leads out of the volume"), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        swapper.kill().unwrap();
+        swapper.wait().unwrap();
+        eprintln!("{seen} began inside, {refused} were refused");
+    });
+}
+
+#[test]
+fn a_volume_in_memory_has_its_size_and_goes_with_the_running_pod() {
+    rig(async |rig| {
+        let sandbox = rig.engine.run_sandbox(rig.pod("web")).await.unwrap();
+        let volume = rig.engine.make_memory_volume(&sandbox.id, "m", 1 << 20).unwrap();
+        let mut config = script("fill", "dd if=/dev/zero of=/m/x bs=64k count=32 2>/dev/null; stat -c '%s %a' /m/x /m");
+        config.mounts = vec![Mount { host_path: volume, container_path: "/m".into(), ..Default::default() }];
+        let seen = lines(rig, &sandbox.id, config).await;
+        assert!(seen[0].starts_with("1048576 ") && seen[1].ends_with(" 777"), "{seen:?}");
+        let again = rig.another().make_memory_volume(&sandbox.id, "m", 1 << 20).unwrap();
+        assert!(again.join("x").exists(), "the same mount for the pod's next container");
+        rig.engine.stop_sandbox(&sandbox.id).await.unwrap();
+        assert!(!again.join("x").exists());
+    });
+}

@@ -1,8 +1,8 @@
 //! The mounts of a container: what every container has, the pod's files, and its volumes.
 //!
 //! A volume is a bind mount of the host's, or an image: then it is an overlay of the image's layers without a writable
-//! one, which the runtime makes detached and shows only to the container. The runtime also finds a sub path in it, so
-//! that links in the image end in the image.
+//! one, which the runtime makes detached and shows only to the container. The runtime also finds a sub path in either:
+//! links in an image end in the image, and what would lead out of a folder of the host is an error.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::types::{Mount, NamespaceMode, Propagation};
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// The group of terminals, by everyone's convention.
 const TTY_GROUP: u32 = 5;
-/// The runtime's word for a part of an overlay.
+/// The runtime's word for a part of an overlay or of a bind mount's source.
 const SUB_PATH: &str = "x-coracle.subpath=";
 
 fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Value {
@@ -154,6 +154,13 @@ fn host_mount(input: &Input<'_>, volume: &Mount, target: &str, label: &str) -> R
     if let Some(why) = propagation_refused(volume)? {
         return Err(bad(&why));
     }
+    let sub = volume.sub_path.to_str().ok_or_else(|| bad("sub_path is not UTF-8"))?;
+    if volume.sub_path.is_absolute() || sub.split('/').any(|part| part == "..") {
+        return Err(bad(&format!("sub_path {sub:?} must be relative and have no `..`")));
+    }
+    if volume.selinux_relabel && !sub.is_empty() {
+        return Err(bad("selinux_relabel is for whole volumes: a path in one may lead elsewhere"));
+    }
     if volume.selinux_relabel {
         lsm::Host::new(Path::new("/")).relabel(&volume.host_path, label)?;
     }
@@ -162,13 +169,16 @@ fn host_mount(input: &Input<'_>, volume: &Mount, target: &str, label: &str) -> R
         Propagation::HostToContainer => "rslave",
         Propagation::Bidirectional => "rshared",
     };
-    Ok(bind(target, &volume.host_path, &["rbind", propagation, access(volume)])?.1)
+    let part = format!("{SUB_PATH}{sub}");
+    let mut options = vec!["rbind", propagation, access(volume)];
+    options.extend((!sub.is_empty()).then_some(part.as_str()));
+    Ok(bind(target, &volume.host_path, &options)?.1)
 }
 
 fn image_mount(input: &Input<'_>, volume: &Mount, image: &str, target: &str) -> Result<Value> {
     let bad = |why: &str| Error::invalid("mounts", format!("{}: {why}", volume.container_path.display()));
-    if !volume.host_path.as_os_str().is_empty() {
-        return Err(bad("host_path and image exclude each other"));
+    if !volume.host_path.as_os_str().is_empty() || !volume.sub_path.as_os_str().is_empty() {
+        return Err(bad("host_path or sub_path, and image exclude each other"));
     }
     if volume.propagation != Propagation::Private {
         return Err(bad("an image has no mount propagation"));
