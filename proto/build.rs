@@ -9,6 +9,7 @@ const FILES: &[&str] = &[
     "events.proto",
     "events_ttrpc.proto",
     "runc.proto",
+    "bootstrap.proto",
     "cgroups_v1.proto",
     "cgroups_v2.proto",
     "ttrpc.proto",

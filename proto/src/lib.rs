@@ -27,6 +27,8 @@ pub mod cri {
     include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
 }
 
+/// `containerd.runtime.bootstrap.v1`: how containerd since 2.3 starts a shim.
+pub use generated::containerd::runtime::bootstrap::v1 as bootstrap;
 /// `containerd.runtime.sandbox.v1`: messages of the sandbox service.
 pub use generated::containerd::runtime::sandbox::v1 as sandbox;
 /// `containerd.task.v2`: messages of the task service, used unchanged by `containerd.task.v3`.

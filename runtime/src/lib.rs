@@ -15,7 +15,7 @@
 //! hooks     state (on disk), time  undo      what a failed create takes back
 //! seal      the program itself     apart     for containers of other programs
 //! cgroup    seccomp                handle    another process               members  without a cgroup
-//! checkpoint  dump and restore by CRIU
+//! checkpoint  dump and restore by CRIU         features  what of all this is told to managers
 //! sys       all of the crate's unsafe code
 //! ```
 //!
@@ -34,6 +34,7 @@ mod create;
 mod devices;
 mod error;
 mod exec;
+mod features;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod handle;
@@ -72,6 +73,7 @@ pub use cgroup::Stats;
 pub use checkpoint::{CheckpointOptions, CriuOptions, RestoreOptions};
 use error::Context;
 pub use error::{Error, Result};
+pub use features::features;
 pub use seal::seal_self;
 pub use spec::Process;
 pub use state::{Detail, OCI_VERSION, State, Status, now};

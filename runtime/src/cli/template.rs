@@ -4,7 +4,6 @@ use std::fs::OpenOptions;
 use std::io::Write;
 
 use anyhow::{Context, Result};
-use coracle_runtime::seccomp;
 use serde_json::{Value, json};
 
 use super::args::Spec;
@@ -81,39 +80,7 @@ fn config(rootless: bool) -> Value {
 
 /// features
 pub fn features() -> Result<()> {
-    let (policies, policy_flags) = coracle_runtime::known_memory_policies();
-    let features = json!({
-        "ociVersionMin": "1.0.0",
-        "ociVersionMax": coracle_runtime::OCI_VERSION,
-        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        "mountOptions": coracle_runtime::known_mount_options(),
-        "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
-            "capabilities": coracle_runtime::known_capabilities(),
-            "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true },
-            "seccomp": {
-                "enabled": true,
-                "actions": seccomp::ACTIONS,
-                "operators": seccomp::OPERATORS,
-                "archs": seccomp::ARCHITECTURES,
-                "knownFlags": seccomp::known_flags(),
-                "supportedFlags": seccomp::supported_flags(),
-            },
-            "apparmor": { "enabled": true },
-            "selinux": { "enabled": true },
-            "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
-            "memoryPolicy": { "modes": policies, "flags": policy_flags },
-            "mountExtensions": { "idmap": { "enabled": true } },
-            "netDevices": { "enabled": true },
-        },
-        "annotations": {
-            "io.github.coracle.version": env!("CARGO_PKG_VERSION"),
-            // Where managers look for it.
-            "org.opencontainers.runc.checkpoint.enabled": "true",
-        },
-        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],
-    });
-    print(&serde_json::to_string_pretty(&features)?)
+    print(&serde_json::to_string_pretty(&coracle_runtime::features())?)
 }
 
 #[cfg(test)]

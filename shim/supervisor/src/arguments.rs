@@ -15,6 +15,8 @@ pub enum Action {
     Start,
     /// Clear up after one that died.
     Delete,
+    /// Say what we are, to containerd.
+    Info,
     /// Say the version.
     Version,
     /// Say how it is used.
@@ -40,7 +42,7 @@ impl Arguments {
     /// Reads the command line, without the program's name.
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self> {
         let mut arguments = Arguments::default();
-        let (mut namespace, mut address) = Default::default();
+        let (mut namespace, mut address, mut publish_binary) = Default::default();
         let mut words = words.into_iter();
         while let Some(word) = words.next() {
             let word = word.into_string().map_err(|word| anyhow::anyhow!("{word:?} is not UTF-8"))?;
@@ -68,10 +70,11 @@ impl Arguments {
                 "bundle" => arguments.bundle = Some(value()?.into()),
                 "namespace" => namespace = value()?,
                 "address" => address = value()?,
-                // Its own program, to publish events by where it has no socket for them, which it has long had. Where to
-                // listen and to be debugged: of containerd's own shims, for themselves.
-                "publish-binary" | "socket" | "debug-socket" => drop(value()?),
+                "publish-binary" => publish_binary = value()?,
+                // Where to listen and to be debugged: of containerd's own shims, for themselves.
+                "socket" | "debug-socket" => drop(value()?),
                 "debug" => arguments.debug = flag == "debug" || value()? == "true",
+                "info" => arguments.action = Action::Info,
                 "v" | "version" => arguments.action = Action::Version,
                 "h" | "help" => arguments.action = Action::Help,
                 other => bail!("unknown flag -{other}"),
@@ -81,7 +84,7 @@ impl Arguments {
             if namespace.is_empty() {
                 bail!("-address is given, but no -namespace");
             }
-            arguments.containerd = Some(Containerd::new(namespace, address.into()));
+            arguments.containerd = Some(Containerd::new(namespace, address.into(), publish_binary.into()));
         }
         Ok(arguments)
     }
@@ -115,6 +118,7 @@ mod tests {
         assert_eq!(parse(&["-address", "", "-id", "web", "start"]).unwrap().containerd, None, "our engine's");
         assert_eq!(parse(&["--bundle=/b", "delete"]).unwrap().bundle, Some("/b".into()));
         assert_eq!(parse(&["-v"]).unwrap().action, Action::Version);
+        assert_eq!(parse(&["-info"]).unwrap().action, Action::Info);
     }
 
     #[test]

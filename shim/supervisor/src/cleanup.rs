@@ -42,6 +42,10 @@ pub fn delete(arguments: &Arguments) -> Result<()> {
         ops::delete(&bundle.join(RUNTIME_ROOT), &id)
             .map_err(|failure| anyhow!("delete: container {id}: {}", failure.message))?;
     }
+    if let Some(root) = ops::other_root(&bundle).context("delete")? {
+        let deleted = ops::delete(&root, &arguments.id);
+        deleted.map_err(|failure| anyhow!("delete: container {}: {}", arguments.id, failure.message))?;
+    }
     let left = foreign::recorded(&bundle.join(foreign::FOLDER)).context("delete: read what other runtimes left")?;
     for (id, foreign) in left {
         foreign.delete(&id).map_err(|failure| anyhow!("delete: container {id}: {}", failure.message))?;
@@ -79,8 +83,8 @@ fn survivor(bundle: &Path, patience: Duration) -> Result<Option<i32>> {
 /// Removes the socket that the dead supervisor listened on. A new one of the same group may have it by now.
 fn forget_socket(containerd: &Containerd, bundle: &Path, id: &str) {
     // A bundle without a configuration never had a supervisor.
-    let Ok(group) = start::group(bundle, id) else { return };
-    let socket = start::socket(containerd, &group);
+    let by_group = || start::group(bundle, id).ok().map(|group| start::socket(containerd, &group));
+    let Some(socket) = start::told_address(bundle).or_else(by_group) else { return };
     if let Ok(_lock) = start::lock(&socket)
         && !start::listens(&socket)
     {

@@ -8,12 +8,14 @@
 
 use crate::arguments::Arguments;
 use crate::containerd::events::Publisher;
-use crate::containerd::start;
+use crate::containerd::{bootstrap, start};
 use crate::sandbox::{ATTACH_SOCKET, PID_FILE, SOCKET, Sandbox};
 use crate::supervisor::Supervisor;
 use crate::sys::{self, Fork};
 use crate::tender::lock_holder;
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use coracle_proto::runc;
+use coracle_runtime::cgroup::{Cgroup, CgroupPath};
 use nix::fcntl::{FcntlArg, Flock, OFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -42,7 +44,7 @@ const READY: &[u8] = b"ready";
 struct Place {
     /// Relative to the bundle, or containerd's choice.
     socket: PathBuf,
-    answer: String,
+    answer: Vec<u8>,
     /// The id of what is supervised: a sandbox, or a group of containerd's.
     sandbox: String,
     /// Held until somebody listens.
@@ -52,7 +54,7 @@ struct Place {
 impl Place {
     fn of(arguments: &Arguments, bundle: &Path) -> Result<Place> {
         let Some(containerd) = &arguments.containerd else {
-            let answer = format!("unix://{}", bundle.join(SOCKET).display());
+            let answer = format!("unix://{}", bundle.join(SOCKET).display()).into_bytes();
             return Ok(Place { socket: SOCKET.into(), answer, sandbox: arguments.id.clone(), _lock: None });
         };
         let sandbox = start::group(bundle, &arguments.id)?;
@@ -74,18 +76,26 @@ impl Place {
 }
 
 /// Runs `start`.
-pub fn start(arguments: &Arguments) -> Result<()> {
+pub fn start(mut arguments: Arguments) -> Result<()> {
     ensure!(!arguments.id.is_empty(), "start: -id is required");
+    let options = match &mut arguments.containerd {
+        Some(containerd) => {
+            let input = bootstrap::read(io::stdin(), &arguments.id, containerd).context("start")?;
+            arguments.debug |= input.debug;
+            input.options
+        }
+        None => runc::Options::default(),
+    };
+    let arguments = &arguments;
     let bundle = arguments.bundle()?;
     std::env::set_current_dir(&bundle).with_context(|| format!("start: enter bundle {}", bundle.display()))?;
     let place = Place::of(arguments, &bundle).context("start")?;
     if place.is_taken(arguments)? {
-        print!("{}", place.answer);
-        return Ok(());
+        return io::stdout().write_all(&place.answer).context("start: tell the address");
     }
     let (mut reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map(|(r, w)| (File::from(r), File::from(w)))?;
     match sys::fork().context("start: fork")? {
-        Fork::Child => child(arguments, &place, bundle, writer),
+        Fork::Child => child(arguments, &place, bundle, options.shim_cgroup, writer),
         Fork::Parent(supervisor) => {
             drop(writer);
             let mut word = Vec::new();
@@ -96,7 +106,7 @@ pub fn start(arguments: &Arguments) -> Result<()> {
                 error => bail!("start: {}", String::from_utf8_lossy(error)),
             }
             let mut out = io::stdout();
-            out.write_all(place.answer.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
+            out.write_all(&place.answer).and_then(|()| out.flush()).map_err(|error| {
                 // Who asked for it is dead and may have been cleared away after, its bundle with it: it must not stay.
                 let _ = kill(Pid::from_raw(supervisor), Signal::SIGKILL);
                 anyhow!(error).context("start: tell the address")
@@ -105,8 +115,8 @@ pub fn start(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn child(arguments: &Arguments, place: &Place, bundle: PathBuf, mut parent: File) -> ! {
-    let prepared = prepare(arguments, place, bundle, &parent);
+fn child(arguments: &Arguments, place: &Place, bundle: PathBuf, cgroup: String, mut parent: File) -> ! {
+    let prepared = prepare(arguments, place, bundle, cgroup, &parent);
     let told = match &prepared {
         Ok(_) => parent.write_all(READY),
         Err(error) => parent.write_all(format!("{error:#}").as_bytes()),
@@ -127,7 +137,13 @@ fn child(arguments: &Arguments, place: &Place, bundle: PathBuf, mut parent: File
 }
 
 /// Everything up to listening. The lock lives as long as the returned file.
-fn prepare(arguments: &Arguments, place: &Place, bundle: PathBuf, parent: &File) -> Result<(Supervisor, File)> {
+fn prepare(
+    arguments: &Arguments,
+    place: &Place,
+    bundle: PathBuf,
+    cgroup: String,
+    parent: &File,
+) -> Result<(Supervisor, File)> {
     nix::unistd::setsid().context("begin a session")?;
     // A program run by its descriptor is named after the descriptor; `ps` should say what this is.
     nix::sys::prctl::set_name(COMM).context("set the process's name")?;
@@ -135,18 +151,33 @@ fn prepare(arguments: &Arguments, place: &Place, bundle: PathBuf, parent: &File)
     redirect(arguments.debug)?;
     nix::sys::prctl::set_child_subreaper(true).context("become the reaper of orphans")?;
     let signals = take_signals()?;
+    join_cgroup(&cgroup)?;
     umask(Mode::from_bits_truncate(0o022));
     let lock = lock()?;
     fs::write(PID_FILE, std::process::id().to_string()).context("write the pid file")?;
     let (listener, attach_listener) = (listen(&place.socket)?, listen(Path::new(ATTACH_SOCKET))?);
     let mut sandbox = Sandbox::new(place.sandbox.clone(), bundle);
-    if arguments.containerd.is_some() {
+    if let Some(containerd) = &arguments.containerd {
         sandbox.containerd_socket = Some(place.socket.clone());
+        sandbox.namespace = containerd.namespace.clone();
+        sandbox.shim_cgroup = cgroup;
         prefer_as_victim().context("adjust the supervisor's oom_score_adj")?;
     }
     let mut supervisor = Supervisor::new(sandbox, listener, attach_listener, signals)?;
     supervisor.publisher = arguments.containerd.as_ref().and_then(Publisher::new);
     Ok((supervisor, lock))
+}
+
+/// Enters the cgroup that the runtime options have for shims, where there is one by this name.
+fn join_cgroup(path: &str) -> Result<()> {
+    if path.is_empty() {
+        return Ok(());
+    }
+    let what = || format!("enter the shim's cgroup {path}");
+    let known = CgroupPath::new(Some(Path::new(path)), path).with_context(what)?;
+    let found = Cgroup::find(&known).with_context(what)?;
+    let cgroup = found.with_context(|| format!("{}: there is no such cgroup", what()))?;
+    cgroup.join(std::process::id() as i32).with_context(what)
 }
 
 /// When memory runs out the kernel shall take a supervisor before containerd, as with containerd's own shims.

@@ -5,10 +5,11 @@
 //! their exits reach it as those of our own runtime's do.
 //!
 //! ```text
-//! <sandbox bundle>/foreign/<id>.json    which program made the container, and its cgroup: for clearing up after a crash
-//! <sandbox bundle>/foreign/state/       the program's --root, if no other was asked for
-//! <sandbox bundle>/foreign/act-<pid>/   what one run of the program writes and reads; gone when the worker ends
+//! <bundle>/foreign/<id>.json    which program made the container, and its cgroup: for clearing up after a crash
+//! <bundle>/foreign/state/       the program's --root, if no other was asked for
+//! <bundle>/foreign/act-<pid>/   what one run of the program writes and reads; gone when the worker ends
 //! ```
+//! The bundle is the sandbox's; under containerd, which clears up after each container by itself, the container's.
 //!
 //! The root filesystem is mounted in a mount namespace of the worker's, in which the program then makes the container:
 //! the host never sees it. Statistics and processes are read from the container's cgroup, which needs no program.
@@ -71,20 +72,12 @@ fn failed(what: impl std::fmt::Display, error: impl std::fmt::Display) -> Failur
 }
 
 impl Foreign {
-    /// The runtime that containerd's options for runc name.
-    pub fn new(id: &str, options: &runc::Options, folder: &Path) -> Result<Self, String> {
-        let refused = [
-            ("shim_cgroup", !options.shim_cgroup.is_empty()),
-            ("io_uid", options.io_uid != 0),
-            ("io_gid", options.io_gid != 0),
-        ];
-        if let Some((name, _)) = refused.iter().find(|(_, set)| *set) {
-            return Err(format!("runtime option {name} is not supported"));
-        }
+    /// The runtime that the options name, with its state in `root` or in the folder.
+    pub fn new(id: &str, options: &runc::Options, folder: &Path, root: Option<PathBuf>) -> Result<Self, String> {
         if id == "state" {
             return Err("it cannot have this id".to_owned());
         }
-        let root = if options.root.is_empty() { folder.join("state") } else { PathBuf::from(&options.root) };
+        let root = root.unwrap_or_else(|| folder.join("state"));
         Ok(Foreign {
             binary: PathBuf::from(&options.binary_name),
             root,
@@ -99,8 +92,10 @@ impl Foreign {
     pub fn perform(&self, id: &str, act: Act) -> Result<Vec<u8>, Failure> {
         let done = |()| Vec::new();
         match act {
-            Act::Create { request, ends } => self.create(id, *request, ends),
-            Act::Undo { bundle } => self.delete(id).and_then(|()| ops::clear_cgroup(id, &bundle)).map(done),
+            Act::Create { request, ends, .. } => self.create(id, *request, ends),
+            Act::Undo { bundle, systemd } => {
+                self.delete(id).and_then(|()| ops::clear_cgroup(id, &bundle, systemd)).map(done)
+            }
             Act::Start => self.run(&Run::new(self, "start", id)?, &[id]).map(done),
             Act::Exec { spec, terminal, ends, .. } => self.exec(id, &spec, terminal, ends),
             Act::Kill { signal, .. } => self.run(&Run::new(self, "kill", id)?, &[id, &signal.to_string()]).map(done),
@@ -417,18 +412,19 @@ mod tests {
     }
 
     #[test]
-    fn options_that_are_not_honoured_are_refused_by_name() {
-        let options = runc::Options { binary_name: "/usr/bin/runc".into(), io_uid: 1, ..Default::default() };
-        assert!(Foreign::new("web", &options, Path::new("/b")).unwrap_err().contains("io_uid"));
+    fn its_state_is_in_the_folder_or_where_it_is_wanted() {
         let options = runc::Options { binary_name: "runc".into(), ..Default::default() };
-        assert_eq!(Foreign::new("web", &options, Path::new("/b")).unwrap().root, Path::new("/b/state"));
+        let new = |id, root| Foreign::new(id, &options, Path::new("/b"), root);
+        assert_eq!(new("web", None).unwrap().root, Path::new("/b/state"));
+        assert_eq!(new("web", Some("/r".into())).unwrap().root, Path::new("/r"));
+        assert!(new("state", None).is_err());
     }
 
     #[test]
     fn what_a_supervisor_left_is_found_by_its_records() {
         let dir = tempfile::tempdir().unwrap();
         let options = runc::Options { binary_name: "runc".into(), ..Default::default() };
-        let foreign = Foreign::new("web", &options, &dir.path().join("foreign")).unwrap();
+        let foreign = Foreign::new("web", &options, &dir.path().join("foreign"), None).unwrap();
         assert_eq!(recorded(&foreign.folder).unwrap(), []);
         foreign.record("web", None).unwrap();
         assert_eq!(recorded(&foreign.folder).unwrap(), [("web".to_owned(), foreign.clone())]);

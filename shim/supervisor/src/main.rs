@@ -55,6 +55,7 @@ const NAME: &str = "containerd-shim-coracle-v1";
 const USAGE: &str = "usage: containerd-shim-coracle-v1 -id ID [-bundle DIR] [-debug] start|delete
   start    begin the supervisor of sandbox ID in DIR (default: the working directory) and print its address
   delete   clear up after a supervisor that died
+  -info    print what containerd asks of a runtime handler
   -v       print the version";
 
 fn main() -> ExitCode {
@@ -62,9 +63,10 @@ fn main() -> ExitCode {
         Action::Start => {
             // Containers begin as forks of this process, so its file must be out of their reach: see runtime's seal.rs.
             coracle_runtime::seal_self()?;
-            daemon::start(&arguments)
+            daemon::start(arguments)
         }
         Action::Delete => cleanup::delete(&arguments),
+        Action::Info => containerd::info::tell(),
         Action::Version => {
             println!("{NAME}:\n  Version:  {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -1,14 +1,26 @@
 //! Which program runs a container, and what it is asked: one [`Act`] for each job of a worker. The states, the streams
 //! and the exits of containers are the same whoever runs them.
 //!
-//! The program is named by `CreateTaskRequest.options`: none of them, or runc's options without a binary, is our own
-//! runtime as a library ([`ops`]); runc's options with one are a program with runc's command line ([`foreign`]); our own
+//! The program is named by `CreateTaskRequest.options`: runtime options without a binary, or none at all, are our own
+//! runtime as a library ([`ops`]); those with one are a program with runc's command line ([`foreign`]); our own
 //! [`ShimOptions`] are a containerd shim ([`shim`]).
+//!
+//! What the other runtime options say is done here, or refused by name:
+//!
+//! | option | |
+//! |---|---|
+//! | `Root` | as containerd's own shim has it: state is in `<Root>/<namespace>`; else in the bundle |
+//! | `ShimCgroup` | entered at `start`; of a container that joins a running supervisor it must be the same |
+//! | `IoUid`, `IoGid` | own the pipes and fifos of each process |
+//! | `NoPivotRoot`, `NoNewKeyring`, `SystemdCgroup` | passed on to the runtime |
+//! | `CriuImagePath`, `CriuWorkPath` | where a checkpoint goes |
+//! | `TaskApiAddress`, `TaskApiVersion` | containerd's words to itself, when it looks for a sandbox's shim |
 
+use crate::containerd::options;
 use crate::failure::{Fail, Failure};
-use crate::foreign::Foreign;
+use crate::foreign::{self, Foreign};
 use crate::ops;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{RUNTIME_ROOT, Sandbox};
 use crate::shim::Shim;
 use crate::stdio::ProcessEnds;
 use coracle_proto::coracle::ShimOptions;
@@ -16,7 +28,7 @@ use coracle_proto::ttrpc::Code;
 use coracle_proto::{any, runc, task};
 use nix::libc::SIGKILL;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What runs a container.
 #[derive(Debug, Clone)]
@@ -35,6 +47,8 @@ pub enum Act {
     Create {
         /// The request.
         request: Box<task::CreateTaskRequest>,
+        /// What its options say.
+        options: Box<runc::Options>,
         /// The ends of its streams.
         ends: ProcessEnds,
     },
@@ -42,6 +56,8 @@ pub enum Act {
     Undo {
         /// The container's directory.
         bundle: PathBuf,
+        /// Its cgroup is a unit of systemd's.
+        systemd: bool,
     },
     /// Task.Start of the container.
     Start,
@@ -110,7 +126,7 @@ impl Act {
 
 impl Oci {
     /// What the request asks for.
-    pub fn of(request: &task::CreateTaskRequest, pod: &Sandbox) -> Result<Oci, Failure> {
+    pub fn of(request: &task::CreateTaskRequest, pod: &Sandbox) -> Result<(Oci, runc::Options), Failure> {
         let invalid = |text: String| Code::InvalidArgument.failure(format!("container {}: {text}", request.id));
         if let Some(options) = request.options.as_ref().and_then(any::unpack::<ShimOptions>) {
             let options = options.map_err(|error| invalid(format!("its options do not decode: {error}")))?;
@@ -119,19 +135,32 @@ impl Oci {
                 return Err(Code::Unimplemented.failure(text.to_owned()));
             }
             let shim = Shim::new(options, request, &pod.bundle, &pod.id, pod.cgroup());
-            return Ok(Oci::Shim(Box::new(shim)));
+            return Ok((Oci::Shim(Box::new(shim)), runc::Options::default()));
         }
-        match request.options.as_ref().and_then(any::unpack::<runc::Options>) {
-            Some(Ok(options)) if !options.binary_name.is_empty() => {
-                Foreign::new(&request.id, &options, &pod.foreign_folder())
-                    .map(Box::new)
-                    .map(Oci::Foreign)
-                    .map_err(invalid)
+        let options = options::read(request.options.as_ref()).map_err(invalid)?;
+        if options.shim_cgroup != pod.shim_cgroup && !options.shim_cgroup.is_empty() {
+            return Err(invalid(format!(
+                "runtime option ShimCgroup is {:?}, and its pod's supervisor was started with {:?}",
+                options.shim_cgroup, pod.shim_cgroup
+            )));
+        }
+        let folder = pod.folder_of(&request.bundle);
+        let root = Path::new(&options.root);
+        let oci = match (options.binary_name.as_str(), options.root.as_str()) {
+            ("", "") => Oci::Own(folder.join(RUNTIME_ROOT)),
+            ("", _) if !pod.of_containerd() => {
+                return Err(invalid(
+                    "runtime option Root is for another runtime, or for containerd's containers".into(),
+                ));
             }
-            Some(Err(error)) => Err(invalid(format!("its options do not decode: {error}"))),
-            // What else the options say, and options of an unknown type, are looked at when it is created.
-            _ => Ok(Oci::Own(pod.runtime_root_of(&request.bundle))),
-        }
+            ("", _) => Oci::Own(root.join(&pod.namespace)),
+            (_, given) => {
+                let root = (!given.is_empty()).then(|| root.join(&pod.namespace));
+                let foreign = Foreign::new(&request.id, &options, &folder.join(foreign::FOLDER), root);
+                Oci::Foreign(Box::new(foreign.map_err(invalid)?))
+            }
+        };
+        Ok((oci, options))
     }
 
     /// Whether this signal is sent by the program that made the process, and not to its pid.
@@ -152,8 +181,8 @@ impl Oci {
             Oci::Shim(shim) => return shim.perform(id, act),
         };
         match act {
-            Act::Create { request, ends } => ops::create(root, *request, ends),
-            Act::Undo { bundle } => ops::undo_create(root, id, &bundle),
+            Act::Create { request, options, ends } => ops::create(root, *request, &options, ends),
+            Act::Undo { bundle, systemd } => ops::undo_create(root, id, &bundle, systemd),
             Act::Start => ops::start(root, id),
             Act::Exec { spec, terminal, ends, .. } => ops::exec(root, id, &spec, terminal, ends),
             Act::Kill { signal, .. } => ops::kill(root, id, signal),

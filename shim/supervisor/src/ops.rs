@@ -12,9 +12,15 @@ use coracle_runtime::cgroup::{Cgroup, CgroupOptions, CgroupPath, CgroupState, St
 use coracle_runtime::{CreateOptions, ExecOptions, Parent, Process, RootfsMount, Runtime, Stdio};
 use nix::libc::SIGKILL;
 use oci_spec::runtime::LinuxResources;
+use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+/// In the bundle of a container whose state is elsewhere: where.
+const ROOT_RECORD: &str = "oci-root";
 
 /// What the supervisor has to know of a container it did not make itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -71,31 +77,27 @@ fn invalid(message: String) -> Failure {
     Code::InvalidArgument.failure(message)
 }
 
-/// The options of containerd's that are honoured; the others are refused by name.
-fn runc_options(request: &task::CreateTaskRequest) -> Result<runc::Options, Failure> {
-    let Some(packed) = &request.options else { return Ok(runc::Options::default()) };
-    if packed.type_url.is_empty() {
-        return Ok(runc::Options::default());
-    }
-    let options = match any::unpack::<runc::Options>(packed) {
-        Some(Ok(options)) => options,
-        Some(Err(error)) => return Err(invalid(format!("options of container {}: {error}", request.id))),
-        None => return Err(invalid(format!("options of type {} are not known", packed.type_url))),
-    };
-    let refused = [
-        ("shim_cgroup", !options.shim_cgroup.is_empty()),
-        ("io_uid", options.io_uid != 0),
-        ("io_gid", options.io_gid != 0),
-    ];
-    match refused.iter().find(|(_, set)| *set) {
-        Some((name, _)) => Err(Code::Unimplemented.failure(format!("runtime option {name} is not supported"))),
-        None => Ok(options),
+/// Where the state of a bundle's container is, if it is not in the bundle: for whoever clears up after us.
+pub fn other_root(bundle: &Path) -> io::Result<Option<PathBuf>> {
+    match fs::read(bundle.join(ROOT_RECORD)) {
+        Ok(path) => Ok(Some(OsString::from_vec(path).into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 /// Task.Create.
-pub fn create(root: &Path, request: task::CreateTaskRequest, ends: ProcessEnds) -> Result<Vec<u8>, Failure> {
-    let options = runc_options(&request)?;
+pub fn create(
+    root: &Path,
+    request: task::CreateTaskRequest,
+    options: &runc::Options,
+    ends: ProcessEnds,
+) -> Result<Vec<u8>, Failure> {
+    if !options.root.is_empty() {
+        let record = Path::new(&request.bundle).join(ROOT_RECORD);
+        let written = fs::write(&record, root.as_os_str().as_bytes());
+        written.map_err(|error| Code::Unknown.failure(format!("write {}: {error}", record.display())))?;
+    }
     let (stdio, console_fd) = ends.into_runtime()?;
     let create = CreateOptions {
         bundle: PathBuf::from(&request.bundle),
@@ -121,19 +123,23 @@ pub fn rootfs_mount(mount: Mount) -> RootfsMount {
 }
 
 /// Clears up after a create that was cut off at any point: there may be a record or none, a cgroup or none.
-pub fn undo_create(root: &Path, id: &str, bundle: &Path) -> Result<Vec<u8>, Failure> {
+pub fn undo_create(root: &Path, id: &str, bundle: &Path, systemd: bool) -> Result<Vec<u8>, Failure> {
     delete(root, id)?;
-    clear_cgroup(id, bundle)?;
+    clear_cgroup(id, bundle, systemd)?;
     Ok(Vec::new())
 }
 
 /// Kills what is in the cgroup that a container's config.json names, and removes it.
-pub fn clear_cgroup(id: &str, bundle: &Path) -> Result<(), Failure> {
+pub fn clear_cgroup(id: &str, bundle: &Path, systemd: bool) -> Result<(), Failure> {
     let config = bundle.join("config.json");
     let failed = |error: String| Code::Unknown.failure(format!("clear up after {}: {error}", config.display()));
     let text = fs::read(&config).map_err(|error| failed(error.to_string()))?;
     let config: serde_json::Value = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
     let path = config["linux"]["cgroupsPath"].as_str().map(Path::new);
+    if systemd {
+        let unit = CgroupOptions { systemd, ..CgroupOptions::new(path, id) };
+        return Cgroup::remove_remains(&unit).map_err(|error| failed(error.to_string()));
+    }
     let path = CgroupPath::new(path, id).map_err(|error| failed(error.to_string()))?;
     let Some(cgroup) = Cgroup::find(&path).map_err(|error| failed(error.to_string()))? else { return Ok(()) };
     cgroup.kill_all(SIGKILL).map_err(|error| failed(error.to_string()))?;

@@ -14,7 +14,6 @@ mod namespaces;
 use crate::connection::Call;
 use crate::containerd::events::Publisher;
 use crate::failure::{Fail, Failure};
-use crate::foreign;
 use crate::ops;
 use crate::service::{Outcome, answered, decode, done};
 use crate::shim;
@@ -29,7 +28,7 @@ use nix::libc::{SIGKILL, SIGTERM};
 use nix::sched::CloneFlags;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long killed processes may take to die before StopSandbox gives up: they sit in the kernel, waiting for a device.
@@ -70,6 +69,10 @@ pub struct Sandbox {
     pub id: String,
     /// Its directory, also the working directory.
     pub bundle: PathBuf,
+    /// containerd's namespace; empty if it is not containerd that began us.
+    pub namespace: String,
+    /// The cgroup that containerd's options have for shims, in which this process is.
+    pub shim_cgroup: String,
     /// The task socket, where containerd looks for it; else it is in the bundle.
     pub containerd_socket: Option<PathBuf>,
     /// Where it stands.
@@ -100,6 +103,8 @@ impl Sandbox {
         Sandbox {
             id,
             bundle,
+            namespace: String::new(),
+            shim_cgroup: String::new(),
             containerd_socket: None,
             phase: Phase::None,
             host_namespaces: Vec::new(),
@@ -124,22 +129,22 @@ impl Sandbox {
         self.bundle.join(RUNTIME_ROOT)
     }
 
-    /// The same for one container: containerd clears up after each by itself, from its own bundle.
-    pub fn runtime_root_of(&self, bundle: &str) -> PathBuf {
+    /// Where everything for one container is: containerd clears up after each by itself, from its own bundle.
+    pub fn folder_of(&self, bundle: &str) -> PathBuf {
         match self.containerd_socket {
-            Some(_) => Path::new(bundle).join(RUNTIME_ROOT),
-            None => self.runtime_root(),
+            Some(_) => PathBuf::from(bundle),
+            None => self.bundle.clone(),
         }
+    }
+
+    /// Whether containerd began us.
+    pub fn of_containerd(&self) -> bool {
+        self.containerd_socket.is_some()
     }
 
     /// The pod's cgroup; empty for none.
     pub fn cgroup(&self) -> &str {
         &self.options.cgroup_parent
-    }
-
-    /// Where other runtimes' containers are recorded.
-    pub fn foreign_folder(&self) -> PathBuf {
-        self.bundle.join(foreign::FOLDER)
     }
 
     /// The limit of each container's log.

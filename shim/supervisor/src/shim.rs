@@ -83,11 +83,11 @@ impl Shim {
     pub fn perform(&self, id: &str, act: Act) -> Result<Vec<u8>, Failure> {
         let id_only = || id.to_owned();
         match act {
-            Act::Create { request, ends } => self.create(*request, ends),
-            Act::Undo { bundle } => {
+            Act::Create { request, ends, .. } => self.create(*request, ends),
+            Act::Undo { bundle, systemd } => {
                 // Whether it knows of the container or not, nothing of it may run on.
                 let _ = self.delete(id, "");
-                ops::clear_cgroup(id, &bundle).map(|()| Vec::new())
+                ops::clear_cgroup(id, &bundle, systemd).map(|()| Vec::new())
             }
             Act::Start => self.start(id, "").map(|_| Vec::new()),
             Act::Exec { exec, spec, terminal, ends } => self.exec(id, &exec, spec, terminal, &ends.fifos),
@@ -190,7 +190,7 @@ impl Shim {
     /// Forgets a container that has ended. A shim that died has left at most its cgroup.
     fn delete_container(&self, id: &str) -> Result<(), Failure> {
         match self.delete(id, "") {
-            Err(failure) if failure.code == Code::Unavailable => ops::clear_cgroup(id, &self.bundle),
+            Err(failure) if failure.code == Code::Unavailable => ops::clear_cgroup(id, &self.bundle, false),
             done => done,
         }
     }

@@ -181,8 +181,45 @@ pub struct Kept {
     pub reader: Option<OwnedFd>,
 }
 
+/// Who is to own what a process has for its streams, so that it can open them again by /proc/self/fd; 0 is as it is.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct IoOwner {
+    uid: u32,
+    gid: u32,
+}
+
+impl IoOwner {
+    /// Of the runtime options IoUid and IoGid.
+    pub fn new(uid: u32, gid: u32) -> IoOwner {
+        IoOwner { uid, gid }
+    }
+
+    /// Gives it all pipes and fifos. Files of the host keep their owner.
+    fn take(self, ends: &ProcessEnds) -> Result<(), Failure> {
+        if self == IoOwner::default() {
+            return Ok(());
+        }
+        for end in [&ends.stdin, &ends.stdout, &ends.stderr].into_iter().flatten() {
+            let change = || -> io::Result<()> {
+                if File::from(end.try_clone()?).metadata()?.file_type().is_fifo() {
+                    std::os::unix::fs::fchown(end, Some(self.uid), Some(self.gid))?;
+                }
+                Ok(())
+            };
+            change().map_err(|error| failed(&format!("give the streams to {}:{}", self.uid, self.gid), "", error))?;
+        }
+        Ok(())
+    }
+}
+
 /// Opens or makes all ends.
-pub fn open(names: &Names) -> Result<(ProcessEnds, OurEnds), Failure> {
+pub fn open(names: &Names, owner: IoOwner) -> Result<(ProcessEnds, OurEnds), Failure> {
+    let (theirs, ours) = open_all(names)?;
+    owner.take(&theirs)?;
+    Ok((theirs, ours))
+}
+
+fn open_all(names: &Names) -> Result<(ProcessEnds, OurEnds), Failure> {
     let (mut theirs, mut ours) = (ProcessEnds::default(), OurEnds::default());
     if names.terminal {
         let (one, other) = UnixStream::pair().map_err(|error| failed("make the terminal's socket", "", error))?;
@@ -326,7 +363,7 @@ mod tests {
         let path = dir.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let names = Names { stdout: path.to_str().unwrap().into(), ..Default::default() };
-        let (theirs, ours) = open(&names).unwrap();
+        let (theirs, ours) = open(&names, IoOwner::new(0, 0)).unwrap();
         nix::unistd::write(theirs.stdout.as_ref().unwrap(), b"x").unwrap();
         assert_eq!(ours.kept.outputs.len(), 1);
     }

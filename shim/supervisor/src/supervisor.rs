@@ -11,7 +11,7 @@ use crate::failure::{Fail, Failure};
 use crate::oci::{Act, Oci};
 use crate::reactor::{Interest, Reactor, Ready, Table, Token};
 use crate::sandbox::Sandbox;
-use crate::stdio::{Names, OurEnds};
+use crate::stdio::{IoOwner, Names, OurEnds};
 use crate::streams::Streams;
 use crate::sys;
 use crate::task::State;
@@ -66,6 +66,10 @@ pub struct Container {
     pub bundle: PathBuf,
     /// What runs it.
     pub oci: Oci,
+    /// Its cgroup is a unit of systemd's.
+    pub systemd_cgroup: bool,
+    /// Who owns the pipes and fifos of its processes.
+    pub io_owner: IoOwner,
     /// Its first process.
     pub init: Process,
     /// Processes started by Exec.

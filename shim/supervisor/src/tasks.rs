@@ -7,13 +7,13 @@ use crate::oci::{Act, Oci};
 use crate::ops::Created;
 use crate::service::{Outcome, answered, decode, done};
 use crate::shim;
-use crate::stdio::{self, Names, OurEnds, ProcessEnds};
+use crate::stdio::{self, IoOwner, Names, OurEnds, ProcessEnds};
 use crate::supervisor::{Container, Job, Process, Supervisor};
 use crate::sys;
 use crate::task::{Event, State};
 use crate::worker::DIED;
 use coracle_proto::ttrpc::Code;
-use coracle_proto::{Message, Timestamp, events, task};
+use coracle_proto::{Message, Timestamp, events, runc, task};
 use nix::libc::SIGKILL;
 use std::path::{Path, PathBuf};
 
@@ -134,7 +134,8 @@ impl Supervisor {
             stderr: request.stderr.clone(),
         };
         let bundle = PathBuf::from(&request.bundle);
-        let oci = Oci::of(&request, &self.sandbox)?;
+        let (oci, options) = Oci::of(&request, &self.sandbox)?;
+        let options = Box::new(options);
         if matches!(oci, Oci::Shim(_)) {
             self.read_shim_log()?;
         }
@@ -144,6 +145,8 @@ impl Supervisor {
             id: id.clone(),
             bundle,
             oci,
+            systemd_cgroup: options.systemd_cgroup,
+            io_owner: IoOwner::new(options.io_uid, options.io_gid),
             init,
             execs: Vec::new(),
             own_pid_namespace: false,
@@ -151,22 +154,28 @@ impl Supervisor {
             deleting: None,
             announcement: self.publisher.is_some().then(|| Box::new(announcement(&request))),
         });
-        self.create_by_worker(call, request).inspect_err(|_| self.forget_container(&id))?;
+        self.create_by_worker(call, request, options).inspect_err(|_| self.forget_container(&id))?;
         Ok(None)
     }
 
-    fn create_by_worker(&mut self, call: Call, request: task::CreateTaskRequest) -> Result<(), Failure> {
+    fn create_by_worker(
+        &mut self,
+        call: Call,
+        request: task::CreateTaskRequest,
+        options: Box<runc::Options>,
+    ) -> Result<(), Failure> {
         let (theirs, ends) = self.open_stdio(&request.id, "")?;
         let id = request.id.clone();
         let job = Job::Create { call, container: id.clone(), ends };
-        self.act(job, &id, Act::Create { request: Box::new(request), ends: theirs })
+        self.act(job, &id, Act::Create { request: Box::new(request), options, ends: theirs })
     }
 
     fn open_stdio(&mut self, id: &str, exec: &str) -> Result<(ProcessEnds, OurEnds), Failure> {
         let names = &self.process(id, exec)?.names.clone();
-        match &self.container(id)?.oci {
+        let container = self.container(id)?;
+        match &container.oci {
             Oci::Shim(shim) => shim::open_fifos(names, shim.bundle(), exec),
-            _ => stdio::open(names),
+            _ => stdio::open(names, container.io_owner),
         }
     }
 
@@ -573,9 +582,9 @@ impl Supervisor {
     /// The worker was killed, by a stop or by the kernel, and has undone nothing.
     fn undo_create(&mut self, call: Call, id: &str, failure: Failure) {
         let Ok(container) = self.container(id) else { return };
-        let bundle = container.bundle.clone();
+        let (bundle, systemd) = (container.bundle.clone(), container.systemd_cgroup);
         let job = Job::Undo { call, container: id.to_owned(), failure: failure.clone() };
-        if self.act(job, id, Act::Undo { bundle }).is_err() {
+        if self.act(job, id, Act::Undo { bundle, systemd }).is_err() {
             self.forget_container(id);
             self.answer(call, Err(failure));
         }

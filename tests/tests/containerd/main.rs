@@ -1,5 +1,8 @@
 //! Our supervisor as containerd's runtime handler, `io.containerd.coracle.v1`, under Debian's containerd and `ctr`.
 
+mod info;
+mod options;
+
 use std::fs;
 
 use coracle_tests::containerd::Containerd;

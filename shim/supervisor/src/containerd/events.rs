@@ -237,12 +237,7 @@ mod tests {
     fn rig() -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ttrpc");
-        let containerd = Containerd {
-            namespace: "k8s.io".into(),
-            address: PathBuf::new(),
-            ttrpc_address: path.clone(),
-            max_version: None,
-        };
+        let containerd = Containerd { ttrpc_address: path.clone(), ..Containerd::for_tests("k8s.io", "/c") };
         let publisher = Publisher::new(&containerd).unwrap();
         Rig { _dir: dir, path, reactor: Reactor::new().unwrap(), publisher }
     }

@@ -3,13 +3,16 @@
 //! | from containerd | to it |
 //! |---|---|
 //! | flags and variables: its namespace, sockets and program ([`Containerd`]) | the address, in the form it knows ([`start`]) |
-//! | standard input: the options of the container | events of tasks ([`events`]) |
-//! | the working directory: the bundle of the first container | |
+//! | standard input: parameters ([`bootstrap`]) and runtime options ([`options`]) | events of tasks ([`events`]) |
+//! | the working directory: the bundle of the first container | what we are, when it asks ([`info`]) |
 //!
 //! Containers of one pod share a supervisor: the annotations that containerd's CRI gives them name its group. The rest,
 //! the task API, is the same as for our own engine, which gives no address and is sent no events.
 
+pub mod bootstrap;
 pub mod events;
+pub mod info;
+pub mod options;
 pub mod start;
 
 use std::path::PathBuf;
@@ -23,16 +26,36 @@ pub struct Containerd {
     pub address: PathBuf,
     /// Its ttrpc socket, where events go; empty if it has told of none.
     pub ttrpc_address: PathBuf,
+    /// Its own program, which publishes events where there is no such socket; empty if it has told of none.
+    pub publish_binary: PathBuf,
     /// The newest version of shims it knows; containerd 1.6, which knows but one, does not tell.
     pub max_version: Option<u32>,
+    /// It wrote parameters to our standard input, and reads the answer to them.
+    pub bootstrap: bool,
+    /// Where it wants our socket.
+    pub socket_folder: Option<PathBuf>,
 }
 
 impl Containerd {
     /// From the flags, completed by the environment.
-    pub fn new(namespace: String, address: PathBuf) -> Containerd {
+    pub fn new(namespace: String, address: PathBuf, publish_binary: PathBuf) -> Containerd {
         let variable = |name: &str| std::env::var_os(name).unwrap_or_default();
         let max_version = variable("MAX_SHIM_VERSION").to_str().and_then(|text| text.parse().ok());
         let ttrpc_address = variable("TTRPC_ADDRESS").into();
-        Containerd { namespace, address, ttrpc_address, max_version }
+        let (bootstrap, socket_folder) = (false, None);
+        Containerd { namespace, address, ttrpc_address, publish_binary, max_version, bootstrap, socket_folder }
+    }
+
+    #[cfg(test)]
+    pub fn for_tests(namespace: &str, address: &str) -> Containerd {
+        Containerd {
+            namespace: namespace.into(),
+            address: address.into(),
+            ttrpc_address: PathBuf::new(),
+            publish_binary: PathBuf::new(),
+            max_version: None,
+            bootstrap: false,
+            socket_folder: None,
+        }
     }
 }

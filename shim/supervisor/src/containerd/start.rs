@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! <folder of containerd's socket>/s/<hash>    the task socket of one group; short, because a socket's name may be but 107 bytes
-//! <bundle>/address                            the same as text, which containerd 1.6 reads when it starts again
+//! <folder that containerd wants>/<hash>       the same, where it wants one
+//! <bundle>/address                            the same as text, which containerd 1.6 reads when it starts again, and our `delete`
 //! ```
 //! The hash is of containerd's address, its namespace and the group, so that every start of the group finds it. A start
 //! holds the folder's lock from the look at the socket until somebody listens on it: of two, one begins the supervisor.
 
 use super::Containerd;
 use anyhow::{Context, Result};
+use coracle_proto::Message;
+use coracle_proto::bootstrap::BootstrapResult;
 use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -32,6 +35,7 @@ const ADDRESS: &str = "address";
 const PLAIN_VERSION: u32 = 2;
 /// The newest version we speak.
 const VERSION: u32 = 3;
+const PROTOCOL: &str = "ttrpc";
 
 #[derive(Deserialize)]
 struct Spec {
@@ -56,7 +60,8 @@ pub fn socket(containerd: &Containerd, group: &str) -> PathBuf {
         hash.update([0]);
     }
     let name: String = hash.finalize().iter().take(HASH_BYTES).map(|byte| format!("{byte:02x}")).collect();
-    containerd.address.parent().unwrap_or(Path::new("/run/containerd")).join(FOLDER).join(name)
+    let beside = || containerd.address.parent().unwrap_or(Path::new("/run/containerd")).join(FOLDER);
+    containerd.socket_folder.clone().unwrap_or_else(beside).join(name)
 }
 
 /// Taken until somebody listens on the socket.
@@ -77,15 +82,28 @@ pub fn listens(socket: &Path) -> bool {
     UnixStream::connect(socket).is_ok()
 }
 
-/// What `start` prints: the address alone, or with the version of the API, which containerd since 1.7 understands.
-pub fn answer(containerd: &Containerd, socket: &Path) -> String {
+/// What `start` prints: the address alone; or with the version of the API, as JSON or as the answer to parameters.
+pub fn answer(containerd: &Containerd, socket: &Path) -> Vec<u8> {
     let address = format!("unix://{}", socket.display());
+    if containerd.bootstrap {
+        // Who writes parameters knows this version, whatever the variable says that is left for older shims.
+        let result =
+            BootstrapResult { version: VERSION as i32, address, protocol: PROTOCOL.into(), ..Default::default() };
+        return result.encode_to_vec();
+    }
     match containerd.max_version {
         Some(known @ PLAIN_VERSION..) => {
-            serde_json::json!({ "version": known.min(VERSION), "address": address, "protocol": "ttrpc" }).to_string()
+            let answer = serde_json::json!({ "version": known.min(VERSION), "address": address, "protocol": PROTOCOL });
+            answer.to_string().into_bytes()
         }
-        _ => address,
+        _ => address.into_bytes(),
     }
+}
+
+/// The socket that was told for this bundle.
+pub fn told_address(bundle: &Path) -> Option<PathBuf> {
+    let text = fs::read_to_string(bundle.join(ADDRESS)).ok()?;
+    text.trim().strip_prefix("unix://").map(PathBuf::from)
 }
 
 /// Leaves the address for a containerd that starts again.
@@ -100,12 +118,7 @@ mod tests {
     use super::*;
 
     fn containerd(max_version: Option<u32>) -> Containerd {
-        Containerd {
-            namespace: "k8s.io".into(),
-            address: "/run/containerd/containerd.sock".into(),
-            ttrpc_address: PathBuf::new(),
-            max_version,
-        }
+        Containerd { max_version, ..Containerd::for_tests("k8s.io", "/run/containerd/containerd.sock") }
     }
 
     #[test]
@@ -137,9 +150,22 @@ mod tests {
     #[test]
     fn the_answer_is_in_the_form_containerd_knows() {
         let path = Path::new("/s/x");
-        assert_eq!(answer(&containerd(None), path), "unix:///s/x");
-        let json = |max| serde_json::from_str::<serde_json::Value>(&answer(&containerd(Some(max)), path)).unwrap();
+        assert_eq!(answer(&containerd(None), path), b"unix:///s/x");
+        let json = |max| serde_json::from_slice::<serde_json::Value>(&answer(&containerd(Some(max)), path)).unwrap();
         assert_eq!(json(2)["version"], 2);
         assert_eq!(json(9), serde_json::json!({ "version": 3, "address": "unix:///s/x", "protocol": "ttrpc" }));
+        let newest = Containerd { bootstrap: true, ..containerd(Some(2)) };
+        let result = BootstrapResult::decode(answer(&newest, path).as_slice()).unwrap();
+        assert_eq!((result.version, result.address.as_str(), result.protocol.as_str()), (3, "unix:///s/x", "ttrpc"));
+    }
+
+    #[test]
+    fn the_socket_is_where_containerd_wants_it() {
+        let wanted = Containerd { socket_folder: Some("/short".into()), ..containerd(None) };
+        assert!(socket(&wanted, "pod").starts_with("/short"));
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(told_address(dir.path()), None);
+        leave_address(dir.path(), Path::new("/short/x")).unwrap();
+        assert_eq!(told_address(dir.path()).unwrap(), Path::new("/short/x"));
     }
 }
