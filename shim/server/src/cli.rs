@@ -49,6 +49,8 @@ pub enum Command {
     Logs(cmd::logs::Logs),
     /// Run a command in a container
     Exec(cmd::exec::Exec),
+    /// Let ports of this machine lead into a pod
+    PortForward(cmd::port_forward::PortForward),
     /// Stop pods
     Stop(cmd::stop::Stop),
     /// Remove pods

@@ -23,7 +23,7 @@ use super::nl::Socket;
 use super::{Error, forward, nft};
 
 /// A route this short is a default route in disguise (VPN clients split it into two halves), not a claim on a subnet.
-const SHORTEST_REAL_PREFIX: u8 = 2;
+pub(super) const SHORTEST_REAL_PREFIX: u8 = 2;
 const FALLBACK_MTU: u32 = 1500;
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -168,6 +168,10 @@ impl Embedded {
         }
         if !nft::exists(filter, &nft::table(name)).map_err(doing)? {
             let table = nft::table(name);
+            troubles.push(format!("nftables table inet {table} is gone (the next pod's start makes it again)"));
+        }
+        if self.lacks_services(filter)? {
+            let table = super::service::table(name);
             troubles.push(format!("nftables table inet {table} is gone (the next pod's start makes it again)"));
         }
         if fs::read_to_string(FORWARDING).is_ok_and(|text| text.trim() == "0") {

@@ -7,7 +7,7 @@
 //! Flows are listed by a filter in the kernel (5.8; older ones list all, so each is checked here too) and deleted one by
 //! one, by the tuple the kernel told. A flow that ends meanwhile is no error.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use nix::errno::Errno;
 
@@ -29,6 +29,7 @@ const TUPLE_PROTO: u16 = 2;
 const IP_SRC: u16 = 1;
 const IP_DST: u16 = 2;
 const PROTO_NUM: u16 = 1;
+const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
 const FILTER_ORIG_FLAGS: u16 = 1;
 const FILTER_REPLY_FLAGS: u16 = 2;
@@ -71,12 +72,31 @@ pub(super) fn forget_pod_flows(socket: &mut Socket, ip: Ipv4Addr) -> Result<(), 
     forget(socket, dump, |flow| flow.proto == UDP && flow.answered_by == ip && flow.to != ip)
 }
 
+/// Forgets UDP flows to `port` of the addresses that `to` says, unless one of `live` answers them.
+pub(super) fn forget_stale(
+    socket: &mut Socket,
+    port: u16,
+    to: &dyn Fn(Ipv4Addr) -> bool,
+    live: &[SocketAddrV4],
+) -> Result<(), Refusal> {
+    let dump = Message::new(GET, NLM_F_DUMP, &HEAD)
+        .nest(TUPLE_ORIG, &[], |m| {
+            m.nest(TUPLE_PROTO, &[], |m| m.attr(PROTO_NUM, &[UDP]).attr(PROTO_DST_PORT, &port.to_be_bytes()))
+        })
+        .nest(FILTER, &[], |m| m.attr(FILTER_ORIG_FLAGS, &(BY_PROTO | BY_DST_PORT).to_ne_bytes()));
+    forget(socket, dump, |flow| {
+        let answered = SocketAddrV4::new(flow.answered_by, flow.answered_from);
+        flow.proto == UDP && flow.to_port == port && to(flow.to) && !live.contains(&answered)
+    })
+}
+
 /// What is asked of a flow.
 struct Flow {
     proto: u8,
     to: Ipv4Addr,
     to_port: u16,
     answered_by: Ipv4Addr,
+    answered_from: u16,
 }
 
 fn forget(socket: &mut Socket, dump: Message, unwanted: impl Fn(&Flow) -> bool) -> Result<(), Refusal> {
@@ -106,11 +126,12 @@ fn flow_of(attrs: Attrs) -> Option<Flow> {
     let inner = |tuple, part| attrs.get(tuple).and_then(|t| Attrs::of(t).get(part)).map(Attrs::of);
     let ip = |attrs: Attrs, kind| <[u8; 4]>::try_from(attrs.get(kind)?).ok().map(Ipv4Addr::from);
     let proto = inner(TUPLE_ORIG, TUPLE_PROTO)?;
-    let port = <[u8; 2]>::try_from(proto.get(PROTO_DST_PORT)?).ok()?;
+    let port = |attrs: Attrs, kind| <[u8; 2]>::try_from(attrs.get(kind)?).ok().map(u16::from_be_bytes);
     Some(Flow {
         proto: *proto.get(PROTO_NUM)?.first()?,
         to: ip(inner(TUPLE_ORIG, TUPLE_IP)?, IP_DST)?,
-        to_port: u16::from_be_bytes(port),
+        to_port: port(proto, PROTO_DST_PORT)?,
         answered_by: ip(inner(TUPLE_REPLY, TUPLE_IP)?, IP_SRC)?,
+        answered_from: port(inner(TUPLE_REPLY, TUPLE_PROTO)?, PROTO_SRC_PORT)?,
     })
 }

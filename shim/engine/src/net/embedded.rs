@@ -111,6 +111,12 @@ impl Embedded {
         })
     }
 
+    /// Makes bridge and table without a pod.
+    pub(super) fn stand(&self) -> Result<(), Error> {
+        let lock = self.leases.lock()?;
+        self.prepare(&lock, &mut *self.kernel()?).map(drop)
+    }
+
     /// Who has which ports here.
     pub(super) fn holders(&self) -> Result<Vec<Holder>, Error> {
         Ok(self.leases.read_all()?.into_iter().map(Holder::from).collect())
@@ -149,12 +155,18 @@ impl Embedded {
 
     /// Runs inside the pod's network namespace; `host` is a socket of the host's.
     fn set_up_pod(&self, host: &mut Socket, veth: &Veth, ip: Ipv4Addr) -> Result<(), Error> {
-        // Another pod on the bridge must not become this one's router. For links yet to come, so it stands before them.
-        let accept_ra = Path::new("/proc/sys/net/ipv6/conf/default/accept_ra");
-        if let Err(e) = fs::write(accept_ra, "0")
-            && e.kind() != io::ErrorKind::NotFound
+        // Another pod on the bridge must not become this one's router, by no means. And what the machine itself would
+        // redirect is what it translates, so that the answers must come back to it. For links yet to come, so it stands
+        // before them.
+        for setting in
+            ["ipv6/conf/default/accept_ra", "ipv4/conf/default/accept_redirects", "ipv4/conf/all/accept_redirects"]
         {
-            return Err(Error::file("write", accept_ra, e));
+            let path = Path::new("/proc/sys/net").join(setting);
+            if let Err(e) = fs::write(&path, "0")
+                && e.kind() != io::ErrorKind::NotFound
+            {
+                return Err(Error::file("write", &path, e));
+            }
         }
         let mut pod = Socket::route().map_err(|e| Error::kernel("open a netlink socket in the pod", e))?;
         up(&mut pod, "lo").map_err(|e| Error::kernel("set up lo in the pod", e))?;

@@ -36,7 +36,7 @@ pub enum Error {
         words: String,
     },
     /// The subnet is in use by something else.
-    #[error("pod subnet {subnet} overlaps the route {route} (choose another subnet in [network] of the config)")]
+    #[error("subnet {subnet} overlaps the route {route} (choose another subnet in [network] of the config)")]
     SubnetTaken {
         /// Ours.
         subnet: Subnet,

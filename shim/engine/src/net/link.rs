@@ -14,6 +14,7 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
+const RTM_DELROUTE: u16 = 25;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 
@@ -345,6 +346,29 @@ pub(super) fn add_route(socket: &mut Socket, link: u32, to: IpNet, gateway: IpAd
         .attr(RTA_GATEWAY, &octets(gateway))
         .attr(RTA_OIF, &link.to_ne_bytes());
     socket.request(message).map(drop)
+}
+
+/// Makes a network one that is reached on the link itself.
+pub(super) fn add_link_route(socket: &mut Socket, link: u32, to: Subnet) -> Result<(), Refusal> {
+    match socket.request(link_route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, link, to)) {
+        Err(e) if e.errno != Errno::EEXIST => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Takes back what [`add_link_route`] made; that it is gone is no error.
+pub(super) fn remove_link_route(socket: &mut Socket, link: u32, to: Subnet) -> Result<(), Refusal> {
+    match socket.request(link_route(RTM_DELROUTE, 0, link, to)) {
+        Err(e) if e.errno != Errno::ESRCH => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn link_route(kind: u16, flags: u16, link: u32, to: Subnet) -> Message {
+    const RT_SCOPE_LINK: u8 = 253;
+    let mut head = rtmsg(to.prefix(), RT_TABLE_MAIN);
+    head[6] = RT_SCOPE_LINK;
+    Message::new(kind, flags, &head).attr(RTA_DST, &to.nth(0).octets()).attr(RTA_OIF, &link.to_ne_bytes())
 }
 
 /// All IPv4 routes, of every table but the kernel's own of local addresses.

@@ -18,6 +18,7 @@
 //! | `bridge` | bridge, forwarding and table made on demand; what was changed is said |
 //! | `nft` | the table's rules, its elements over netlink |
 //! | `port` | port mappings and their conflicts, with pods and with processes of the host |
+//! | `service` | addresses and ports that lead to any of several pods |
 //! | `conntrack` | UDP flows that must not survive a change of ports |
 //! | `forward` | hosts that drop what they forward: docker's iptables policy and others |
 //! | `kernel`, `link`, `nl` | sockets and namespaces, routing netlink, and netlink itself |
@@ -46,6 +47,7 @@ mod nft;
 mod nl;
 mod orphans;
 mod port;
+mod service;
 #[cfg(test)]
 mod tests;
 
@@ -58,6 +60,7 @@ use std::time::Duration;
 pub use error::Error;
 pub use ip::{IpNet, Subnet};
 pub use orphans::Orphan;
+pub use service::{ServicePort, Services};
 
 use crate::types::{DnsConfig, PortMapping};
 use cni::Cni;
@@ -269,6 +272,18 @@ impl Network {
             }
         }
         self.embedded.clear(orphans)
+    }
+
+    /// Makes the rules of services those given, in one transaction, and says whether anything changed; `None` takes
+    /// everything back. Doing it again costs next to nothing.
+    pub fn set_services(&self, services: Option<&Services>) -> Result<bool, Error> {
+        self.embedded.set_services(services)
+    }
+
+    /// The bridge's own address, on a bridge that is there once this returns: what listens on it is reached by all pods.
+    pub fn gateway(&self) -> Result<Ipv4Addr, Error> {
+        self.embedded.stand()?;
+        Ok(self.embedded.gateway())
     }
 
     /// Lets the plugins of the present CNI network clear what belongs to no attachment (the command GC), where they can

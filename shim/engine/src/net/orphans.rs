@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::embedded::Embedded;
 use super::kernel::Kernel;
 use super::nl::Socket;
-use super::{Error, HOST_PREFIX, conntrack, forward, link, nft};
+use super::{Error, HOST_PREFIX, conntrack, forward, link, nft, service};
 
 /// Something that no live sandbox stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,16 @@ pub enum Orphan {
         /// The network's name.
         network: String,
     },
+    /// A pod that services lead to, and that holds no address.
+    Backend {
+        /// The address.
+        ip: Ipv4Addr,
+    },
+    /// The rules of services, without the file that says which.
+    Services {
+        /// The table.
+        table: String,
+    },
     /// Elements in the table that lead to an address nobody holds.
     Ports {
         /// The address.
@@ -53,6 +63,8 @@ impl fmt::Display for Orphan {
             Orphan::Attachment { sandbox, network } => {
                 write!(f, "sandbox {sandbox}, which is not alive, is attached to CNI network {network}")
             }
+            Orphan::Backend { ip } => write!(f, "services lead to {ip}, which no sandbox holds"),
+            Orphan::Services { table } => write!(f, "nftables table inet {table} belongs to no service"),
             Orphan::Ports { ip, count } => write!(f, "{count} hostPort(s) lead to {ip}, which no sandbox holds"),
         }
     }
@@ -83,6 +95,11 @@ impl Embedded {
             .collect();
         orphans.extend(links.into_iter().map(|name| Orphan::Interface { name }));
 
+        let leased: Vec<Ipv4Addr> = leases.iter().map(|lease| lease.ip).collect();
+        orphans.extend(self.stray_backends(&leased).into_iter().map(|ip| Orphan::Backend { ip }));
+        if self.stray_table(filter)? {
+            orphans.push(Orphan::Services { table: service::table(bridge) });
+        }
         let mut addresses: Vec<Ipv4Addr> = elements.iter().filter_map(nft::Element::target).collect();
         addresses.retain(|ip| !leases.iter().any(|lease| lease.ip == *ip));
         addresses.sort();
@@ -123,6 +140,17 @@ impl Embedded {
                         .map_err(|e| Error::kernel(format!("forget UDP flows to {ip}"), e))?;
                     self.remove_link(route, &lease)?;
                     self.leases.release(&lock, *ip, sandbox)?;
+                    self.drop_backend(&lock, *ip)?;
+                }
+                Orphan::Backend { ip } => {
+                    if !self.leases.list()?.iter().any(|(held, _)| held == ip) {
+                        self.drop_backend(&lock, *ip)?;
+                    }
+                }
+                Orphan::Services { .. } => {
+                    if self.stray_table(filter)? {
+                        self.remove_services(&lock)?;
+                    }
                 }
                 Orphan::Attachment { .. } => {}
                 Orphan::Interface { name } => {
@@ -144,10 +172,14 @@ impl Embedded {
     /// Removes bridge and table, and says whether: not while anything holds a lease, and not when nothing was made. The
     /// next pod makes them again.
     pub(super) fn remove(&self) -> Result<bool, Error> {
-        let _lock = self.leases.lock()?;
+        let lock = self.leases.lock()?;
         let bridge = &self.config.bridge;
         let ready = self.leases.beside("ready");
-        if !self.leases.list()?.is_empty() || !ready.exists() {
+        if !self.leases.list()?.is_empty() {
+            return Ok(false);
+        }
+        self.remove_services(&lock)?;
+        if !ready.exists() {
             return Ok(false);
         }
         let Kernel { route, filter } = &mut *self.kernel()?;

@@ -1,6 +1,8 @@
 //! The pod network on the real kernel. Each test has a host of its own: a thread in a fresh network namespace, with an
 //! uplink to an "outside" machine in another. All of it ends with the test's threads and descriptors.
 
+mod service;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -15,6 +15,7 @@ pub mod gc;
 pub mod images;
 pub mod load;
 pub mod logs;
+pub mod port_forward;
 pub mod ps;
 pub mod pull;
 pub mod rm;
@@ -54,6 +55,7 @@ async fn dispatch(app: &App, command: Command) -> Result<ExitCode> {
         Command::Ps(args) => args.run(app).await,
         Command::Logs(args) => args.run(app).await,
         Command::Exec(args) => args.run(app).await,
+        Command::PortForward(args) => args.run(app).await,
         Command::Stop(args) => args.run(app).await,
         Command::Rm(args) => args.run(app).await,
         Command::Pull(args) => args.run(app),
