@@ -185,15 +185,23 @@ pub(super) fn add_veth(socket: &mut Socket, veth: &Veth) -> Result<(), Refusal> 
         })
     });
     socket.request(message)?;
-    let up = Message::new(RTM_NEWLINK, 0, &ifinfo(0, IFF_UP, IFF_UP)).text(IFLA_IFNAME, veth.name).nest(
-        IFLA_LINKINFO,
-        &[],
-        |m| {
-            m.text(IFLA_INFO_SLAVE_KIND, "bridge")
-                .nest(IFLA_INFO_SLAVE_DATA, &[], |m| m.attr(IFLA_BRPORT_MODE, &[u8::from(veth.hairpin)]))
-        },
-    );
-    socket.request(up).map(drop)
+    let up = Message::new(RTM_NEWLINK, 0, &ifinfo(0, IFF_UP, IFF_UP)).text(IFLA_IFNAME, veth.name);
+    socket.request(hairpin(up, veth.hairpin)).map(drop)
+}
+
+/// Lets a bridge's port send frames out where they came in; that it is gone, or no longer a port, is no error.
+pub(super) fn set_hairpin(socket: &mut Socket, name: &str) -> Result<(), Refusal> {
+    match socket.request(hairpin(Message::new(RTM_NEWLINK, 0, &ifinfo(0, 0, 0)).text(IFLA_IFNAME, name), true)) {
+        Err(e) if ![Errno::ENODEV, Errno::EOPNOTSUPP, Errno::EINVAL].contains(&e.errno) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn hairpin(message: Message, on: bool) -> Message {
+    message.nest(IFLA_LINKINFO, &[], |m| {
+        m.text(IFLA_INFO_SLAVE_KIND, "bridge")
+            .nest(IFLA_INFO_SLAVE_DATA, &[], |m| m.attr(IFLA_BRPORT_MODE, &[u8::from(on)]))
+    })
 }
 
 /// Sets a link up or down.

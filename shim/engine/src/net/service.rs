@@ -120,6 +120,7 @@ impl Embedded {
         {
             return Ok(false);
         }
+        self.let_frames_return(kernel, services)?;
         let mut next = Kept { version: RULES_VERSION, table: 0, services: services.clone() };
         self.keep_services(&next)?;
         nft::run(&name, &rules(bridge, services))?;
@@ -208,7 +209,7 @@ impl Embedded {
         Ok(!present && self.read_services().is_some())
     }
 
-    /// The machine's own way to the cluster addresses, and the ports of a pod that reaches itself.
+    /// The machine's own way to the cluster addresses, and from its loopback to node ports.
     fn lead_to_bridge(&self, kernel: &mut Kernel, services: &Services) -> Result<(), Error> {
         let bridge = &self.config.bridge;
         let subnet = services.subnet;
@@ -239,13 +240,19 @@ impl Embedded {
             let path = format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet");
             fs::write(&path, "1").map_err(|e| Error::file("write", path.as_ref(), e))?;
         }
-        if fs::read_to_string(BRIDGE_FILTER).is_ok_and(|text| text.trim() == "1") {
-            let held = self.leases.read_all()?;
-            let behind = |ip: Ipv4Addr| services.ports.iter().any(|p| p.backends.iter().any(|b| *b.ip() == ip));
-            for lease in held.into_iter().filter(|lease| behind(lease.ip)) {
-                // A link that is just going needs none.
-                let _ = fs::write(format!("/sys/class/net/{}/brport/hairpin_mode", lease.interface), "1");
-            }
+        Ok(())
+    }
+
+    /// Lets pods that may reach themselves do so.
+    fn let_frames_return(&self, kernel: &mut Kernel, services: &Services) -> Result<(), Error> {
+        if !fs::read_to_string(BRIDGE_FILTER).is_ok_and(|text| text.trim() == "1") {
+            return Ok(());
+        }
+        let behind: HashSet<Ipv4Addr> =
+            services.ports.iter().flat_map(|port| &port.backends).map(|backend| *backend.ip()).collect();
+        for lease in self.leases.read_all()?.into_iter().filter(|lease| behind.contains(&lease.ip)) {
+            link::set_hairpin(&mut kernel.route, &lease.interface)
+                .map_err(|e| Error::kernel(format!("set hairpin mode of {}", lease.interface), e))?;
         }
         Ok(())
     }
