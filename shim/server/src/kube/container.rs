@@ -1,16 +1,18 @@
 //! A container as it is meant: command, environment, ports, resources and mounts, validated and complete.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::expand::expand;
-use super::pod::{check_ip, checked, choice, required, value};
-use super::quantity::Quantity;
-use super::raw::{self, Amount, At, IntOrString, List, Map};
+use super::env::{self, EnvFrom, EnvVar};
+use super::lifecycle::{self, Lifecycle, MessagePolicy, Probe, Which};
+use super::mount::{Mount, convert_mounts};
+use super::pod::{RestartPolicy, check_ip, checked, choice, required, value};
+use super::raw::{self, At, IntOrString, List};
+pub use super::resources::Resources;
 use super::security::{PodDefaults, Security};
-use super::volume::{Mount, Volume, convert_mounts};
+use super::volume::Volume;
 use super::{Fault, names};
 
 /// A container to run.
@@ -22,14 +24,17 @@ pub struct Container {
     pub image: String,
     /// When to pull it.
     pub pull: PullPolicy,
-    /// Replaces the image's entrypoint; references expanded.
+    /// Replaces the image's entrypoint; references are not expanded yet.
     pub command: Option<Vec<String>>,
-    /// Replaces the image's arguments; references expanded.
+    /// Replaces the image's arguments; references are not expanded yet.
     pub args: Option<Vec<String>>,
     /// Replaces the image's working directory.
     pub working_dir: Option<String>,
-    /// Variables in the order of the file; references expanded, the last of a name wins.
-    pub env: Vec<(String, String)>,
+    /// Variables in the order of the file, not composed yet; the last of a name wins.
+    pub env: Vec<EnvVar>,
+    /// Variables from all keys of objects; those of `env` win.
+    #[serde(default)]
+    pub env_from: Vec<EnvFrom>,
     /// Ports.
     pub ports: Vec<Port>,
     /// Limits and shares.
@@ -38,12 +43,59 @@ pub struct Container {
     pub mounts: Vec<Mount>,
     /// Identity and privileges.
     pub security: Security,
+    /// Instead of the pod's restart policy. `Always` makes an init container a sidecar.
+    #[serde(default)]
+    pub restart: Option<RestartPolicy>,
+    /// Exit codes after which it starts again whatever the policy says.
+    #[serde(default)]
+    pub restart_rules: Vec<RestartRule>,
+    /// Its hooks.
+    #[serde(default)]
+    pub lifecycle: Lifecycle,
+    /// Holds back the other probes until it succeeds.
+    #[serde(default)]
+    pub startup: Option<Probe>,
+    /// Ends it when it fails.
+    #[serde(default)]
+    pub liveness: Option<Probe>,
+    /// Decides whether Services send it traffic.
+    #[serde(default)]
+    pub readiness: Option<Probe>,
+    /// Where it may leave a last message.
+    #[serde(default = "message_path")]
+    pub message_path: String,
+    /// What its last message is.
+    #[serde(default)]
+    pub message_policy: MessagePolicy,
     /// Whether standard input is kept open for attached clients.
     pub stdin: bool,
     /// Whether it is closed when the first client leaves.
     pub stdin_once: bool,
     /// Whether it has a terminal.
     pub tty: bool,
+}
+
+impl Container {
+    /// Whether it is a sidecar: an init container that stays.
+    pub fn is_sidecar(&self, init: bool) -> bool {
+        init && self.restart == Some(RestartPolicy::Always)
+    }
+}
+
+/// An item of `restartPolicyRules`: after these exit codes it starts again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartRule {
+    /// Whether any other exit code is meant instead.
+    pub not: bool,
+    /// The exit codes.
+    pub codes: Vec<i32>,
+}
+
+/// Where a container leaves its last message unless it says.
+const MESSAGE_PATH: &str = "/dev/termination-log";
+
+fn message_path() -> String {
+    MESSAGE_PATH.to_owned()
 }
 
 /// `imagePullPolicy`.
@@ -60,6 +112,9 @@ pub enum PullPolicy {
 /// A port of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
+    /// A name by which Services and probes find it.
+    #[serde(default)]
+    pub name: Option<String>,
     /// The port inside.
     pub container_port: u16,
     /// The machine's port that leads to it.
@@ -126,28 +181,6 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// `resources`, as the kernel takes them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resources {
-    /// cgroup v1 `cpu.shares`; v2 weights follow from it.
-    pub cpu_shares: u64,
-    /// Microseconds of CPU in each period.
-    pub cpu_quota: Option<i64>,
-    /// The period in microseconds.
-    pub cpu_period: u64,
-    /// Bytes.
-    pub memory_limit: Option<i64>,
-}
-
-/// The CFS period that kubelet uses, in microseconds.
-const CPU_PERIOD: i64 = 100_000;
-/// The kernel takes no smaller quota, in microseconds.
-const MIN_QUOTA: i64 = 1_000;
-/// The kernel's bounds for cpu.shares.
-const SHARES: (i64, i64) = (2, 262_144);
-/// runc, containerd and kubelet's validation all refuse less: a process cannot start in it.
-const MIN_MEMORY: i64 = 4096;
-
 /// What a container needs to know of its pod.
 pub struct Context<'p> {
     /// Whether the pod uses the machine's own network.
@@ -156,6 +189,10 @@ pub struct Context<'p> {
     pub defaults: &'p PodDefaults,
     /// The pod's volumes.
     pub volumes: &'p [Volume],
+    /// Seconds that the pod may take to stop.
+    pub grace: u64,
+    /// Whether these are init containers.
+    pub init: bool,
 }
 
 /// Gives a container its meaning.
@@ -164,42 +201,106 @@ pub fn convert(at: At<raw::Container>, context: &Context<'_>) -> Result<Containe
     let name = checked(&required(raw.name, &place, "name")?, names::label)?;
     let image = required(raw.image, &place, "image")?;
     check_image(&image)?;
-    let pull = match &raw.image_pull_policy {
-        None => default_pull(&image.value),
-        Some(at) => choice(
-            at,
-            &[("Always", PullPolicy::Always), ("IfNotPresent", PullPolicy::IfNotPresent), ("Never", PullPolicy::Never)],
-        )?,
-    };
+    let pull = pull_policy(raw.image_pull_policy.as_ref(), &image.value)?;
     if let Some(at) = raw.working_dir.as_ref().filter(|at| !at.value.is_empty() && !at.value.starts_with('/')) {
         return Err(at.fault("must be an absolute path"));
     }
-    let env = environment(raw.env)?;
-    let vars: HashMap<&str, &str> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let words = |list: Option<At<List<String>>>| {
+    let restart = raw.restart.as_ref().map(RestartPolicy::convert).transpose()?;
+    let sidecar = context.init && restart == Some(RestartPolicy::Always);
+    if context.init && !sidecar {
+        let places = [
+            raw.lifecycle.as_ref().map(|at| (&at.place, "lifecycle")),
+            raw.liveness.as_ref().map(|at| (&at.place, "livenessProbe")),
+            raw.readiness.as_ref().map(|at| (&at.place, "readinessProbe")),
+            raw.startup.as_ref().map(|at| (&at.place, "startupProbe")),
+        ];
+        if let Some((place, what)) = places.into_iter().flatten().next() {
+            let text = format!("an init container has no {what}, unless restartPolicy: Always makes it a sidecar");
+            return Err(place.fault(text));
+        }
+    }
+    let words = |list: Option<At<List<String>>>| -> Option<Vec<String>> {
         let list = value(list).filter(|list| !list.is_empty())?;
-        Some(list.iter().map(|at| expand(&at.value, |name| vars.get(name).copied())).collect())
+        Some(list.into_iter().map(|at| at.value).collect())
     };
-    let (command, args) = (words(raw.command), words(raw.args));
+    let policies = [("File", MessagePolicy::File), ("FallbackToLogsOnError", MessagePolicy::FallbackToLogsOnError)];
+    let message_policy = raw.message_policy.as_ref().map(|at| choice(at, &policies)).transpose()?;
+    let message_path = raw.message_path.filter(|at| !at.value.is_empty());
+    if let Some(at) = message_path.as_ref().filter(|at| !at.value.starts_with('/')) {
+        return Err(at.fault("must be an absolute path"));
+    }
     Ok(Container {
         name,
         pull,
         image: image.value,
-        command,
-        args,
+        command: words(raw.command),
+        args: words(raw.args),
         working_dir: value(raw.working_dir).filter(|dir| !dir.is_empty()),
+        env: env::variables(raw.env)?,
+        env_from: env::all_keys(raw.env_from)?,
         ports: ports(raw.ports, context.host_network)?,
-        resources: resources(value(raw.resources).unwrap_or_default())?,
+        resources: Resources::convert(value(raw.resources).unwrap_or_default())?,
         mounts: convert_mounts(raw.volume_mounts, context.volumes, &raw.security)?,
         security: Security::convert(raw.security, context.defaults)?,
+        restart_rules: restart_rules(raw.restart_rules, restart)?,
+        restart,
+        lifecycle: lifecycle::hooks(raw.lifecycle, context.grace)?,
+        startup: Probe::convert(raw.startup, Which::Startup)?,
+        liveness: Probe::convert(raw.liveness, Which::Liveness)?,
+        readiness: Probe::convert(raw.readiness, Which::Readiness)?,
+        message_path: value(message_path).unwrap_or_else(self::message_path),
+        message_policy: message_policy.unwrap_or_default(),
         stdin: value(raw.stdin).unwrap_or(false),
         stdin_once: value(raw.stdin_once).unwrap_or(false),
         tty: value(raw.tty).unwrap_or(false),
-        env,
     })
 }
 
-fn check_image(at: &At<String>) -> Result<(), Fault> {
+/// Most rules and exit codes of one container, as in Kubernetes.
+const MAX_RULES: usize = 20;
+/// Most exit codes of a rule.
+const MAX_CODES: usize = 255;
+
+fn restart_rules(
+    list: Option<At<List<raw::RestartRule>>>,
+    restart: Option<RestartPolicy>,
+) -> Result<Vec<RestartRule>, Fault> {
+    let Some(list) = list.filter(|list| !list.value.is_empty()) else { return Ok(Vec::new()) };
+    if restart.is_none() {
+        return Err(list.fault("needs restartPolicy of this container beside it"));
+    }
+    if list.value.len() > MAX_RULES {
+        return Err(list.fault(format!("more than {MAX_RULES} rules")));
+    }
+    let mut out = Vec::new();
+    for At { value: raw, place } in list.value {
+        choice(&required(raw.action, &place, "action")?, &[("Restart", ())])?;
+        let At { value: raw, place } = required(raw.exit_codes, &place, "exitCodes")?;
+        let operator = required(raw.operator, &place, "operator")?;
+        let values = required(raw.values, &place, "values")?;
+        if values.value.is_empty() || values.value.len() > MAX_CODES {
+            return Err(values.fault(format!("names 1 to {MAX_CODES} exit codes")));
+        }
+        let code = |at: &At<i64>| i32::try_from(at.value).map_err(|_| at.fault("is not an exit code"));
+        out.push(RestartRule {
+            not: choice(&operator, &[("In", false), ("NotIn", true)])?,
+            codes: values.value.iter().map(code).collect::<Result<_, _>>()?,
+        });
+    }
+    Ok(out)
+}
+
+/// When an image is pulled: as written, else by its tag.
+pub(super) fn pull_policy(at: Option<&At<String>>, image: &str) -> Result<PullPolicy, Fault> {
+    let choices =
+        [("Always", PullPolicy::Always), ("IfNotPresent", PullPolicy::IfNotPresent), ("Never", PullPolicy::Never)];
+    match at.filter(|at| !at.value.is_empty()) {
+        None => Ok(default_pull(image)),
+        Some(at) => choice(at, &choices),
+    }
+}
+
+pub(super) fn check_image(at: &At<String>) -> Result<(), Fault> {
     if at.value.trim() != at.value {
         return Err(at.fault("must not have leading or trailing whitespace"));
     }
@@ -218,22 +319,6 @@ fn default_pull(image: &str) -> PullPolicy {
         (false, None | Some("latest")) => PullPolicy::Always,
         (false, Some(_)) => PullPolicy::IfNotPresent,
     }
-}
-
-/// The variables in order; a value may use those before it.
-fn environment(list: Option<At<List<raw::EnvVar>>>) -> Result<Vec<(String, String)>, Fault> {
-    let mut env: Vec<(String, String)> = Vec::new();
-    for item in value(list).unwrap_or_default() {
-        let name = checked(&required(item.value.name, &item.place, "name")?, names::env_var)?;
-        let text = value(item.value.value).unwrap_or_default();
-        let lookup = |name: &str| env.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
-        let text = expand(&text, lookup);
-        match env.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, value)) => *value = text,
-            None => env.push((name, text)),
-        }
-    }
-    Ok(env)
 }
 
 fn ports(list: Option<At<List<raw::ContainerPort>>>, host_network: bool) -> Result<Vec<Port>, Fault> {
@@ -262,7 +347,7 @@ fn ports(list: Option<At<List<raw::ContainerPort>>>, host_network: bool) -> Resu
         let protocols = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp), ("SCTP", Protocol::Sctp)];
         let protocol = raw.protocol.as_ref().map(|at| choice(at, &protocols)).transpose()?;
         let protocol = protocol.unwrap_or(Protocol::Tcp);
-        out.push(Port { container_port, host_port, host_ip: value(host_ip), protocol });
+        out.push(Port { name: value(raw.name), container_port, host_port, host_ip: value(host_ip), protocol });
     }
     Ok(out)
 }
@@ -273,51 +358,6 @@ pub(super) fn port_number(at: &At<i64>) -> Result<u16, Fault> {
         Ok(port) if port > 0 => Ok(port),
         _ => Err(at.fault(format!("{} is not a port: 1 to 65535", at.value))),
     }
-}
-
-fn resources(raw: raw::ResourceRequirements) -> Result<Resources, Fault> {
-    let limits = quantities(raw.limits)?;
-    let requests = quantities(raw.requests)?;
-    for (name, (limit, _)) in &limits {
-        if let Some((request, at)) = requests.get(name)
-            && request > limit
-        {
-            return Err(at.fault(format!("{request} is more than the limit, {limit}")));
-        }
-    }
-    let get = |map: &HashMap<String, (Quantity, At<Amount>)>, name: &str| map.get(name).map(|(q, _)| *q);
-    let cpu_limit = get(&limits, "cpu").filter(|q| q.milli() > 0);
-    // A limit without a request is also the request.
-    let cpu_request = get(&requests, "cpu").or(cpu_limit).map_or(0, Quantity::milli);
-    let shares = cpu_request.saturating_mul(1024) / 1000;
-    let quota = cpu_limit.map(|q| (q.milli().saturating_mul(CPU_PERIOD) / 1000).max(MIN_QUOTA));
-    if let Some((limit, at)) = limits.get("memory")
-        && (1..MIN_MEMORY).contains(&limit.value())
-    {
-        let hint = if at.value.0.ends_with('m') { " (`m` is a thousandth of a byte: `Mi` was meant?)" } else { "" };
-        return Err(at.fault(format!("{} bytes are too few to start a process{hint}", limit.value())));
-    }
-    Ok(Resources {
-        cpu_shares: shares.clamp(SHARES.0, SHARES.1).unsigned_abs(),
-        cpu_quota: quota,
-        cpu_period: CPU_PERIOD.unsigned_abs(),
-        memory_limit: get(&limits, "memory").map(Quantity::value).filter(|bytes| *bytes > 0),
-    })
-}
-
-fn quantities(map: Option<At<Map<Amount>>>) -> Result<HashMap<String, (Quantity, At<Amount>)>, Fault> {
-    let mut out = HashMap::new();
-    for (name, at) in value(map).unwrap_or_default() {
-        if !matches!(name.value.as_str(), "cpu" | "memory") {
-            return Err(name.fault("is not honoured yet, cpu and memory are: remove it"));
-        }
-        let quantity = Quantity::parse(&at.value.0).map_err(|why| at.fault(why))?;
-        if quantity.is_negative() {
-            return Err(at.fault("must not be negative"));
-        }
-        out.insert(name.value, (quantity, at));
-    }
-    Ok(out)
 }
 
 #[cfg(test)]

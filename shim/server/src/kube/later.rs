@@ -1,13 +1,72 @@
 //! The one list of what Kubernetes has, this program reads, and does not do yet. A line here makes the field an error
 //! that names it; who makes it work deletes the line.
 
+use super::Fault;
+use super::raw::At;
+
 /// What the error says after the field's path.
 pub const WHY: &str = "is not honoured yet: remove it";
 
 /// Fields, as `Type.field`.
-const FIELDS: &[&str] = &[];
+const FIELDS: &[&str] = &[
+    "Container.envFrom",
+    "Container.lifecycle",
+    "Container.livenessProbe",
+    "Container.readinessProbe",
+    "Container.restartPolicy",
+    "Container.restartPolicyRules",
+    "Container.startupProbe",
+    "Container.terminationMessagePath",
+    "Container.terminationMessagePolicy",
+    "EmptyDir.sizeLimit",
+    "EnvVar.valueFrom",
+    "PodSecurityContext.appArmorProfile",
+    "PodSecurityContext.fsGroup",
+    "PodSecurityContext.fsGroupChangePolicy",
+    "PodSecurityContext.seLinuxOptions",
+    "PodSecurityContext.supplementalGroupsPolicy",
+    "PodSpec.activeDeadlineSeconds",
+    "PodSpec.hostIPC",
+    "PodSpec.hostUsers",
+    "PodSpec.hostnameOverride",
+    "PodSpec.imagePullSecrets",
+    "PodSpec.overhead",
+    "PodSpec.resources",
+    "PodSpec.runtimeClassName",
+    "PodSpec.setHostnameAsFQDN",
+    "PodSpec.subdomain",
+    "SeccompProfile.localhostProfile",
+    "SecurityContext.appArmorProfile",
+    "SecurityContext.procMount",
+    "SecurityContext.seLinuxOptions",
+    "Volume.configMap",
+    "Volume.downwardAPI",
+    "Volume.image",
+    "Volume.persistentVolumeClaim",
+    "Volume.projected",
+    "Volume.secret",
+    "VolumeMount.recursiveReadOnly",
+    "VolumeMount.subPath",
+    "VolumeMount.subPathExpr",
+];
+
+/// Values of fields that are done otherwise.
+const VALUES: &[&str] = &[
+    "emptyDir.medium: Memory",
+    "resources.ephemeral-storage",
+    "resources.hugepages",
+    "seccompProfile.type: Localhost",
+];
 
 /// Whether this field of this type is not done yet.
 pub fn field(table: &str, key: &str) -> bool {
     FIELDS.iter().any(|line| line.split_once('.') == Some((table, key)))
+}
+
+/// Refuses a value that is not done yet.
+pub fn value<T>(name: &str, at: &At<T>) -> Result<(), Fault> {
+    match VALUES.contains(&name) {
+        true => Err(at.fault(format!("{} {WHY}", name.rsplit([' ', '.']).next().unwrap_or(name)))),
+        false => Ok(()),
+    }
 }

@@ -81,6 +81,15 @@ pub fn port_name(text: &str) -> Check {
     }
 }
 
+/// The name of a signal, as Kubernetes writes it.
+pub fn signal(text: &str) -> Check {
+    let known = text.starts_with("SIG") && coracle_engine::signal::parse(text).is_some();
+    match known {
+        true => Ok(()),
+        false => Err(format!("{text:?} is not a signal such as SIGTERM")),
+    }
+}
+
 /// The name of an environment variable: printable ASCII without '='.
 pub fn env_var(text: &str) -> Check {
     if text.is_empty() {

@@ -8,14 +8,15 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Fault;
-use super::container::{self, Container, Protocol};
+use super::container::{self, Container, Protocol, Resources};
+use super::env::{self, EnvValue};
 use super::meta::Meta;
-use super::names;
+use super::quantity::Quantities;
 use super::raw::{self, At, List, Place, Raw};
-use super::security::PodDefaults;
+use super::security::{PodDefaults, PodSecurity};
 use super::volume::{self, Volume};
 use super::yaml::{self, Kind, Node};
+use super::{Fault, config, names};
 
 /// Seconds between SIGTERM and SIGKILL when the Pod does not say.
 const DEFAULT_GRACE: u64 = 30;
@@ -47,9 +48,51 @@ pub struct Pod {
     pub restart: RestartPolicy,
     /// Seconds between SIGTERM and SIGKILL.
     pub grace: u64,
+    /// Seconds from the pod's start after which it is ended and has failed.
+    #[serde(default)]
+    pub deadline: Option<u64>,
     /// Kernel settings of the pod's namespaces.
     pub sysctls: Vec<(String, String)>,
-    /// Containers that run to completion, one after another, before the others start.
+    /// What else its security context says for the whole pod.
+    #[serde(default)]
+    pub security: PodSecurity,
+    /// Whether it shares the machine's IPC.
+    #[serde(default)]
+    pub host_ipc: bool,
+    /// Whether it has the machine's user ids; Some(false): ids of its own.
+    #[serde(default)]
+    pub host_users: Option<bool>,
+    /// The RuntimeClass.
+    #[serde(default)]
+    pub runtime_class: Option<String>,
+    /// What its handler takes: as the file says; else the RuntimeClass does.
+    #[serde(default)]
+    pub overhead: Quantities,
+    /// What all its containers together ask for and may take.
+    #[serde(default)]
+    pub resources: Option<Resources>,
+    /// The headless Service below which it has a DNS name.
+    #[serde(default)]
+    pub subdomain: Option<String>,
+    /// Whether the host name inside is the full DNS name.
+    #[serde(default)]
+    pub hostname_as_fqdn: bool,
+    /// The host name inside, whatever the others say.
+    #[serde(default)]
+    pub hostname_override: Option<String>,
+    /// Whether it gets variables for the Services of its namespace.
+    #[serde(default = "yes")]
+    pub service_links: bool,
+    /// Secrets for pulling its images.
+    #[serde(default)]
+    pub pull_secrets: Vec<String>,
+    /// Its ServiceAccount.
+    #[serde(default)]
+    pub service_account: Option<String>,
+    /// `generateName`, if its name was made of it.
+    #[serde(default)]
+    pub generated: Option<String>,
+    /// Containers that run to completion, one after another, before the others start; sidecars among them stay.
     pub init: Vec<Container>,
     /// The containers.
     pub containers: Vec<Container>,
@@ -57,7 +100,11 @@ pub struct Pod {
     pub volumes: Vec<Volume>,
 }
 
-/// `spec.restartPolicy`.
+fn yes() -> bool {
+    true
+}
+
+/// `spec.restartPolicy`, or a container's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RestartPolicy {
     /// Whatever the exit code.
@@ -66,6 +113,32 @@ pub enum RestartPolicy {
     OnFailure,
     /// Never.
     Never,
+}
+
+impl RestartPolicy {
+    /// Reads one.
+    pub fn convert(at: &At<String>) -> Result<RestartPolicy, Fault> {
+        let choices = [
+            ("Always", RestartPolicy::Always),
+            ("OnFailure", RestartPolicy::OnFailure),
+            ("Never", RestartPolicy::Never),
+        ];
+        choice(at, &choices)
+    }
+}
+
+/// `spec.dnsPolicy`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DnsPolicy {
+    /// Names of Services first, then the machine's; the machine's alone in the machine's network.
+    #[default]
+    ClusterFirst,
+    /// The same in the machine's network, too.
+    ClusterFirstWithHostNet,
+    /// The machine's.
+    Default,
+    /// Only what dnsConfig says.
+    None,
 }
 
 /// Who shares a process namespace.
@@ -81,7 +154,10 @@ pub enum PidMode {
 
 /// `spec.dnsPolicy` and `spec.dnsConfig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Dns {
+    /// What its resolv.conf begins with.
+    pub policy: DnsPolicy,
     /// Whether the machine's resolv.conf is left out (`dnsPolicy: None`).
     pub only_these: bool,
     /// Name servers.
@@ -188,27 +264,40 @@ pub(super) fn choice<T: Copy>(at: &At<String>, choices: &[(&str, T)]) -> Result<
     }
 }
 
-fn convert(object: raw::Pod, root: &Place) -> Result<Pod, Fault> {
+/// Gives a Pod its meaning.
+pub fn convert(object: raw::Pod, root: &Place) -> Result<Pod, Fault> {
     let meta = Meta::namespaced(object.metadata, root, names::subdomain)?;
-    let Meta { name, namespace, labels, annotations, .. } = meta;
-    let At { value: spec, place } = required(object.spec, root, "spec")?;
+    of_spec(meta, required(object.spec, root, "spec")?)
+}
 
+/// Gives a spec its meaning, under this name.
+pub fn of_spec(meta: Meta, spec: At<raw::PodSpec>) -> Result<Pod, Fault> {
+    let At { value: spec, place } = spec;
+    let Meta { name, namespace, labels, annotations, generated } = meta;
     let host_network = value(spec.host_network).unwrap_or(false);
-    let hostname = match &spec.hostname {
+    let hostname = match spec.hostname.as_ref().filter(|at| !at.value.is_empty()) {
         Some(at) => checked(at, names::label)?,
         None => host_name(&name),
     };
-    let pid = pid_mode(spec.host_pid, spec.share_process_namespace)?;
+    let host_pid = value(spec.host_pid).unwrap_or(false);
+    let pid = pid_mode(host_pid, spec.share_process_namespace)?;
+    let host_ipc = value(spec.host_ipc).unwrap_or(false);
+    if let Some(at) = spec.host_users.as_ref().filter(|at| !at.value && (host_network || host_pid || host_ipc)) {
+        return Err(at.fault("cannot be false together with hostNetwork, hostPID or hostIPC"));
+    }
     if let Some(at) = spec.automount_token.filter(|at| at.value) {
         return Err(at.fault("there is no API server whose token could be mounted: remove it"));
     }
+    if let Some(at) = value(spec.os).and_then(|os| os.name).filter(|at| at.value != "linux") {
+        return Err(at.fault(format!("{:?} does not run here: linux does", at.value)));
+    }
     let dns = dns(spec.dns_policy, spec.dns_config)?;
-    let security = value(spec.security).unwrap_or_default();
-    let (defaults, sysctls) = PodDefaults::convert(security)?;
+    let (defaults, security, sysctls) = PodDefaults::convert(value(spec.security).unwrap_or_default())?;
     let volumes = volume::convert_all(spec.volumes)?;
-    let context = container::Context { host_network, defaults: &defaults, volumes: &volumes };
+    let grace = grace(spec.grace_seconds)?;
+    let context = |init| container::Context { host_network, defaults: &defaults, volumes: &volumes, grace, init };
     let mut names = HashSet::new();
-    let init = containers(spec.init_containers, &context, &mut names)?;
+    let init = containers(spec.init_containers, &context(true), &mut names)?;
     let list = required(spec.containers, &place, "containers")?;
     if list.value.is_empty() {
         return Err(list.fault("a Pod has at least one container"));
@@ -217,36 +306,81 @@ fn convert(object: raw::Pod, root: &Place) -> Result<Pod, Fault> {
         return Err(list.fault(format!("more than {MAX_CONTAINERS} containers")));
     }
     let ports_place = list.place.clone();
-    let containers = containers(Some(list), &context, &mut names)?;
-    host_ports(&containers, &ports_place)?;
-    let restart = match &spec.restart_policy {
-        None => RestartPolicy::Always,
-        Some(at) => choice(
-            at,
-            &[
-                ("Always", RestartPolicy::Always),
-                ("OnFailure", RestartPolicy::OnFailure),
-                ("Never", RestartPolicy::Never),
-            ],
-        )?,
-    };
-    Ok(Pod {
+    let containers = containers(Some(list), &context(false), &mut names)?;
+    host_ports(init.iter().filter(|container| container.is_sidecar(true)).chain(&containers), &ports_place)?;
+    let fqdn = spec.hostname_as_fqdn.as_ref().is_some_and(|at| at.value);
+    let account = spec.service_account_name.or(spec.service_account).filter(|at| !at.value.is_empty());
+    let text = |at: Option<At<String>>| at.filter(|at| !at.value.is_empty());
+    let pod = Pod {
         name,
         namespace,
         labels,
         annotations,
+        generated,
         hostname,
         host_network,
         pid,
         host_aliases: host_aliases(spec.host_aliases)?,
         dns,
-        restart,
-        grace: grace(spec.grace_seconds)?,
+        restart: text(spec.restart_policy)
+            .as_ref()
+            .map(RestartPolicy::convert)
+            .transpose()?
+            .unwrap_or(RestartPolicy::Always),
+        grace,
+        deadline: spec.deadline.as_ref().map(deadline).transpose()?,
         sysctls,
+        security,
+        host_ipc,
+        host_users: value(spec.host_users),
+        runtime_class: text(spec.runtime_class).map(|at| checked(&at, names::subdomain)).transpose()?,
+        overhead: config::quantities(spec.overhead)?,
+        resources: value(spec.resources).map(Resources::convert).transpose()?,
+        subdomain: text(spec.subdomain).map(|at| checked(&at, names::label)).transpose()?,
+        hostname_as_fqdn: fqdn,
+        hostname_override: hostname_override(text(spec.hostname_override), host_network, fqdn)?,
+        service_links: value(spec.service_links).unwrap_or(true),
+        pull_secrets: config::references(spec.pull_secrets)?,
+        service_account: account.map(|at| checked(&at, names::subdomain)).transpose()?,
         init,
         containers,
         volumes,
-    })
+    };
+    check_references(&pod, &place)?;
+    Ok(pod)
+}
+
+/// Longest host name that the kernel takes.
+const MAX_HOSTNAME: usize = 64;
+
+fn hostname_override(at: Option<At<String>>, host_network: bool, fqdn: bool) -> Result<Option<String>, Fault> {
+    let Some(at) = at else { return Ok(None) };
+    if host_network || fqdn {
+        return Err(at.fault("cannot stand beside hostNetwork or setHostnameAsFQDN"));
+    }
+    if at.value.len() > MAX_HOSTNAME {
+        return Err(at.fault(format!("must be no more than {MAX_HOSTNAME} characters")));
+    }
+    checked(&at, names::subdomain).map(Some)
+}
+
+fn deadline(at: &At<i64>) -> Result<u64, Fault> {
+    match i32::try_from(at.value) {
+        Ok(seconds) if seconds > 0 => Ok(u64::from(seconds.unsigned_abs())),
+        _ => Err(at.fault(format!("{} is not from 1 to {}", at.value, i32::MAX))),
+    }
+}
+
+/// Checks that the containers named by references to resources exist.
+fn check_references(pod: &Pod, place: &Place) -> Result<(), Fault> {
+    let names: Vec<&str> = pod.all_containers().map(|container| container.name.as_str()).collect();
+    let variables = pod.all_containers().flat_map(|container| &container.env);
+    let of_variables = variables.filter_map(|variable| match &variable.value {
+        EnvValue::Resource(field) => Some(field),
+        _ => None,
+    });
+    let of_volumes = pod.volumes.iter().flat_map(volume::Volume::resources);
+    of_variables.chain(of_volumes).try_for_each(|field| env::check_container(field, &names, place))
 }
 
 fn containers(
@@ -274,8 +408,8 @@ fn host_name(name: &str) -> String {
     cut.trim_end_matches(['-', '.']).to_owned()
 }
 
-fn pid_mode(host: Option<At<bool>>, share: Option<At<bool>>) -> Result<PidMode, Fault> {
-    match (value(host).unwrap_or(false), share.filter(|at| at.value)) {
+fn pid_mode(host: bool, share: Option<At<bool>>) -> Result<PidMode, Fault> {
+    match (host, share.filter(|at| at.value)) {
         (true, Some(at)) => Err(at.fault("cannot be true together with hostPID")),
         (true, None) => Ok(PidMode::Node),
         (false, Some(_)) => Ok(PidMode::Pod),
@@ -314,11 +448,17 @@ const MAX_NAMESERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
 
 fn dns(policy: Option<At<String>>, config: Option<At<raw::PodDnsConfig>>) -> Result<Dns, Fault> {
-    // There is no cluster DNS here, so ClusterFirst means what kubelet makes of it then: Default.
-    let choices = [("Default", false), ("ClusterFirst", false), ("ClusterFirstWithHostNet", false), ("None", true)];
-    let only_these = policy.as_ref().map(|at| choice(at, &choices)).transpose()?.unwrap_or(false);
+    let choices = [
+        ("Default", DnsPolicy::Default),
+        ("ClusterFirst", DnsPolicy::ClusterFirst),
+        ("ClusterFirstWithHostNet", DnsPolicy::ClusterFirstWithHostNet),
+        ("None", DnsPolicy::None),
+    ];
+    let policy = policy.filter(|at| !at.value.is_empty());
+    let word = policy.as_ref().map(|at| choice(at, &choices)).transpose()?.unwrap_or_default();
+    let only_these = word == DnsPolicy::None;
     let config = value(config).unwrap_or_default();
-    let mut out = Dns { only_these, ..Dns::default() };
+    let mut out = Dns { policy: word, only_these, ..Dns::default() };
     if let Some(list) = config.nameservers {
         if list.value.len() > MAX_NAMESERVERS {
             return Err(list.fault(format!("more than {MAX_NAMESERVERS} name servers")));
@@ -350,22 +490,22 @@ fn dns(policy: Option<At<String>>, config: Option<At<raw::PodDnsConfig>>) -> Res
 
 fn dns_option(at: At<raw::PodDnsConfigOption>) -> Result<String, Fault> {
     let name = required(at.value.name, &at.place, "name")?;
-    let word = |at: &At<String>| match at.value.is_empty() || at.value.contains(char::is_whitespace) {
+    let one_word = |at: &At<String>| match at.value.is_empty() || at.value.contains(char::is_whitespace) {
         true => Err(at.fault("must be one word")),
         false => Ok(()),
     };
-    word(&name)?;
+    one_word(&name)?;
     match at.value.value {
         None => Ok(name.value),
         Some(value) => {
-            word(&value)?;
+            one_word(&value)?;
             Ok(format!("{}:{}", name.value, value.value))
         }
     }
 }
 
 /// Two containers cannot take one port of the machine.
-fn host_ports(containers: &[Container], place: &Place) -> Result<(), Fault> {
+fn host_ports<'c>(containers: impl Iterator<Item = &'c Container>, place: &Place) -> Result<(), Fault> {
     let mut taken: HashMap<(u16, Protocol, String), &str> = HashMap::new();
     for container in containers {
         for port in &container.ports {

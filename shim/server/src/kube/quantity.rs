@@ -19,6 +19,9 @@ const MAX_VALUE: i128 = i64::MAX as i128;
 const MAX_DIGITS: usize = 40;
 
 impl Quantity {
+    /// 1.
+    pub const ONE: Quantity = Quantity { nano: NANO };
+
     /// Reads `<number><suffix>`; the suffix is one of n u m k M G T P E, Ki Mi Gi Ti Pi Ei, or an exponent (e3, E-2).
     pub fn parse(text: &str) -> Result<Quantity, String> {
         let bad = || format!("{text:?} is not a quantity: write a number and a suffix, such as 0.5, 500m, 128Mi or 2G");

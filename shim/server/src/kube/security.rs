@@ -3,9 +3,9 @@
 use coracle_engine::spec::caps;
 use serde::{Deserialize, Serialize};
 
-use super::Fault;
 use super::pod::{choice, required, value};
-use super::raw::{self, At, List};
+use super::raw::{self, At, List, Place};
+use super::{Fault, later};
 
 /// A container's identity and privileges.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,16 +30,65 @@ pub struct Security {
     pub cap_drop: Vec<String>,
     /// The system call filter.
     pub seccomp: Seccomp,
+    /// The AppArmor profile.
+    #[serde(default)]
+    pub app_armor: Option<AppArmor>,
+    /// The SELinux label.
+    #[serde(default)]
+    pub selinux: Option<SeLinux>,
+    /// Whether nothing of /proc is hidden.
+    #[serde(default)]
+    pub proc_unmasked: bool,
+}
+
+/// What a pod's security context says beyond its containers' identity.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodSecurity {
+    /// The group of the volumes, which all processes have.
+    pub fs_group: Option<u32>,
+    /// Whether volumes whose root has that group already are left alone.
+    pub fs_group_on_root_mismatch: bool,
+    /// Whether the groups that the image gives its user are left out.
+    pub strict_groups: bool,
+    /// The SELinux label of volumes.
+    pub selinux: Option<SeLinux>,
+}
+
+/// An AppArmor profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppArmor {
+    /// The runtime's.
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+    /// A loaded one.
+    Localhost(String),
+}
+
+/// An SELinux label; what is empty is left to the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeLinux {
+    /// Its user.
+    pub user: String,
+    /// Its role.
+    pub role: String,
+    /// Its type.
+    pub kind: String,
+    /// Its level.
+    pub level: String,
 }
 
 /// The system call filter. Without a choice it is `RuntimeDefault`: kubelet's own default, no filter at all, is
 /// kept for compatibility there and a bad default here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Seccomp {
     /// The list that all runtimes share.
     RuntimeDefault,
     /// None.
     Unconfined,
+    /// The profile in this file.
+    Localhost(String),
 }
 
 /// What the pod says for all its containers.
@@ -50,14 +99,16 @@ pub struct PodDefaults {
     non_root: Option<bool>,
     groups: Vec<u32>,
     seccomp: Option<Seccomp>,
+    app_armor: Option<AppArmor>,
+    selinux: Option<SeLinux>,
 }
 
 /// Kernel settings, by name.
 type Sysctls = Vec<(String, String)>;
 
 impl PodDefaults {
-    /// Reads `spec.securityContext`; answers the sysctls beside it.
-    pub fn convert(raw: raw::PodSecurityContext) -> Result<(PodDefaults, Sysctls), Fault> {
+    /// Reads `spec.securityContext`; answers what is beside it: what counts for the pod, and the sysctls.
+    pub fn convert(raw: raw::PodSecurityContext) -> Result<(PodDefaults, PodSecurity, Sysctls), Fault> {
         let groups = value(raw.supplemental_groups).unwrap_or_default();
         let defaults = PodDefaults {
             user: id(raw.run_as_user.as_ref())?,
@@ -65,6 +116,16 @@ impl PodDefaults {
             non_root: value(raw.run_as_non_root),
             groups: groups.iter().map(number).collect::<Result<_, _>>()?,
             seccomp: seccomp(raw.seccomp_profile)?,
+            app_armor: app_armor(raw.app_armor)?,
+            selinux: value(raw.selinux).map(SeLinux::convert),
+        };
+        let fs_groups = [("Always", false), ("OnRootMismatch", true)];
+        let groups = [("Merge", false), ("Strict", true)];
+        let pod = PodSecurity {
+            fs_group: id(raw.fs_group.as_ref())?,
+            fs_group_on_root_mismatch: picked(raw.fs_group_policy.as_ref(), &fs_groups)?,
+            strict_groups: picked(raw.supplemental_policy.as_ref(), &groups)?,
+            selinux: defaults.selinux.clone(),
         };
         let mut sysctls = Vec::new();
         for At { value: sysctl, place } in value(raw.sysctls).unwrap_or_default() {
@@ -72,8 +133,12 @@ impl PodDefaults {
             check_sysctl(&name)?;
             sysctls.push((name.value.replace('/', "."), required(sysctl.value, &place, "value")?.value));
         }
-        Ok((defaults, sysctls))
+        Ok((defaults, pod, sysctls))
     }
+}
+
+fn picked(at: Option<&At<String>>, choices: &[(&str, bool)]) -> Result<bool, Fault> {
+    Ok(at.map(|at| choice(at, choices)).transpose()?.unwrap_or(false))
 }
 
 /// The sysctls that belong to a namespace, so that setting one leaves the machine alone.
@@ -124,19 +189,72 @@ impl Security {
             allow_escalation: value(raw.allow_privilege_escalation).unwrap_or(true),
             cap_add,
             cap_drop: capability_names(capabilities.drop)?,
-            seccomp: seccomp(raw.seccomp_profile)?.or(pod.seccomp).unwrap_or(Seccomp::RuntimeDefault),
+            seccomp: seccomp(raw.seccomp_profile)?.or(pod.seccomp.clone()).unwrap_or(Seccomp::RuntimeDefault),
+            app_armor: app_armor(raw.app_armor)?.or(pod.app_armor.clone()),
+            selinux: value(raw.selinux).map(SeLinux::convert).or(pod.selinux.clone()),
+            proc_unmasked: picked(raw.proc_mount.as_ref(), &[("Default", false), ("Unmasked", true)])?,
         })
     }
 }
 
-fn seccomp(at: Option<At<raw::SeccompProfile>>) -> Result<Option<Seccomp>, Fault> {
-    let Some(at) = at else { return Ok(None) };
-    let kind = required(at.value.kind, &at.place, "type")?;
-    if kind.value == "Localhost" {
-        return Err(kind.fault("Localhost is not honoured yet: use RuntimeDefault or Unconfined"));
+impl SeLinux {
+    fn convert(raw: raw::SeLinuxOptions) -> SeLinux {
+        let text = |at: Option<At<String>>| value(at).unwrap_or_default();
+        SeLinux { user: text(raw.user), role: text(raw.role), kind: text(raw.kind), level: text(raw.level) }
     }
-    let choices = [("RuntimeDefault", Seccomp::RuntimeDefault), ("Unconfined", Seccomp::Unconfined)];
-    choice(&kind, &choices).map(Some)
+}
+
+/// The types of a profile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Profile {
+    RuntimeDefault,
+    Unconfined,
+    Localhost,
+}
+
+const PROFILES: [(&str, Profile); 3] = [
+    ("RuntimeDefault", Profile::RuntimeDefault),
+    ("Unconfined", Profile::Unconfined),
+    ("Localhost", Profile::Localhost),
+];
+
+/// The name that goes with Localhost, and with it alone.
+fn localhost(profile: Profile, name: Option<At<String>>, place: &Place) -> Result<String, Fault> {
+    match (profile, name.filter(|at| !at.value.is_empty())) {
+        (Profile::Localhost, Some(at)) => Ok(at.value),
+        (Profile::Localhost, None) => Err(place.fault("localhostProfile is missing")),
+        (_, Some(at)) => Err(at.fault("goes with the type Localhost alone")),
+        (_, None) => Ok(String::new()),
+    }
+}
+
+fn seccomp(at: Option<At<raw::SeccompProfile>>) -> Result<Option<Seccomp>, Fault> {
+    let Some(At { value: raw, place }) = at else { return Ok(None) };
+    let kind = required(raw.kind, &place, "type")?;
+    let profile = choice(&kind, &PROFILES)?;
+    if profile == Profile::Localhost {
+        later::value("seccompProfile.type: Localhost", &kind)?;
+    }
+    let file = localhost(profile, raw.localhost, &place)?;
+    if file.starts_with('/') || file.split('/').any(|part| part == "..") {
+        return Err(place.fault("localhostProfile is a path below the folder of profiles"));
+    }
+    Ok(Some(match profile {
+        Profile::RuntimeDefault => Seccomp::RuntimeDefault,
+        Profile::Unconfined => Seccomp::Unconfined,
+        Profile::Localhost => Seccomp::Localhost(file),
+    }))
+}
+
+fn app_armor(at: Option<At<raw::AppArmorProfile>>) -> Result<Option<AppArmor>, Fault> {
+    let Some(At { value: raw, place }) = at else { return Ok(None) };
+    let profile = choice(&required(raw.kind, &place, "type")?, &PROFILES)?;
+    let name = localhost(profile, raw.localhost, &place)?;
+    Ok(Some(match profile {
+        Profile::RuntimeDefault => AppArmor::RuntimeDefault,
+        Profile::Unconfined => AppArmor::Unconfined,
+        Profile::Localhost => AppArmor::Localhost(name),
+    }))
 }
 
 fn id(at: Option<&At<i64>>) -> Result<Option<u32>, Fault> {

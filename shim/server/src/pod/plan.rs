@@ -12,9 +12,13 @@ use coracle_engine::{
 };
 
 use crate::kube::container::{Container, Protocol as KubeProtocol};
+use crate::kube::env::EnvValue;
+use crate::kube::expand::expand;
+use crate::kube::later::WHY;
+use crate::kube::mount;
 use crate::kube::pod::{PidMode, Pod};
 use crate::kube::security::{Seccomp as KubeSeccomp, Security as KubeSecurity};
-use crate::kube::volume::{self, HostPathKind, Source};
+use crate::kube::volume::{HostPathKind, Source};
 
 /// The machine's resolver settings.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -136,10 +140,10 @@ pub fn container(
         attempt,
         image: image_id.to_owned(),
         image_ref: container.image.clone(),
-        command: container.command.clone(),
-        args: container.args.clone(),
+        command: expanded(container, container.command.as_deref()),
+        args: expanded(container, container.args.as_deref()),
         working_dir: container.working_dir.clone(),
-        env: container.env.clone(),
+        env: literals(container),
         mounts: mounts(pod, container, volumes_dir)?,
         resources: Resources {
             cpu_shares: Some(container.resources.cpu_shares),
@@ -157,6 +161,27 @@ pub fn container(
     })
 }
 
+/// The variables that are written out, in order; a value may use those before it.
+fn literals(container: &Container) -> Vec<(String, String)> {
+    let mut env: Vec<(String, String)> = Vec::new();
+    for variable in &container.env {
+        let EnvValue::Literal(text) = &variable.value else { continue };
+        let lookup = |name: &str| env.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        let text = expand(text, lookup);
+        match env.iter_mut().find(|(known, _)| *known == variable.name) {
+            Some((_, value)) => *value = text,
+            None => env.push((variable.name.clone(), text)),
+        }
+    }
+    env
+}
+
+fn expanded(container: &Container, words: Option<&[String]>) -> Option<Vec<String>> {
+    let env = literals(container);
+    let lookup = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    words.map(|words| words.iter().map(|word| expand(word, lookup)).collect())
+}
+
 fn security(security: &KubeSecurity) -> Security {
     Security {
         privileged: security.privileged,
@@ -168,9 +193,10 @@ fn security(security: &KubeSecurity) -> Security {
         drop_capabilities: security.cap_drop.clone(),
         no_new_privs: !security.allow_escalation,
         readonly_rootfs: security.read_only_rootfs,
-        seccomp: match security.seccomp {
+        seccomp: match &security.seccomp {
             KubeSeccomp::RuntimeDefault => Seccomp::RuntimeDefault,
             KubeSeccomp::Unconfined => Seccomp::Unconfined,
+            KubeSeccomp::Localhost(file) => Seccomp::Localhost(file.into()),
         },
         ..Security::default()
     }
@@ -184,15 +210,16 @@ fn mounts(pod: &Pod, container: &Container, volumes_dir: &Path) -> Result<Vec<Mo
         };
         out.push(Mount {
             host_path: match &volume.source {
-                Source::EmptyDir => volumes_dir.join(&volume.name),
+                Source::EmptyDir { .. } => volumes_dir.join(&volume.name),
                 Source::HostPath { path, .. } => path.into(),
+                _ => bail!("volume {}: its kind {WHY}", volume.name),
             },
             container_path: mount.path.clone().into(),
             readonly: mount.read_only,
             propagation: match mount.propagation {
-                volume::Propagation::None => Propagation::Private,
-                volume::Propagation::HostToContainer => Propagation::HostToContainer,
-                volume::Propagation::Bidirectional => Propagation::Bidirectional,
+                mount::Propagation::None => Propagation::Private,
+                mount::Propagation::HostToContainer => Propagation::HostToContainer,
+                mount::Propagation::Bidirectional => Propagation::Bidirectional,
             },
             ..Mount::default()
         });
@@ -204,10 +231,11 @@ fn mounts(pod: &Pod, container: &Container, volumes_dir: &Path) -> Result<Vec<Mo
 pub fn prepare_volumes(pod: &Pod, empty_dir: impl Fn(&str) -> Result<()>) -> Result<()> {
     for volume in &pod.volumes {
         match &volume.source {
-            Source::EmptyDir => empty_dir(&volume.name).with_context(|| format!("volume {}", volume.name))?,
+            Source::EmptyDir { .. } => empty_dir(&volume.name).with_context(|| format!("volume {}", volume.name))?,
             Source::HostPath { path, kind } => {
                 host_path(Path::new(path), *kind).with_context(|| format!("volume {}", volume.name))?;
             }
+            _ => bail!("volume {}: its kind {WHY}", volume.name),
         }
     }
     Ok(())
@@ -251,6 +279,18 @@ mod tests {
     fn pod(spec: &str) -> Pod {
         let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec: {spec}\n");
         crate::kube::pod::read("web.yaml", &text).unwrap().remove(0)
+    }
+
+    #[test]
+    fn references_to_variables_expand_in_order() {
+        let env = "[{name: A, value: '1'}, {name: B, value: $(A)$(C)}, {name: C, value: $$(A)}, {name: E}]";
+        let words = "command: [sh, -c, 'echo $(B) $(NONE)'], args: ['$(A)']";
+        let pod = pod(&format!("{{containers: [{{name: c, image: b, env: {env}, {words}}}]}}"));
+        let container = &pod.containers[0];
+        let env: Vec<String> = literals(container).into_iter().map(|(_, value)| value).collect();
+        assert_eq!(env, ["1", "1$(C)", "$(A)", ""]);
+        assert_eq!(expanded(container, container.command.as_deref()).unwrap()[2], "echo 1$(C) $(NONE)");
+        assert_eq!(expanded(container, container.args.as_deref()).unwrap(), ["1"]);
     }
 
     #[test]

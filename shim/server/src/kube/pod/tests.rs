@@ -73,16 +73,29 @@ fn a_long_name_is_cut_to_a_host_name() {
 }
 
 #[test]
-fn references_to_variables_expand_in_order() {
-    let pod = pod(&with(concat!(
-        "    env: [{name: A, value: '1'}, {name: B, value: $(A)$(C)}, {name: C, value: $$(A)}, {name: E}]\n",
-        "    command: [sh, -c, 'echo $(B) $(NONE)']\n    args: ['$(A)']\n"
-    )));
+fn references_to_variables_are_kept_for_the_start() {
+    let pod = pod(&with("    env: [{name: A, value: '1'}, {name: B, value: $(A)}]\n    command: [echo, $(B)]\n"));
     let container = &pod.containers[0];
-    let env: Vec<&str> = container.env.iter().map(|(_, value)| value.as_str()).collect();
-    assert_eq!(env, ["1", "1$(C)", "$(A)", ""]);
-    assert_eq!(container.command.as_ref().unwrap()[2], "echo 1$(C) $(NONE)");
-    assert_eq!(container.args.as_ref().unwrap(), &["1"]);
+    assert_eq!(container.env[1].value, EnvValue::Literal("$(A)".into()));
+    assert_eq!(container.command.as_ref().unwrap()[1], "$(B)");
+}
+
+#[test]
+fn records_of_earlier_versions_are_read() {
+    let pod = pod(&format!("  volumes: [{{name: v, emptyDir: {{}}}}]\n{}", with("    env: [{name: A, value: x}]\n")));
+    let mut json = serde_json::to_value(&pod).unwrap();
+    json["containers"][0]["env"] = serde_json::json!([["A", "$x"]]);
+    json["volumes"][0]["source"] = "EmptyDir".into();
+    for field in ["deadline", "security", "service_links", "pull_secrets", "host_ipc", "overhead"] {
+        json.as_object_mut().unwrap().remove(field);
+    }
+    for field in ["env_from", "lifecycle", "message_path", "message_policy", "restart", "restart_rules", "liveness"] {
+        json["containers"][0].as_object_mut().unwrap().remove(field);
+    }
+    let mut read: Pod = serde_json::from_value(json).unwrap();
+    assert_eq!(read.containers[0].env[0].value, EnvValue::Literal("$$x".into()), "it was expanded already");
+    read.containers[0].env.clone_from(&pod.containers[0].env);
+    assert_eq!(read, pod);
 }
 
 #[test]
@@ -103,7 +116,7 @@ fn ports_are_checked() {
 #[test]
 fn resources_become_what_the_kernel_takes() {
     let pod = pod(&with("    resources: {limits: {cpu: 500m, memory: 128Mi}, requests: {cpu: 0.25}}\n"));
-    let resources = pod.containers[0].resources;
+    let resources = &pod.containers[0].resources;
     assert_eq!((resources.cpu_shares, resources.cpu_quota), (256, Some(50_000)));
     assert_eq!(resources.memory_limit, Some(128 << 20));
     let bad = |text: &str| fault(&with(&format!("    resources: {text}\n")));
@@ -111,7 +124,7 @@ fn resources_become_what_the_kernel_takes() {
     assert!(bad("{limits: {memory: -1}}").contains("must not be negative"));
     assert!(bad("{limits: {memory: 128m}}").contains("`Mi` was meant?"));
     assert!(bad("{limits: {memory: lots}}").contains("is not a quantity"));
-    assert!(bad("{limits: {nvidia.com/gpu: 1}}").contains("limits.nvidia.com/gpu: is not honoured yet"));
+    assert!(bad("{limits: {nvidia.com/gpu: 1}}").contains("limits.nvidia.com/gpu: is offered by a device plugin"));
 }
 
 #[test]

@@ -8,6 +8,7 @@
 
 mod config;
 mod container;
+mod lifecycle;
 mod object;
 mod security;
 mod service;
@@ -17,15 +18,18 @@ mod table;
 mod volume;
 
 pub use config::{ConfigMap, LocalReference, Namespace, RuntimeClass, Secret, ServiceAccount};
-pub use container::{Container, ContainerPort, EnvVar, ResourceRequirements, VolumeMount};
+pub use container::{
+    Container, ContainerPort, EnvFromSource, EnvVar, EnvVarSource, FieldReference, KeyReference, ObjectReference,
+    ResourceReference, ResourceRequirements, RestartRule, VolumeMount,
+};
+pub use lifecycle::{ExecAction, HttpGetAction, Lifecycle, LifecycleHandler, Probe, TcpSocketAction};
 pub use object::{ObjectMeta, Pod};
-pub use security::{PodSecurityContext, SeccompProfile, SecurityContext};
+pub use security::{AppArmorProfile, PodSecurityContext, SeLinuxOptions, SeccompProfile, SecurityContext};
 pub use service::{Service, ServicePort};
 pub use spec::{HostAlias, PodDnsConfig, PodDnsConfigOption, PodSpec};
 pub use storage::{ClaimSpec, LabelSelector, PersistentVolume, PersistentVolumeClaim};
-pub use volume::{EmptyDir, HostPath, Volume};
-
 pub use table::{Anything, Fate, Field, Shape, Table};
+pub use volume::{DownwardFile, EmptyDir, HostPath, KeyProjection, KeyToPath, Projection, Volume};
 
 use super::Fault;
 use super::fault::nearest;

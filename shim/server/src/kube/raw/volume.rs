@@ -2,57 +2,201 @@
 
 use super::*;
 
+const REMOTE: &str = "is storage beyond this machine, which is not mounted here: mount it and use hostPath";
+
 raw! {
-    /// An item of `spec.volumes`.
+    /// A volume: a name and one source.
     Volume {
+        /// The name by which containers mount it.
         name = "name": String,
+        /// An empty directory that goes with the pod.
         empty_dir = "emptyDir": EmptyDir,
+        /// A file or directory of the machine.
         host_path = "hostPath": HostPath,
+        /// The keys of a ConfigMap as files.
+        config_map = "configMap": ConfigMapVolume,
+        /// The keys of a Secret as files.
+        secret = "secret": SecretVolume,
+        /// Fields of the pod as files.
+        downward = "downwardAPI": DownwardVolume,
+        /// Several of these in one directory.
+        projected = "projected": ProjectedVolume,
+        /// The files of an image.
+        image = "image": ImageVolume,
+        /// A directory that outlives pods.
+        claim = "persistentVolumeClaim": ClaimVolume,
     } refused {
-        "awsElasticBlockStore": "is not honoured yet: remove it",
-        "azureDisk": "is not honoured yet: remove it",
-        "azureFile": "is not honoured yet: remove it",
-        "cephfs": "is not honoured yet: remove it",
-        "cinder": "is not honoured yet: remove it",
-        "configMap": "is not honoured yet: remove it",
-        "csi": "is not honoured yet: remove it",
-        "downwardAPI": "is not honoured yet: remove it",
-        "ephemeral": "is not honoured yet: remove it",
-        "fc": "is not honoured yet: remove it",
-        "flexVolume": "is not honoured yet: remove it",
-        "flocker": "is not honoured yet: remove it",
-        "gcePersistentDisk": "is not honoured yet: remove it",
-        "gitRepo": "is not honoured yet: remove it",
-        "glusterfs": "is not honoured yet: remove it",
-        "image": "is not honoured yet: remove it",
-        "iscsi": "is not honoured yet: remove it",
-        "nfs": "is not honoured yet: remove it",
-        "persistentVolumeClaim": "is not honoured yet: remove it",
-        "photonPersistentDisk": "is not honoured yet: remove it",
-        "portworxVolume": "is not honoured yet: remove it",
-        "projected": "is not honoured yet: remove it",
-        "quobyte": "is not honoured yet: remove it",
-        "rbd": "is not honoured yet: remove it",
-        "scaleIO": "is not honoured yet: remove it",
-        "secret": "is not honoured yet: remove it",
-        "storageos": "is not honoured yet: remove it",
-        "vsphereVolume": "is not honoured yet: remove it",
+        "awsElasticBlockStore": REMOTE,
+        "azureDisk": REMOTE,
+        "azureFile": REMOTE,
+        "cephfs": REMOTE,
+        "cinder": REMOTE,
+        "csi": "needs a CSI driver, which is not run here: use hostPath or a claim",
+        "ephemeral": "makes a claim for each pod, which is not done here: use emptyDir",
+        "fc": REMOTE,
+        "flexVolume": REMOTE,
+        "flocker": REMOTE,
+        "gcePersistentDisk": REMOTE,
+        "gitRepo": "is obsolete: clone into an emptyDir by an init container",
+        "glusterfs": REMOTE,
+        "iscsi": REMOTE,
+        "nfs": REMOTE,
+        "photonPersistentDisk": REMOTE,
+        "portworxVolume": REMOTE,
+        "quobyte": REMOTE,
+        "rbd": REMOTE,
+        "scaleIO": REMOTE,
+        "storageos": REMOTE,
+        "vsphereVolume": REMOTE,
     }
 }
 
 raw! {
-    /// `emptyDir`.
+    /// An empty directory.
     EmptyDir {
+        /// Memory for a tmpfs; empty or absent for the disk.
         medium = "medium": String,
-    } refused {
-        "sizeLimit": "is not honoured yet: remove it",
+        /// At most.
+        size_limit = "sizeLimit": Amount,
     }
 }
 
 raw! {
-    /// `hostPath`.
+    /// A file or directory of the machine.
     HostPath {
+        /// Its path.
         path = "path": String,
+        /// What is expected there: Directory, DirectoryOrCreate, File, FileOrCreate, Socket, CharDevice, BlockDevice.
         kind = "type": String,
+    }
+}
+
+raw! {
+    /// The keys of a ConfigMap as files.
+    ConfigMapVolume {
+        /// The ConfigMap.
+        name = "name": String,
+        /// Only these keys, at these paths.
+        items = "items": List<KeyToPath>,
+        /// Permissions of the files; 0644.
+        default_mode = "defaultMode": i64,
+        /// Whether it may be missing.
+        optional = "optional": bool,
+    }
+}
+
+raw! {
+    /// The keys of a Secret as files.
+    SecretVolume {
+        /// The Secret.
+        name = "secretName": String,
+        /// Only these keys, at these paths.
+        items = "items": List<KeyToPath>,
+        /// Permissions of the files; 0644.
+        default_mode = "defaultMode": i64,
+        /// Whether it may be missing.
+        optional = "optional": bool,
+    }
+}
+
+raw! {
+    /// A key and the file that it becomes.
+    KeyToPath {
+        /// The key.
+        key = "key": String,
+        /// The file, within the volume.
+        path = "path": String,
+        /// Its permissions.
+        mode = "mode": i64,
+    }
+}
+
+raw! {
+    /// Fields of the pod as files.
+    DownwardVolume {
+        /// The files.
+        items = "items": List<DownwardFile>,
+        /// Permissions of the files; 0644.
+        default_mode = "defaultMode": i64,
+    }
+}
+
+raw! {
+    /// A field of the pod and the file that it becomes.
+    DownwardFile {
+        /// The file, within the volume.
+        path = "path": String,
+        /// A field of the pod.
+        field = "fieldRef": FieldReference,
+        /// A resource of a container.
+        resource = "resourceFieldRef": ResourceReference,
+        /// Its permissions.
+        mode = "mode": i64,
+    }
+}
+
+raw! {
+    /// Several sources in one directory.
+    ProjectedVolume {
+        /// The sources; of two files of one path the later counts.
+        sources = "sources": List<Projection>,
+        /// Permissions of the files; 0644.
+        default_mode = "defaultMode": i64,
+    }
+}
+
+raw! {
+    /// A source of a projected volume.
+    Projection {
+        /// Keys of a ConfigMap.
+        config_map = "configMap": KeyProjection,
+        /// Keys of a Secret.
+        secret = "secret": KeyProjection,
+        /// Fields of the pod.
+        downward = "downwardAPI": DownwardProjection,
+    } refused {
+        "clusterTrustBundle": "is kept by an API server: there is none",
+        "podCertificate": "is signed by a cluster: there is none",
+        "serviceAccountToken": "is signed by an API server: there is none",
+    }
+}
+
+raw! {
+    /// Keys of an object in a projected volume.
+    KeyProjection {
+        /// The object.
+        name = "name": String,
+        /// Only these keys, at these paths.
+        items = "items": List<KeyToPath>,
+        /// Whether it may be missing.
+        optional = "optional": bool,
+    }
+}
+
+raw! {
+    /// Fields of the pod in a projected volume.
+    DownwardProjection {
+        /// The files.
+        items = "items": List<DownwardFile>,
+    }
+}
+
+raw! {
+    /// The files of an image, read-only.
+    ImageVolume {
+        /// The image.
+        reference = "reference": String,
+        /// Always, IfNotPresent or Never; as for a container's image.
+        pull = "pullPolicy": String,
+    }
+}
+
+raw! {
+    /// A directory that outlives pods.
+    ClaimVolume {
+        /// The PersistentVolumeClaim.
+        name = "claimName": String,
+        /// Whether it can only be read.
+        read_only = "readOnly": bool,
     }
 }
