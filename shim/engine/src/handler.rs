@@ -312,7 +312,8 @@ impl Handler {
             && let Some(mount) = config.mounts.iter().find(part)
         {
             let path = mount.container_path.display();
-            let text = format!("only coracle's own runtime opens a subPath safely, which the volume at {path} asks for");
+            let text =
+                format!("only coracle's own runtime opens a subPath safely, which the volume at {path} asks for");
             return Err(self.error(text));
         }
         Ok(())

@@ -231,7 +231,7 @@ async fn start(app: &App, engine: &Engine, kept: Kept) -> Result<Started> {
     let folder = Folder::of(engine.paths(), &sandbox);
     // Tended by us from before the first container: its end must not call for another.
     folder.write_pod(&kept)?;
-    let tender = Tender::take(engine, &sandbox, kept.clone())?;
+    let tender = Tender::take(app, engine, &sandbox, kept.clone())?;
     let mut tender = tender.context("another process tends the new pod")?;
     tender.first_start(&mut Unwatched).await?;
     let found = Found { sandbox, folder, kept: Some(kept.clone()) };

@@ -30,7 +30,7 @@ impl Tend {
             // Its maker has not got so far, and tends it.
             return Ok(ExitCode::SUCCESS);
         };
-        if let Some(mut tender) = Tender::take(&engine, &sandbox.id, kept)? {
+        if let Some(mut tender) = Tender::take(app, &engine, &sandbox.id, kept)? {
             tender.tend(false, &mut Unwatched).await?;
         }
         Ok(ExitCode::SUCCESS)

@@ -10,6 +10,7 @@ pub mod events;
 pub mod images;
 pub mod keep;
 pub mod logs;
+pub mod making;
 pub mod observe;
 pub mod plan;
 pub mod policy;

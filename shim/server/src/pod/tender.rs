@@ -11,9 +11,10 @@ use tokio::sync::mpsc;
 
 use super::events::{On, Recorder};
 use super::keep::{Failure, Folder, Kept, Tended};
+use super::making::Making;
 use super::observe::{History, Observed, has_run, past};
-use super::plan;
 use super::policy::{Past, Plan, restarts};
+use crate::app::App;
 use crate::kube::container::Container;
 use crate::time;
 
@@ -49,6 +50,7 @@ impl Watch for Unwatched {}
 
 /// A pod being tended: holds its lock.
 pub struct Tender {
+    app: App,
     engine: Engine,
     sandbox: String,
     folder: Folder,
@@ -62,11 +64,12 @@ pub struct Tender {
 
 impl Tender {
     /// Takes the pod's lock; None if somebody else has it.
-    pub fn take(engine: &Engine, sandbox: &str, kept: Kept) -> Result<Option<Tender>> {
+    pub fn take(app: &App, engine: &Engine, sandbox: &str, kept: Kept) -> Result<Option<Tender>> {
         let folder = Folder::of(engine.paths(), sandbox);
         let Some(lock) = engine.tend(sandbox)? else { return Ok(None) };
         let tended = folder.read_tended()?;
         Ok(Some(Tender {
+            app: app.clone(),
             engine: engine.clone(),
             sandbox: sandbox.to_owned(),
             folder,
@@ -187,11 +190,9 @@ impl Tender {
         let history = observed.history(name).unwrap_or(&nothing);
         self.clear_up(history).await?;
         let attempt = history.next_attempt();
-        let volumes = self.engine.paths().volumes(&self.sandbox);
-        let empty_dir = |name: &str| Ok(self.engine.make_volume(&self.sandbox, name).map(drop)?);
-        plan::prepare_volumes(&self.kept.pod, empty_dir).with_context(context)?;
-        let image = self.kept.images.get(name).map(String::as_str).unwrap_or(&container.image);
-        let config = plan::container(&self.kept.pod, &container, attempt, image, &volumes).with_context(context)?;
+        let (app, engine, sandbox, kept) = (&self.app, &self.engine, &self.sandbox, &self.kept);
+        let making = Making { app, engine, sandbox, kept, container: &container, attempt };
+        let config = making.config().await.with_context(context)?;
         let (on, recorder) = (On::container(&self.kept.pod, name), Recorder::of(self.engine.paths(), &self.kept));
         let created = self.engine.create_container(&self.sandbox, config).await;
         let id = created.inspect_err(|error| recorder.warning(on, "Failed", format!("Error: {error}")));
