@@ -13,6 +13,7 @@
 //! connection  a task client                streams     what processes say and hear
 //! attach      an attach client             stdio       where that comes from and goes to
 //! buffer      bytes on their way           log         CRI log files
+//! logger      programs that take the output
 //! exits       exit.json                    tender      calling the engine when a container exits
 //! failure     status codes                 stats       runtime's numbers in containerd's messages
 //! oci         what runs a container        foreign     other runtimes than ours; shim: containerd's shims
@@ -30,6 +31,7 @@ mod exits;
 mod failure;
 mod foreign;
 mod log;
+mod logger;
 mod oci;
 mod ops;
 mod reactor;

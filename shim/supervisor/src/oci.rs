@@ -19,7 +19,8 @@
 use crate::containerd::options;
 use crate::failure::{Fail, Failure};
 use crate::foreign::{self, Foreign};
-use crate::ops;
+use crate::logger;
+use crate::ops::{self, Created};
 use crate::sandbox::{RUNTIME_ROOT, Sandbox};
 use crate::shim::Shim;
 use crate::stdio::ProcessEnds;
@@ -27,7 +28,7 @@ use coracle_proto::coracle::ShimOptions;
 use coracle_proto::ttrpc::Code;
 use coracle_proto::{any, runc, task};
 use nix::libc::SIGKILL;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 /// What runs a container.
@@ -82,7 +83,10 @@ pub enum Act {
     /// Task.Kill of all processes.
     KillAll(i32),
     /// Task.Delete.
-    Delete,
+    Delete {
+        /// Its logger, which is waited for.
+        logger: Option<OwnedFd>,
+    },
     /// Task.Pause and, false, Task.Resume.
     Freeze(bool),
     /// Task.Update, with OCI resources as JSON.
@@ -119,8 +123,20 @@ impl Act {
     pub fn keep(&self) -> Vec<RawFd> {
         match self {
             Act::Create { ends, .. } | Act::Exec { ends, .. } => ends.raw(),
+            Act::Delete { logger } => logger.iter().map(AsRawFd::as_raw_fd).collect(),
             _ => Vec::new(),
         }
+    }
+
+    /// Starts the logger of a process that is to be made, and returns its pid.
+    fn start_logger(&mut self, id: &str) -> Result<Option<i32>, Failure> {
+        let (id, ends) = match self {
+            Act::Create { ends, .. } => (id, ends),
+            // As containerd's own shims call it.
+            Act::Exec { exec, ends, .. } => (exec.as_str(), ends),
+            _ => return Ok(None),
+        };
+        ends.logger.take().map(|logger| logger.start(id)).transpose()
     }
 }
 
@@ -174,7 +190,21 @@ impl Oci {
     }
 
     /// Does it; only in a worker.
-    pub fn perform(&self, id: &str, act: Act) -> Result<Vec<u8>, Failure> {
+    pub fn perform(&self, id: &str, mut act: Act) -> Result<Vec<u8>, Failure> {
+        let Some(logger) = act.start_logger(id)? else { return self.perform_plainly(id, act) };
+        let made = self.perform_plainly(id, act).inspect_err(|_| logger::kill(logger))?;
+        let created = Created::decode(&made).map(|created| Created { logger, ..created });
+        Ok(created.map_or(made, |created| created.encode()))
+    }
+
+    fn perform_plainly(&self, id: &str, mut act: Act) -> Result<Vec<u8>, Failure> {
+        if let Act::Delete { logger } = &mut act
+            && let Some(logger) = logger.take()
+        {
+            let deleted = self.perform_plainly(id, act)?;
+            logger::end(&logger);
+            return Ok(deleted);
+        }
         let root = match self {
             Oci::Own(root) => root,
             Oci::Foreign(foreign) => return foreign.perform(id, act),
@@ -187,7 +217,7 @@ impl Oci {
             Act::Exec { spec, terminal, ends, .. } => ops::exec(root, id, &spec, terminal, ends),
             Act::Kill { signal, .. } => ops::kill(root, id, signal),
             Act::KillAll(signal) => ops::kill_all(root, id, signal),
-            Act::Delete => ops::delete(root, id),
+            Act::Delete { .. } => ops::delete(root, id),
             Act::Freeze(frozen) => ops::freeze(root, id, frozen),
             Act::Update(resources) => ops::update(root, id, &resources),
             Act::Pids(execs) => ops::pids(root, id, &execs),

@@ -1,6 +1,7 @@
 //! What workers do: requests turned into calls of the runtime library. Nothing here runs in the long-lived process.
 
 use crate::failure::{Fail, Failure};
+use crate::logger::Logger;
 use crate::oci::{Act, Oci};
 use crate::stdio::ProcessEnds;
 use coracle_proto::runc;
@@ -31,12 +32,15 @@ pub struct Created {
     pub own_pid_namespace: bool,
     /// Where the kernel counts its OOM kills; may be empty.
     pub oom_file: String,
+    /// The pid of its logger, or 0.
+    pub logger: i32,
 }
 
 impl Created {
     /// For the worker's report.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = self.pid.to_le_bytes().to_vec();
+        bytes.extend(self.logger.to_le_bytes());
         bytes.push(u8::from(self.own_pid_namespace));
         bytes.extend_from_slice(self.oom_file.as_bytes());
         bytes
@@ -45,9 +49,11 @@ impl Created {
     /// From the worker's report.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (pid, rest) = bytes.split_first_chunk::<4>()?;
+        let (logger, rest) = rest.split_first_chunk::<4>()?;
         let (own, file) = rest.split_first()?;
         let oom_file = String::from_utf8(file.to_vec()).ok()?;
-        Some(Created { pid: i32::from_le_bytes(*pid), own_pid_namespace: *own == 1, oom_file })
+        let (pid, logger) = (i32::from_le_bytes(*pid), i32::from_le_bytes(*logger));
+        Some(Created { pid, own_pid_namespace: *own == 1, oom_file, logger })
     }
 }
 
@@ -55,7 +61,8 @@ impl ProcessEnds {
     /// The descriptors a worker must keep.
     pub fn raw(&self) -> Vec<RawFd> {
         let ends = [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten().map(AsRawFd::as_raw_fd);
-        ends.chain(self.console.iter().map(AsRawFd::as_raw_fd)).collect()
+        let ends = ends.chain(self.console.iter().map(AsRawFd::as_raw_fd));
+        ends.chain(self.logger.iter().flat_map(Logger::raw)).collect()
     }
 
     fn into_runtime(self) -> Result<(Stdio, Option<OwnedFd>), Failure> {
@@ -114,7 +121,7 @@ pub fn create(
     let pid = runtime.create(&request.id, create)?;
     let detail = runtime.detail(&request.id)?;
     let oom_file = oom_file(&detail.cgroup).unwrap_or_default();
-    Ok(Created { pid, own_pid_namespace: detail.own_pid_namespace, oom_file }.encode())
+    Ok(Created { pid, own_pid_namespace: detail.own_pid_namespace, oom_file, logger: 0 }.encode())
 }
 
 /// containerd's mount in the runtime's terms.
@@ -293,7 +300,7 @@ pub fn release(
     cgroup_record: &Path,
 ) -> Result<Vec<u8>, Failure> {
     for (id, oci) in containers {
-        oci.perform(id, Act::Delete)?;
+        oci.perform(id, Act::Delete { logger: None })?;
     }
     crate::shim::end(shim, sandbox)?;
     remove_pod_cgroup(cgroup_record)?;

@@ -93,7 +93,7 @@ impl Shim {
             Act::Exec { exec, spec, terminal, ends } => self.exec(id, &exec, spec, terminal, &ends.fifos),
             Act::Kill { exec, signal } => self.kill(id, exec, signal, false),
             Act::KillAll(signal) => self.kill(id, String::new(), signal, true),
-            Act::Delete => self.delete_container(id).map(|()| Vec::new()),
+            Act::Delete { .. } => self.delete_container(id).map(|()| Vec::new()),
             Act::Freeze(true) => self.empty(method::PAUSE, &task::PauseRequest { id: id_only() }),
             Act::Freeze(false) => self.empty(method::RESUME, &task::ResumeRequest { id: id_only() }),
             Act::Update(resources) => {
@@ -135,7 +135,7 @@ impl Shim {
         let cgroup = Cgroup::of_process(pid).ok().flatten();
         let oom_file = cgroup.and_then(|cgroup| ops::oom_file(&cgroup.state())).unwrap_or_default();
         // What it leaves running is the shim's to kill.
-        Ok(Created { pid, own_pid_namespace: true, oom_file }.encode())
+        Ok(Created { pid, own_pid_namespace: true, oom_file, logger: 0 }.encode())
     }
 
     /// The options of its tasks. runc's state goes into the pod's folder if no other place is wanted.

@@ -8,12 +8,14 @@
 //! | `cri:/PATH` | | a CRI log file, and attach clients |
 //! | `/PATH`, `fifo:///PATH` | a fifo of containerd's | the same |
 //! | `file:///PATH` | | appended to by the process itself |
+//! | `binary:///PATH?k=v` | | read by that program (see `logger`), which takes both outputs |
 //!
 //! Fifos and files of outputs are handed to the process as they are: nothing is copied, but for a terminal's and for input
 //! (see `relay`): the supervisor keeps the other end of
 //! each fifo open, so that a containerd that restarts costs the process neither a signal nor its output.
 
 use crate::failure::{Fail, Failure};
+use crate::logger::{self, Logger, Program};
 use crate::relay::RelayEnds;
 use coracle_proto::ttrpc::Code;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -52,7 +54,7 @@ pub enum Input<'a> {
 }
 
 /// Where output goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output<'a> {
     /// Nowhere.
     Null,
@@ -63,7 +65,9 @@ pub enum Output<'a> {
     /// A fifo.
     Fifo(&'a str),
     /// A file.
-    File(&'a str),
+    File(String),
+    /// A program.
+    Logger(Program),
 }
 
 fn unknown(which: &str, word: &str, known: &str) -> Failure {
@@ -94,12 +98,19 @@ pub fn output<'a>(which: &str, word: &'a str) -> Result<Output<'a>, Failure> {
     if let Some(path) = word.strip_prefix("cri:").filter(|path| path.starts_with('/')) {
         return Ok(Output::Log(path));
     }
-    if let Some(path) = word.strip_prefix("file://").filter(|path| path.starts_with('/')) {
-        return Ok(Output::File(path));
+    let broken = |why| Code::InvalidArgument.failure(format!("{which} {word:?}: {why}"));
+    if let Some(url) = word.strip_prefix("file://").filter(|url| url.starts_with('/')) {
+        let path = url.split('?').next().unwrap_or(url);
+        return logger::unescape(path, false).map(Output::File).map_err(broken);
+    }
+    if let Some(program) = Program::of(word) {
+        return program.map(Output::Logger).map_err(broken);
     }
     match path_of(word, "fifo://") {
         Some(path) => Ok(Output::Fifo(path)),
-        None => Err(unknown(which, word, "attach:, cri:/PATH, file:///PATH or the absolute path of a fifo")),
+        None => {
+            Err(unknown(which, word, "attach:, cri:/PATH, file:///PATH, binary:///PATH or the absolute path of a fifo"))
+        }
     }
 }
 
@@ -112,10 +123,16 @@ impl Names {
     pub fn check(&self) -> Result<(), Failure> {
         input(&self.stdin)?;
         let (stdout, stderr) = (output("stdout", &self.stdout)?, output("stderr", &self.stderr)?);
-        if let (Output::Log(one), Output::Log(other)) = (stdout, stderr)
+        if let (Output::Log(one), Output::Log(other)) = (&stdout, &stderr)
             && one != other
         {
             let text = format!("stdout and stderr name different CRI logs, {one} and {other}");
+            return Err(Code::InvalidArgument.failure(text));
+        }
+        let logger = |output: &Output| matches!(output, Output::Logger(_));
+        let both = self.stdout == self.stderr || stderr == Output::Null && logger(&stdout);
+        if (logger(&stdout) || logger(&stderr)) && !both {
+            let text = format!("stdout {:?} and stderr {:?}: a logger takes both", self.stdout, self.stderr);
             return Err(Code::InvalidArgument.failure(text));
         }
         Ok(())
@@ -151,6 +168,8 @@ pub struct ProcessEnds {
     pub stderr: Option<OwnedFd>,
     /// The socket over which the runtime sends the terminal.
     pub console: Option<UnixStream>,
+    /// Who takes its outputs, to be started before it.
+    pub logger: Option<Logger>,
     /// For a shim, instead of all these: the fifos it is to open by their names.
     pub fifos: Names,
 }
@@ -229,7 +248,12 @@ fn open_all(names: &Names) -> Result<(ProcessEnds, OurEnds), Failure> {
         }
         ours.relay.output = match output("stdout", &names.stdout)? {
             Output::Fifo(path) => Some(open_both_ends(path)?),
-            Output::File(path) => Some(open_file(path)?),
+            Output::File(path) => Some(open_file(&path)?),
+            Output::Logger(program) => {
+                let ((out, writer), (err, _)) = (pipe(false)?, pipe(false)?);
+                theirs.logger = Some(Logger::new(program, out, err));
+                Some(writer)
+            }
             _ => None,
         };
         return Ok((theirs, ours));
@@ -246,6 +270,12 @@ fn open_all(names: &Names) -> Result<(ProcessEnds, OurEnds), Failure> {
             ours.relay.input = Some(path.into());
         }
     }
+    if let Output::Logger(program) = output("stdout", &names.stdout)? {
+        let ((out, stdout), (err, stderr)) = (blocking_pipe()?, blocking_pipe()?);
+        theirs.logger = Some(Logger::new(program, out, err));
+        (theirs.stdout, theirs.stderr) = (Some(stdout), Some(stderr));
+        return Ok((theirs, ours));
+    }
     let mut open_output = |which, word| -> Result<(Option<OwnedFd>, Option<OwnedFd>), Failure> {
         Ok(match output(which, word)? {
             Output::Null => (None, None),
@@ -258,7 +288,9 @@ fn open_all(names: &Names) -> Result<(ProcessEnds, OurEnds), Failure> {
                 ours.kept.outputs.push(keeper);
                 (Some(end), None)
             }
-            Output::File(path) => (Some(open_file(path)?), None),
+            Output::File(path) => (Some(open_file(&path)?), None),
+            // Of both outputs or of none: see above.
+            Output::Logger(_) => (None, None),
         })
     };
     (theirs.stdout, ours.stdout) = open_output("stdout", &names.stdout)?;
@@ -278,11 +310,14 @@ fn failed(what: &str, path: &str, error: io::Error) -> Failure {
 
 /// A pipe whose end on our side does not block: the reader's when `read_here`, else the writer's.
 fn pipe(read_here: bool) -> Result<(OwnedFd, OwnedFd), Failure> {
-    let (reader, writer) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed("make a pipe", "", error.into()))?;
+    let (reader, writer) = blocking_pipe()?;
     let ours = if read_here { &reader } else { &writer };
     set_nonblocking(ours, true).map_err(|error| failed("make a pipe", "", error))?;
     Ok((reader, writer))
+}
+
+fn blocking_pipe() -> Result<(OwnedFd, OwnedFd), Failure> {
+    nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed("make a pipe", "", error.into()))
 }
 
 /// Sets or clears O_NONBLOCK of an open file.
@@ -325,7 +360,11 @@ pub fn open_input(path: &Path) -> Result<(OwnedFd, OwnedFd), Failure> {
 }
 
 fn open_file(path: &str) -> Result<OwnedFd, Failure> {
-    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
+    // As containerd's own shims have it: whoever collects logs need not be root.
+    if let Some(folder) = Path::new(path).parent() {
+        std::fs::create_dir_all(folder).map_err(|error| failed("make", &folder.to_string_lossy(), error))?;
+    }
+    let file = OpenOptions::new().append(true).create(true).mode(0o644).open(path);
     Ok(file.map_err(|error| failed("open", path, error))?.into())
 }
 
@@ -340,12 +379,13 @@ mod tests {
         assert_eq!(input("/run/fifo").unwrap(), Input::Fifo("/run/fifo"));
         assert_eq!(output("stdout", "cri:/var/log/x").unwrap(), Output::Log("/var/log/x"));
         assert_eq!(output("stdout", "fifo:///run/x").unwrap(), Output::Fifo("/run/x"));
-        assert_eq!(output("stdout", "file:///x").unwrap(), Output::File("/x"));
+        assert_eq!(output("stdout", "file:///x%20y?z").unwrap(), Output::File("/x y".into()));
+        assert!(matches!(output("stdout", "binary:///x").unwrap(), Output::Logger(_)));
     }
 
     #[test]
     fn an_unknown_word_is_refused_by_name() {
-        for word in ["binary:///logger", "cri:relative", "relative", "attach:twice"] {
+        for word in ["binary://logger", "file:///%", "cri:relative", "relative", "attach:twice"] {
             let failure = output("stderr", word).unwrap_err();
             assert!(failure.message.starts_with(&format!("stderr {word:?}")), "{}", failure.message);
         }
@@ -355,6 +395,13 @@ mod tests {
     fn two_logs_for_one_process_are_refused() {
         let names = Names { stdout: "cri:/a".into(), stderr: "cri:/b".into(), ..Default::default() };
         assert!(names.check().is_err());
+        let logger = |stdout: &str, stderr: &str| {
+            Names { stdout: stdout.into(), stderr: stderr.into(), ..Default::default() }.check()
+        };
+        assert!(logger("binary:///a", "").is_ok() && logger("binary:///a", "binary:///a").is_ok());
+        for (stdout, stderr) in [("binary:///a", "binary:///b"), ("", "binary:///a"), ("binary:///a", "/fifo")] {
+            assert!(logger(stdout, stderr).unwrap_err().message.contains("a logger takes both"));
+        }
     }
 
     #[test]

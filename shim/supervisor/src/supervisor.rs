@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use coracle_proto::events::TaskCreate;
 use coracle_proto::ttrpc::{Code, encode_response};
 use nix::sys::signalfd::SignalFd;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -54,6 +54,8 @@ pub struct Process {
     pub spec: Vec<u8>,
     /// Its shim was told that no more input comes.
     pub input_ended: bool,
+    /// Who takes its outputs, if a program does: its pidfd.
+    pub logger: Option<OwnedFd>,
     /// An exit of which containerd hears once it has heard of the start.
     pub unannounced: Option<Exit>,
 }

@@ -106,6 +106,43 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     }
 }
 
+/// Makes a descriptor known by another number too, which survives an exec.
+pub fn dup_to(fd: RawFd, number: RawFd) -> io::Result<()> {
+    // SAFETY: called in a fresh fork, before an exec: whoever owned the number never touches it again in this process.
+    match unsafe { libc::dup2(fd, number) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// The same by any number from `first` on; it does not survive an exec.
+pub fn dup_beyond(fd: RawFd, first: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl has no memory preconditions; the new descriptor is nobody's yet.
+    match unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, first) } {
+        -1 => Err(io::Error::last_os_error()),
+        new => Ok(unsafe { OwnedFd::from_raw_fd(new) }),
+    }
+}
+
+/// A descriptor of a process, readable when it has ended.
+pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open has no memory preconditions; a descriptor that it returns is ours.
+    match unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
+    }
+}
+
+/// Signals the process of a pidfd.
+pub fn signal_by_pidfd(process: &OwnedFd, signal: i32) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: without a siginfo nothing is read from memory.
+    match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, none, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// The size of a terminal, in characters.
 pub fn set_window_size(terminal: &OwnedFd, columns: u16, rows: u16) -> io::Result<()> {
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };

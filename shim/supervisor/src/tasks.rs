@@ -3,6 +3,7 @@
 use crate::connection::Call;
 use crate::exits::{self, Exit};
 use crate::failure::{Fail, Failure};
+use crate::logger;
 use crate::oci::{Act, Oci};
 use crate::ops::Created;
 use crate::service::{Outcome, answered, decode, done};
@@ -15,6 +16,7 @@ use crate::worker::DIED;
 use coracle_proto::ttrpc::Code;
 use coracle_proto::{Message, Timestamp, events, runc, task};
 use nix::libc::SIGKILL;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Containers of one pod.
@@ -38,6 +40,11 @@ fn check_id(what: &str, id: &str) -> Result<(), Failure> {
 
 fn exit_fields(exit: &Option<Exit>) -> (u32, Option<Timestamp>) {
     (exit.map_or(0, |exit| exit.status), exit.map(|exit| exit.at.into()))
+}
+
+/// One that has ended already needs no descriptor.
+fn pidfd_of_logger(pid: i32) -> Option<OwnedFd> {
+    (pid > 0).then(|| sys::pidfd(pid).ok()).flatten()
 }
 
 /// What containerd hears of a container that was made.
@@ -70,6 +77,7 @@ impl Process {
             waiters: Vec::new(),
             spec,
             input_ended: false,
+            logger: None,
             unannounced: None,
         }
     }
@@ -175,7 +183,13 @@ impl Supervisor {
         let container = self.container(id)?;
         match &container.oci {
             Oci::Shim(shim) => shim::open_fifos(names, shim.bundle(), exec),
-            _ => stdio::open(names, container.io_owner),
+            _ => {
+                let (mut theirs, ours) = stdio::open(names, container.io_owner)?;
+                if let Some(logger) = &mut theirs.logger {
+                    logger.namespace = self.sandbox.namespace.clone();
+                }
+                Ok((theirs, ours))
+            }
         }
     }
 
@@ -378,19 +392,35 @@ impl Supervisor {
     }
 
     fn delete_by_worker(&mut self, id: &str) -> Result<(), Failure> {
-        let call = self.container(id)?.deleting.take();
-        self.act(Job::Delete { call, container: id.to_owned() }, id, Act::Delete)
+        let container = self.container(id)?;
+        let (call, logger) = (container.deleting.take(), container.init.logger.take());
+        self.act(Job::Delete { call, container: id.to_owned() }, id, Act::Delete { logger })
     }
 
     fn delete_exec(&mut self, id: &str, exec: &str) -> Outcome {
         self.process(id, exec)?.advance(Event::Delete)?;
         let container = self.container(id)?;
         let Some(at) = container.execs.iter().position(|process| process.exec_id == exec) else { return done() };
-        let process = container.execs.remove(at);
+        let mut process = container.execs.remove(at);
+        if let Some(logger) = process.logger.take() {
+            self.end_logger(logger);
+        }
         let (exit_status, exited_at) = exit_fields(&process.exit);
         self.streams.release(&self.reactor, process.io);
         self.turn_away(process.waiters, id);
         answered(&task::DeleteResponse { pid: process.pid as u32, exit_status, exited_at })
+    }
+
+    /// Nobody waits for the logger of an exec.
+    fn end_logger(&mut self, logger: OwnedFd) {
+        let keep = [logger.as_raw_fd()];
+        let body = Box::new(move || {
+            logger::end(&logger);
+            Ok(Vec::new())
+        });
+        if let Err(failure) = self.work(Job::Quiet, &keep, body) {
+            eprintln!("end a logger: {}", failure.message);
+        }
     }
 
     fn turn_away(&mut self, waiters: Vec<Call>, id: &str) {
@@ -563,6 +593,7 @@ impl Supervisor {
         container.own_pid_namespace = created.own_pid_namespace;
         container.oom_file = created.oom_file;
         container.init.pid = created.pid;
+        container.init.logger = pidfd_of_logger(created.logger);
         container.init.report(Event::Created);
         let io = container.init.io;
         if let Err(failure) = self.streams.connect(&self.reactor, io, ends) {
@@ -624,6 +655,7 @@ impl Supervisor {
         let outcome = Self::decoded(result).and_then(|created| {
             let process = self.process(id, exec)?;
             process.pid = created.pid;
+            process.logger = pidfd_of_logger(created.logger);
             process.report(Event::Started);
             let io = process.io;
             self.streams.connect(&self.reactor, io, ends).inspect_err(|_| {

@@ -1,6 +1,7 @@
 //! Our supervisor as containerd's runtime handler, `io.containerd.coracle.v1`, under Debian's containerd and `ctr`.
 
 mod info;
+mod loggers;
 mod options;
 
 use std::fs;

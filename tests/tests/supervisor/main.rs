@@ -5,6 +5,7 @@
 mod pod;
 
 mod lifecycle;
+mod loggers;
 mod memory;
 mod robust;
 mod sandbox;

@@ -44,8 +44,8 @@ fn open_all(names: &Names, folder: &Path, name: &str, fifos: &mut Names, ours: &
                 ours.kept.outputs.push(keeper);
                 (fifo, Some(end))
             }
-            // A file's address is the shim's to open, and so is a fifo of somebody else's.
-            Output::Fifo(_) | Output::File(_) => (word.clone(), None),
+            // A file's address is the shim's to open, a logger the shim's to start, and so is a fifo of somebody else's.
+            Output::Fifo(_) | Output::File(_) | Output::Logger(_) => (word.clone(), None),
         };
         match which {
             "stdout" => (fifos.stdout, ours.stdout) = (fifo, end),
