@@ -51,6 +51,12 @@ pub enum Command {
     Exec(cmd::exec::Exec),
     /// Let ports of this machine lead into a pod
     PortForward(cmd::port_forward::PortForward),
+    /// Attach to a running container
+    Attach(cmd::attach::Attach),
+    /// Copy files from and to a container
+    Cp(cmd::cp::Cp),
+    /// Show what happened to pods
+    Events(cmd::events::Events),
     /// Stop pods
     Stop(cmd::stop::Stop),
     /// Remove pods
@@ -77,6 +83,9 @@ pub enum Command {
     Version(cmd::version::Version),
     /// Print a completion script
     Completion(cmd::completion::Completion),
+    /// Copy files inside a container (started by `coracle cp`)
+    #[command(hide = true)]
+    Copier(crate::copy::inside::Copier),
     /// Apply a pod's restart policy once (started by its supervisor)
     #[command(hide = true)]
     Tend(cmd::tend::Tend),

@@ -9,6 +9,7 @@ mod app;
 mod cli;
 mod cmd;
 mod config;
+mod copy;
 mod exit;
 mod kube;
 mod objects;

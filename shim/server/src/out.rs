@@ -99,6 +99,17 @@ impl Table {
         write(&self.render(colours))
     }
 
+    /// Writes it without the headings, below others of the same columns.
+    pub fn print_rows(&self) -> Result<()> {
+        let text = self.render(colours(&io::stdout()));
+        write(text.split_once('\n').map_or("", |(_, rows)| rows))
+    }
+
+    /// Writes it indented: as a part of a larger text.
+    pub fn render_below(&self, indent: &str, colours: bool) -> String {
+        self.render(colours).lines().map(|line| format!("{indent}{line}\n")).collect()
+    }
+
     fn render(&self, colours: bool) -> String {
         let mut widths: Vec<usize> = self.headings.iter().map(|heading| heading.len()).collect();
         for row in &self.rows {
@@ -148,6 +159,11 @@ fn write(text: &str) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("write to standard output"),
     }
+}
+
+/// A text of others (a container, a registry) on one line of the terminal, without what would command it.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// A size in decimal units, as image tools write it.

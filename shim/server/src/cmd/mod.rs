@@ -7,9 +7,12 @@ use anyhow::{Context, Result};
 use crate::app::App;
 use crate::cli::{Cli, Command};
 
+pub mod attach;
 pub mod completion;
 pub mod config;
+pub mod cp;
 pub mod doctor;
+pub mod events;
 pub mod exec;
 pub mod gc;
 pub mod images;
@@ -22,6 +25,7 @@ pub mod rm;
 pub mod rmi;
 pub mod run;
 pub mod save;
+pub mod session;
 pub mod stop;
 pub mod tend;
 pub mod version;
@@ -30,6 +34,10 @@ pub mod version;
 pub fn run(cli: Cli) -> Result<ExitCode> {
     // Asked for by packagers, without a machine to look at.
     if let Command::Completion(args) = &cli.command {
+        return args.run();
+    }
+    // Before there is a second thread, and without the machine's settings, which it must not read inside a container.
+    if let Command::Copier(args) = &cli.command {
         return args.run();
     }
     // A file that cannot be read must not keep its check from telling so.
@@ -56,6 +64,10 @@ async fn dispatch(app: &App, command: Command) -> Result<ExitCode> {
         Command::Logs(args) => args.run(app).await,
         Command::Exec(args) => args.run(app).await,
         Command::PortForward(args) => args.run(app).await,
+        Command::Attach(args) => args.run(app).await,
+        Command::Cp(args) => args.run(app).await,
+        Command::Copier(args) => args.run(),
+        Command::Events(args) => args.run(app).await,
         Command::Stop(args) => args.run(app).await,
         Command::Rm(args) => args.run(app).await,
         Command::Pull(args) => args.run(app),

@@ -1,0 +1,114 @@
+//! The helper inside a container: enters its mount namespace, becomes its user, and packs or unpacks.
+//!
+//! It is this program again, before it has a second thread: a user namespace is entered by a process as a whole.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use caps::{CapSet, CapsHashSet};
+use clap::{Args, Subcommand};
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+
+use super::{Side, is_broken_pipe, pack, unpack};
+
+/// Copy files inside a container (started by `coracle cp`)
+#[derive(Debug, Args)]
+pub struct Copier {
+    /// The mount namespace to enter
+    #[arg(long, value_name = "FILE")]
+    mount: PathBuf,
+    /// The user namespace to enter
+    #[arg(long, value_name = "FILE")]
+    user: Option<PathBuf>,
+    /// Who to become
+    #[arg(long)]
+    uid: u32,
+    /// Whose group to take
+    #[arg(long)]
+    gid: u32,
+    /// Further groups
+    #[arg(long = "group")]
+    groups: Vec<u32>,
+    /// The capabilities to keep, in hexadecimal
+    #[arg(long)]
+    capabilities: String,
+    /// What to do
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Write a file or folder to standard output
+    Pack {
+        /// The path inside
+        path: PathBuf,
+    },
+    /// Make files of what standard input says
+    Unpack {
+        /// The path inside
+        path: PathBuf,
+        /// What stands for the folder at the top: the path itself, and not a folder in it
+        #[arg(long)]
+        contents: bool,
+        /// The path is a folder that is there, and the stream is another's
+        #[arg(long)]
+        foreign: bool,
+    },
+}
+
+impl Copier {
+    /// Does it.
+    pub fn run(&self) -> Result<ExitCode> {
+        // Of the machine, and looked up before the container's takes its place.
+        let descriptors = File::open("/proc/self/fd").context("open /proc/self/fd")?;
+        self.enter()?;
+        match &self.what {
+            What::Pack { path } => match pack(path, &descriptors, io::stdout().lock()) {
+                Err(error) if is_broken_pipe(&error) => return Ok(ExitCode::FAILURE),
+                packed => packed?,
+            },
+            What::Unpack { path, contents, foreign } => {
+                unpack(path, *contents, *foreign, Side::Container, io::stdin().lock())?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// From here on every path is the container's, and so is what may be done with it.
+    fn enter(&self) -> Result<()> {
+        // Nobody of the same user may look into this process.
+        nix::sys::prctl::set_dumpable(false).context("hide from the container's processes")?;
+        let open = |path: &PathBuf| File::open(path).with_context(|| format!("open {}", path.display()));
+        let (user, mount) = (self.user.as_ref().map(open).transpose()?, open(&self.mount)?);
+        if let Some(user) = &user {
+            setns(user, CloneFlags::CLONE_NEWUSER).context("enter the container's user namespace")?;
+        }
+        setns(mount, CloneFlags::CLONE_NEWNS).context("enter the container's mount namespace")?;
+        let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
+        match setgroups(&groups) {
+            // A user namespace of an ordinary user forbids it to the container as well.
+            Err(nix::Error::EPERM) if user.is_some() => {}
+            set => set.context("take the container's groups")?,
+        }
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        setresgid(gid, gid, gid).with_context(|| format!("become the container's group {gid}"))?;
+        setresuid(uid, uid, uid).with_context(|| format!("become the container's user {uid}"))?;
+        nix::sys::prctl::set_dumpable(false).context("hide from the container's processes")?;
+        self.drop_capabilities()
+    }
+
+    fn drop_capabilities(&self) -> Result<()> {
+        let mask = u64::from_str_radix(&self.capabilities, 16).context("--capabilities")?;
+        let have = caps::read(None, CapSet::Permitted).context("read the capabilities")?;
+        let keep: CapsHashSet = have.into_iter().filter(|cap| mask & cap.bitmask() != 0).collect();
+        for set in [CapSet::Effective, CapSet::Permitted] {
+            caps::set(None, set, &keep).context("keep the container's capabilities alone")?;
+        }
+        Ok(())
+    }
+}
