@@ -55,6 +55,12 @@ pub enum Command {
     Attach(cmd::attach::Attach),
     /// Copy files from and to a container
     Cp(cmd::cp::Cp),
+    /// Tell all that is recorded of pods, containers or images, as JSON
+    Inspect(cmd::inspect::Inspect),
+    /// Show what pods use
+    Top(cmd::top::Top),
+    /// Wait until pods are as asked for
+    Wait(cmd::wait::Wait),
     /// Show what happened to pods
     Events(cmd::events::Events),
     /// Stop pods
@@ -81,6 +87,8 @@ pub enum Command {
     Config(cmd::config::Config),
     /// Tell the version and the facts of this machine that matter
     Version(cmd::version::Version),
+    /// Write manual pages
+    Man(cmd::man::Man),
     /// Print a completion script
     Completion(cmd::completion::Completion),
     /// Copy files inside a container (started by `coracle cp`)

@@ -77,6 +77,7 @@ impl Cell {
 pub struct Table {
     headings: Vec<&'static str>,
     rows: Vec<Vec<Cell>>,
+    widths: Vec<usize>,
 }
 
 /// Spaces between columns, as kubectl has them.
@@ -85,7 +86,12 @@ const GAP: usize = 3;
 impl Table {
     /// A table with these columns.
     pub fn new(headings: impl IntoIterator<Item = &'static str>) -> Table {
-        Table { headings: headings.into_iter().collect(), rows: Vec::new() }
+        Table { headings: headings.into_iter().collect(), rows: Vec::new(), widths: Vec::new() }
+    }
+
+    /// Gives the first columns widths below which they do not shrink.
+    pub fn at_least(&mut self, widths: impl IntoIterator<Item = usize>) {
+        self.widths = widths.into_iter().collect();
     }
 
     /// Adds a row.
@@ -112,6 +118,9 @@ impl Table {
 
     fn render(&self, colours: bool) -> String {
         let mut widths: Vec<usize> = self.headings.iter().map(|heading| heading.len()).collect();
+        for (width, least) in widths.iter_mut().zip(&self.widths) {
+            *width = (*width).max(*least);
+        }
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.text.chars().count());
@@ -144,6 +153,11 @@ fn render_row(out: &mut String, row: &[Cell], widths: &[usize], colours: bool) {
 /// Writes a line to standard output.
 pub fn line(text: impl AsRef<str>) -> Result<()> {
     write(&format!("{}\n", text.as_ref()))
+}
+
+/// Clears the terminal: what follows is at its top.
+pub fn clear() -> Result<()> {
+    write("\x1b[H\x1b[2J")
 }
 
 /// Writes a value as JSON to standard output.

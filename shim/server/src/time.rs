@@ -19,6 +19,41 @@ pub fn rfc3339(nanos: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest % 3600 / 60, rest % 60)
 }
 
+/// `2026-01-02T03:04:05.000000006Z`: such texts sort as the times do.
+pub fn rfc3339_nanos(nanos: i64) -> String {
+    let seconds = rfc3339(nanos);
+    format!("{}.{:09}Z", seconds.trim_end_matches('Z'), nanos.rem_euclid(SECOND))
+}
+
+/// Reads RFC 3339, with `Z` or an offset such as `+02:00`.
+pub fn parse(text: &str) -> Option<i64> {
+    if text.ends_with('Z') {
+        return coracle_engine::record::parse_rfc3339(text);
+    }
+    let (local, offset) = text.split_at_checked(text.len().checked_sub(6)?)?;
+    let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+    let minutes = hours.parse::<i64>().ok()? * 60 + minutes.parse::<i64>().ok()?;
+    let at = coracle_engine::record::parse_rfc3339(&format!("{local}Z"))?;
+    match offset.as_bytes()[0] {
+        b'+' => Some(at - minutes * 60 * SECOND),
+        b'-' => Some(at + minutes * 60 * SECOND),
+        _ => None,
+    }
+}
+
+/// `Fri, 02 Jan 2026 03:04:05 +0000`, as kubectl describes times.
+pub fn rfc1123(nanos: i64) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let days = nanos.div_euclid(SECOND).div_euclid(86_400);
+    let (year, month, day) = civil(days);
+    // The epoch was a Thursday.
+    let weekday = usize::try_from(days.rem_euclid(7)).map_or("", |index| DAYS[index]);
+    let month = usize::try_from(month - 1).map_or("", |index| MONTHS[index]);
+    format!("{weekday}, {day:02} {month} {year} {} +0000", &rfc3339(nanos)[11..19])
+}
+
 /// Year, month and day of a day counted from 1970-01-01 in the Gregorian calendar. Years are counted from March, so
 /// that the leap day is the last of its year; 400 years have 146 097 days.
 fn civil(days: i64) -> (i64, i64, i64) {
@@ -63,6 +98,15 @@ mod tests {
         assert_eq!(rfc3339(951_782_400 * SECOND), "2000-02-29T00:00:00Z");
         assert_eq!(rfc3339(1_767_323_045 * SECOND + 5), "2026-01-02T03:04:05Z");
         assert_eq!(rfc3339(-SECOND), "1969-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn times_are_written_for_people_and_read_with_their_offset() {
+        assert_eq!(rfc1123(1_767_323_045 * SECOND), "Fri, 02 Jan 2026 03:04:05 +0000");
+        assert_eq!(rfc3339_nanos(1_767_323_045 * SECOND + 6), "2026-01-02T03:04:05.000000006Z");
+        assert_eq!(parse("2026-01-02T05:04:05+02:00"), parse("2026-01-02T03:04:05Z"));
+        assert_eq!(parse("2026-01-01T22:34:05.5-04:30"), Some(1_767_323_045 * SECOND + SECOND / 2));
+        assert!(["", "now", "2026-01-02", "2026-01-02T03:04:05", "ü2:00"].iter().all(|text| parse(text).is_none()));
     }
 
     #[test]

@@ -16,8 +16,10 @@ pub mod events;
 pub mod exec;
 pub mod gc;
 pub mod images;
+pub mod inspect;
 pub mod load;
 pub mod logs;
+pub mod man;
 pub mod port_forward;
 pub mod ps;
 pub mod pull;
@@ -28,12 +30,17 @@ pub mod save;
 pub mod session;
 pub mod stop;
 pub mod tend;
+pub mod top;
 pub mod version;
+pub mod wait;
 
 /// Does what the command line says; the answer is the exit code.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     // Asked for by packagers, without a machine to look at.
     if let Command::Completion(args) = &cli.command {
+        return args.run();
+    }
+    if let Command::Man(args) = &cli.command {
         return args.run();
     }
     // Before there is a second thread, and without the machine's settings, which it must not read inside a container.
@@ -67,6 +74,10 @@ async fn dispatch(app: &App, command: Command) -> Result<ExitCode> {
         Command::Attach(args) => args.run(app).await,
         Command::Cp(args) => args.run(app).await,
         Command::Copier(args) => args.run(),
+        Command::Inspect(args) => args.run(app).await,
+        Command::Top(args) => args.run(app).await,
+        Command::Wait(args) => args.run(app).await,
+        Command::Man(args) => args.run(),
         Command::Events(args) => args.run(app).await,
         Command::Stop(args) => args.run(app).await,
         Command::Rm(args) => args.run(app).await,

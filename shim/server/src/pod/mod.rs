@@ -15,5 +15,6 @@ pub mod observe;
 pub mod plan;
 pub mod policy;
 pub mod print;
+pub mod select;
 pub mod tender;
 pub mod view;

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::logs::{Follower, Line, Stream};
-use crate::out;
+use crate::{out, time};
 
 /// The containers' colours in turn, from the terminal's own palette; red is left for what is wrong.
 const COLOURS: [&str; 6] = ["\x1b[36m", "\x1b[33m", "\x1b[32m", "\x1b[35m", "\x1b[34m", "\x1b[96m"];
@@ -39,13 +39,23 @@ pub struct Printer {
     colours: (bool, bool),
     /// The beginnings of lines, by container and stream.
     parts: HashMap<(usize, bool), Vec<u8>>,
+    /// Lines before this are passed over: a time as the logs have it.
+    since: Option<String>,
+    /// Bytes that may still be written; None for any number.
+    left: Option<u64>,
 }
 
 impl Printer {
     /// A printer of nothing yet.
     pub fn new(style: Style) -> Printer {
         let colours = (out::colours(&io::stdout()), out::colours(&io::stderr()));
-        Printer { style, width: 0, sources: Vec::new(), colours, parts: HashMap::new() }
+        Printer { style, width: 0, sources: Vec::new(), colours, parts: HashMap::new(), since: None, left: None }
+    }
+
+    /// Writes only what was written since then, and at most so many bytes of it.
+    pub fn only(&mut self, since: Option<i64>, bytes: Option<u64>) {
+        self.since = since.map(time::rfc3339_nanos);
+        self.left = bytes;
     }
 
     /// Adds a container, whose logs lie in this folder.
@@ -78,19 +88,19 @@ impl Printer {
         Ok(true)
     }
 
-    /// Writes all that is there in the order of its times, at most the last `tail` lines.
+    /// Writes all that is there in the order of its times, at most the last `tail` lines of each container.
     pub fn print_sorted(&mut self, tail: Option<usize>) -> Result<bool> {
         let mut all: Vec<(usize, Line)> = Vec::new();
         for (index, source) in self.sources.iter_mut().enumerate() {
             let mut lines = Vec::new();
             let read = source.follower.read(&mut |line| lines.push((index, line)));
             read.with_context(|| format!("read the logs of {}", source.name))?;
-            all.append(&mut lines);
+            let skip = tail.map_or(0, |tail| skip(&lines, tail));
+            all.extend(lines.drain(skip..));
         }
         // Stable: lines of one container stay in order even if a clock went back.
         all.sort_by(|(_, a), (_, b)| a.time.cmp(&b.time));
-        let skip = tail.map_or(0, |tail| skip(&all, tail));
-        for (index, line) in all.into_iter().skip(skip) {
+        for (index, line) in all {
             if !self.print(index, line)? {
                 return Ok(false);
             }
@@ -99,6 +109,9 @@ impl Printer {
     }
 
     fn print(&mut self, index: usize, line: Line) -> Result<bool> {
+        if self.since.as_ref().is_some_and(|since| line.time < *since) {
+            return Ok(true);
+        }
         let is_stderr = line.stream == Stream::Stderr;
         let part = self.parts.entry((index, is_stderr)).or_default();
         part.extend_from_slice(&line.text);
@@ -110,13 +123,17 @@ impl Printer {
         let colours = if is_stderr { self.colours.1 } else { self.colours.0 };
         let mut bytes = self.head(index, &line.time, colours).into_bytes();
         bytes.append(&mut text);
+        if let Some(left) = &mut self.left {
+            bytes.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= bytes.len() as u64;
+        }
         let written = match is_stderr {
             true => io::stderr().write_all(&bytes),
             false => io::stdout().lock().write_all(&bytes).and_then(|()| io::stdout().flush()),
         };
         match written {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-            written => written.context("write the logs").map(|()| true),
+            written => written.context("write the logs").map(|()| self.left != Some(0)),
         }
     }
 

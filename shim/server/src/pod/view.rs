@@ -1,5 +1,7 @@
 //! A pod as `coracle ps` shows it, in kubectl's words.
 
+use std::collections::BTreeMap;
+
 use coracle_engine::{ContainerState, ContainerStatus, Engine, SandboxState, SandboxStatus};
 use serde::Serialize;
 
@@ -31,6 +33,13 @@ pub struct PodView {
     pub ready: usize,
     /// How often its containers were started again.
     pub restarts: u32,
+    /// When one last was: RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_restart_at: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// What is true of it.
+    pub conditions: Vec<Condition>,
     /// Its addresses.
     pub ips: Vec<String>,
     /// When it was made: RFC 3339.
@@ -40,6 +49,16 @@ pub struct PodView {
     #[serde(skip)]
     /// When it was made, in nanoseconds.
     pub created: i64,
+}
+
+/// Something that is true of a pod, or not.
+#[derive(Debug, Clone, Serialize)]
+pub struct Condition {
+    /// `Ready` ...
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Whether it is.
+    pub status: bool,
 }
 
 /// A container of a pod.
@@ -57,6 +76,11 @@ pub struct ContainerView {
     pub image: String,
     /// `waiting`, `running` or `terminated`.
     pub state: &'static str,
+    /// Whether it serves; for an init container, whether it has done its part.
+    pub ready: bool,
+    /// How the incarnation before this one ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<Last>,
     /// Why it waits or ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -73,6 +97,22 @@ pub struct ContainerView {
     pub started_at: Option<String>,
     /// When it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<String>,
+}
+
+/// How an incarnation of a container ended.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Last {
+    /// Why, in a word.
+    pub reason: String,
+    /// More about that.
+    pub message: String,
+    /// Its exit code.
+    pub exit_code: i32,
+    /// When it was started.
+    pub started_at: Option<String>,
+    /// When it ended.
     pub finished_at: Option<String>,
 }
 
@@ -121,6 +161,9 @@ impl PodView {
             status: format!("Sandbox:{}", sandbox.state.as_str()),
             ready: 0,
             restarts: 0,
+            last_restart_at: None,
+            labels: sandbox.config.labels.clone(),
+            conditions: Vec::new(),
             ips: sandbox.ips.iter().map(ToString::to_string).collect(),
             created_at: time::rfc3339(sandbox.created_at),
             containers: observed.all_latest().map(ContainerView::recorded).collect(),
@@ -130,10 +173,27 @@ impl PodView {
     }
 
     fn counted(self) -> PodView {
-        let running = self.containers.iter().filter(|container| !container.init && container.state == "running");
-        let ready = running.count();
+        let ready = self.containers.iter().filter(|container| !container.init && container.ready).count();
         let restarts = self.containers.iter().map(|container| container.restarts).sum();
-        PodView { ready, restarts, ..self }
+        let restarted = self.containers.iter().filter(|container| container.restarts > 0);
+        let last_restart_at = restarted.filter_map(|container| container.last.as_ref()?.finished_at.clone()).max();
+        let conditions = self.conditions();
+        PodView { ready, restarts, last_restart_at, conditions, ..self }
+    }
+
+    /// kubelet's, in the order in which they come true.
+    fn conditions(&self) -> Vec<Condition> {
+        let of = |init: bool| self.containers.iter().filter(move |container| container.init == init);
+        let began = of(false).any(|container| container.id.is_some());
+        let initialized = began || of(true).all(|container| container.ready);
+        let ready = self.phase == Phase::Running && initialized && of(false).all(|container| container.ready);
+        let condition = |kind, status| Condition { kind, status };
+        vec![
+            condition("PodScheduled", true),
+            condition("Initialized", initialized),
+            condition("ContainersReady", ready),
+            condition("Ready", ready),
+        ]
     }
 
     /// How many containers there are beside the init containers.
@@ -157,6 +217,8 @@ impl ContainerView {
             id: Some(status.id.clone()),
             image: status.config.image_ref.clone(),
             state,
+            ready: state == "running",
+            last: None,
             reason: exit.map(|exit| exit.reason.clone()).filter(|reason| !reason.is_empty()),
             message: exit.map(|exit| exit.message.clone()).filter(|message| !message.is_empty()),
             exit_code: exit.map(|exit| exit.code),
@@ -183,6 +245,16 @@ impl Facts<'_> {
             view.state = "waiting";
             view.reason = Some("CrashLoopBackOff".into());
         }
+        view.ready = match init {
+            true => view.state == "terminated" && view.exit_code == Some(0),
+            false => view.state == "running",
+        };
+        // What waits to be started again tells how it ended as its last state, as the one before a running one does.
+        let earlier = self.observed.history(name);
+        view.last = match view.state {
+            "waiting" => self.observed.latest(name).and_then(Last::of),
+            _ => earlier.and_then(|history| history.earlier.iter().max_by_key(|s| s.config.attempt).and_then(Last::of)),
+        };
         view
     }
 
@@ -232,6 +304,20 @@ impl Facts<'_> {
     }
 }
 
+impl Last {
+    fn of(status: &ContainerStatus) -> Option<Last> {
+        let exit = status.exit.as_ref()?;
+        let stamp = |at: i64| Some(at).filter(|at| *at > 0).map(time::rfc3339);
+        Some(Last {
+            reason: exit.reason.clone(),
+            message: exit.message.clone(),
+            exit_code: exit.code,
+            started_at: stamp(status.started_at),
+            finished_at: stamp(exit.finished_at),
+        })
+    }
+}
+
 impl ContainerView {
     fn waiting(container: &Container, init: bool) -> ContainerView {
         ContainerView {
@@ -240,6 +326,8 @@ impl ContainerView {
             id: None,
             image: container.image.clone(),
             state: "waiting",
+            ready: false,
+            last: None,
             reason: None,
             message: None,
             exit_code: None,
