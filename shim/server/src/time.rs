@@ -44,8 +44,7 @@ pub fn parse(text: &str) -> Option<i64> {
 /// `Fri, 02 Jan 2026 03:04:05 +0000`, as kubectl describes times.
 pub fn rfc1123(nanos: i64) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let days = nanos.div_euclid(SECOND).div_euclid(86_400);
     let (year, month, day) = civil(days);
     // The epoch was a Thursday.

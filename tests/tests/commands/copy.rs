@@ -60,10 +60,7 @@ fn archives_go_by_standard_input_and_output() {
     assert!(output.status.success());
     fs::write(&archive, &output.stdout).unwrap();
     let list = Command::new("tar").arg("tf").arg(&archive).output().expect("run tar");
-    assert_eq!(
-        String::from_utf8_lossy(&list.stdout),
-        "data\ndata/d\ndata/d/file\n".replace("data\n", "data/\n").replace("/d\n", "/d/\n")
-    );
+    assert_eq!(String::from_utf8_lossy(&list.stdout), "data\ndata/d\ndata/d/file\n");
     let mut command = machine.command(&["cp", "-", "web:/tmp"]);
     let mut child = machine.run(|| command.stdin(Stdio::piped()).spawn()).expect("start coracle");
     child.stdin.take().unwrap().write_all(&output.stdout).unwrap();

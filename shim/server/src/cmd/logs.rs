@@ -75,7 +75,9 @@ struct Lines(Option<usize>);
 fn lines(text: &str) -> Result<Lines, String> {
     match text.parse::<i64>() {
         Ok(-1) => Ok(Lines(None)),
-        Ok(count) => usize::try_from(count).map(|count| Lines(Some(count))).map_err(|_| "a number of lines, or -1".into()),
+        Ok(count) => {
+            usize::try_from(count).map(|count| Lines(Some(count))).map_err(|_| "a number of lines, or -1".into())
+        }
         Err(_) => Err("a number of lines, or -1".into()),
     }
 }

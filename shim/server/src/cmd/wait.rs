@@ -112,7 +112,9 @@ impl Wait {
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut left = match select::pods(&engine, &self.pods, self.selector.as_ref()) {
             // Gone already.
-            Err(error) if self.what == What::Delete && exit::code(&error) == exit::NOT_FOUND => return Ok(ExitCode::SUCCESS),
+            Err(error) if self.what == What::Delete && exit::code(&error) == exit::NOT_FOUND => {
+                return Ok(ExitCode::SUCCESS);
+            }
             left => left?,
         };
         let names = |left: &[Found]| left.iter().map(name).collect::<Vec<_>>().join(", ");
@@ -179,7 +181,10 @@ mod tests {
     #[test]
     fn times_are_read_as_gos() {
         let seconds = |text: &str| duration(text).unwrap().map(|time| time.as_secs_f64());
-        assert_eq!(["30s", "1h30m", "500ms", "7", "-1s"].map(seconds), [Some(30.), Some(5400.), Some(0.5), Some(7.), None]);
+        assert_eq!(
+            ["30s", "1h30m", "500ms", "7", "-1s"].map(seconds),
+            [Some(30.), Some(5400.), Some(0.5), Some(7.), None]
+        );
         assert!(["", "s", "1d", "1.5h", "5x"].iter().all(|text| text.is_empty() || duration(text).is_err()));
     }
 }

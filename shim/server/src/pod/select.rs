@@ -58,7 +58,9 @@ fn requirement(text: &str) -> Result<Requirement, String> {
         let fits = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
         match !key.is_empty() && key.chars().all(fits) {
             true => Ok(key.to_owned()),
-            false => Err(format!("{text:?}: expected key=value, key!=value, key in (a,b), key notin (a,b), key or !key")),
+            false => {
+                Err(format!("{text:?}: expected key=value, key!=value, key in (a,b), key notin (a,b), key or !key"))
+            }
         }
     };
     let one = |value: &str| vec![value.trim().to_owned()];
@@ -131,7 +133,9 @@ mod tests {
 
     #[test]
     fn selectors_are_kubectls() {
-        for holds in ["app=web", "app==web,tier", "tier in (back, front),app!=db", "!gone,gone!=x", "x notin (a,b)", "a/b=", ""] {
+        for holds in
+            ["app=web", "app==web,tier", "tier in (back, front),app!=db", "!gone,gone!=x", "x notin (a,b)", "a/b=", ""]
+        {
             assert!(matches(holds), "{holds}");
         }
         for fails in ["app=db", "!app", "gone", "app in (db)", "app notin (web,db)", "app=web,tier=back"] {
