@@ -17,7 +17,6 @@ use nix::mount::{MsFlags, mount};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::spec::userns;
 use crate::undo::unmount;
 
 /// As kubelet does: every user of the pod may write.
@@ -48,8 +47,7 @@ impl Engine {
             return Ok(dir);
         }
         let dir = make(&parent, name)?;
-        let record = self.sandbox_record(&id)?;
-        let options = format!("mode={OPEN:o},size={bytes}{}", userns::tmpfs_owner(&record.config));
+        let options = format!("mode={OPEN:o},size={bytes}");
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("tmpfs"), &dir, Some("tmpfs"), flags, Some(options.as_str()))
             .map_err(Error::os("mount tmpfs on", &dir))?;

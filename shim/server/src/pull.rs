@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 use coracle_rootfs::auth::SearchPath;
+use coracle_rootfs::progress::Silent;
 use coracle_rootfs::{Digest, Image, Keyring, Progress, ProgressEvent, Reference, Store};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
@@ -14,9 +15,15 @@ use crate::out;
 
 /// Pulls an image into the store, and says so.
 pub fn pull(app: &App, store: &Store, reference: &Reference) -> Result<Image> {
-    let registry = app.registry();
-    let keyring = Keyring::load(&SearchPath::kubelet(None))?;
-    let sources = registry.sources(reference, &keyring)?;
+    with(app, store, reference, &Keyring::load(&SearchPath::kubelet(None))?, true)
+}
+
+/// The same with these credentials; `aloud` if somebody wants to see how far it has come.
+pub fn with(app: &App, store: &Store, reference: &Reference, keyring: &Keyring, aloud: bool) -> Result<Image> {
+    let sources = app.registry().sources(reference, keyring)?;
+    if !aloud {
+        return Ok(store.pull(reference, &sources, &app.pull_options(), &Silent)?);
+    }
     let display = Display::new(&reference.familiar());
     let result = store.pull(reference, &sources, &app.pull_options(), &display);
     display.finish(result.is_ok());

@@ -9,7 +9,6 @@ pub const WHY: &str = "is not honoured yet: remove it";
 
 /// Fields, as `Type.field`.
 const FIELDS: &[&str] = &[
-    "Container.envFrom",
     "Container.lifecycle",
     "Container.livenessProbe",
     "Container.readinessProbe",
@@ -18,8 +17,6 @@ const FIELDS: &[&str] = &[
     "Container.startupProbe",
     "Container.terminationMessagePath",
     "Container.terminationMessagePolicy",
-    "EmptyDir.sizeLimit",
-    "EnvVar.valueFrom",
     "PodSecurityContext.appArmorProfile",
     "PodSecurityContext.fsGroup",
     "PodSecurityContext.fsGroupChangePolicy",
@@ -29,7 +26,6 @@ const FIELDS: &[&str] = &[
     "PodSpec.hostIPC",
     "PodSpec.hostUsers",
     "PodSpec.hostnameOverride",
-    "PodSpec.imagePullSecrets",
     "PodSpec.overhead",
     "PodSpec.resources",
     "PodSpec.runtimeClassName",
@@ -39,24 +35,10 @@ const FIELDS: &[&str] = &[
     "SecurityContext.appArmorProfile",
     "SecurityContext.procMount",
     "SecurityContext.seLinuxOptions",
-    "Volume.configMap",
-    "Volume.downwardAPI",
-    "Volume.image",
-    "Volume.persistentVolumeClaim",
-    "Volume.projected",
-    "Volume.secret",
-    "VolumeMount.recursiveReadOnly",
-    "VolumeMount.subPath",
-    "VolumeMount.subPathExpr",
 ];
 
 /// Values of fields that are done otherwise.
-const VALUES: &[&str] = &[
-    "emptyDir.medium: Memory",
-    "resources.ephemeral-storage",
-    "resources.hugepages",
-    "seccompProfile.type: Localhost",
-];
+const VALUES: &[&str] = &["resources.ephemeral-storage", "resources.hugepages", "seccompProfile.type: Localhost"];
 
 /// Whether this field of this type is not done yet.
 pub fn field(table: &str, key: &str) -> bool {

@@ -41,6 +41,9 @@ pub struct PersistentVolume {
     pub path: String,
     /// What is expected there.
     pub kind: HostPathKind,
+    /// Whether it is a `local` volume, which may be given to a pod's fsGroup, and not a hostPath.
+    #[serde(default)]
+    pub local: bool,
     /// What becomes of the data when the claim goes.
     pub reclaim: Reclaim,
     /// The class; empty for none.
@@ -150,6 +153,7 @@ impl PersistentVolume {
         let At { value: spec, place } = required(raw.spec, root, "spec")?;
         filesystem(spec.volume_mode)?;
         let capacity = storage(required(spec.capacity, &place, "capacity")?)?;
+        let local = spec.local.is_some();
         let (path, kind) = match (spec.host_path, spec.local) {
             (Some(at), None) => volume::host_path(at)?,
             (None, Some(at)) => {
@@ -176,6 +180,7 @@ impl PersistentVolume {
             modes: access_modes(spec.access_modes, &place)?,
             path,
             kind,
+            local,
             reclaim,
             storage_class: value(spec.storage_class).unwrap_or_default(),
             claim: claim.transpose()?,

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use coracle_engine::{Paths, record};
 use serde::{Deserialize, Serialize};
 
+use super::images::Pulls;
 use super::policy::Backoff;
 use crate::kube::pod::Pod;
 
@@ -50,6 +51,8 @@ pub struct Memory {
     pub backoff: Backoff,
     /// The last attempt to start it that failed, until one succeeds.
     pub failure: Option<Failure>,
+    /// Pulls of its images that failed.
+    pub pulls: Pulls,
 }
 
 /// A container that could not be started.

@@ -1,15 +1,27 @@
-//! What a container needs before it can be made: its volumes and its image. Whoever tends the pod asks for it
-//! at each start.
+//! What a container needs before it can be made: its environment, its volumes and its image, in kubelet's order and with
+//! kubelet's reasons for its waiting. Whoever tends the pod asks for it at each start.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::Result;
 use coracle_engine::{ContainerConfig, Engine};
 
+use super::events::{On, Recorder};
+use super::facts::Facts;
+use super::images::{Pulls, Wanted};
 use super::keep::Kept;
-use super::plan;
+use super::volume::Volumes;
+use super::{env, images, plan};
 use crate::app::App;
 use crate::kube::container::Container;
+use crate::kube::pod::Pod;
+use crate::kube::service::Service;
+use crate::objects::Objects;
+use crate::time::{self, SECOND};
+
+/// After this long, what blocked a container is looked at again: as kubelet does after an error.
+const RETRY: i64 = 10 * SECOND;
 
 /// Why a container cannot be made now, though it may be later: it waits, whatever its restart policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +30,15 @@ pub struct Blocked {
     pub reason: &'static str,
     /// A sentence.
     pub message: String,
+    /// When to try again.
+    pub retry_at: i64,
+}
+
+impl Blocked {
+    /// Blocked for the usual time.
+    pub fn new(reason: &'static str, message: String) -> Blocked {
+        Blocked { reason, message, retry_at: time::now().saturating_add(RETRY) }
+    }
 }
 
 impl fmt::Display for Blocked {
@@ -45,13 +66,68 @@ pub struct Making<'m> {
 }
 
 impl Making<'_> {
-    /// Prepares all that the container needs, and says what it is to be. An error that is [`Blocked`] may pass.
-    pub async fn config(&self) -> Result<ContainerConfig> {
-        let Making { kept, container, .. } = self;
-        let volumes = self.engine.paths().volumes(self.sandbox);
-        let empty_dir = |name: &str| Ok(self.engine.make_volume(self.sandbox, name).map(drop)?);
-        plan::prepare_volumes(&kept.pod, empty_dir)?;
-        let image = kept.images.get(&container.name).map(String::as_str).unwrap_or(&container.image);
-        plan::container(&kept.pod, container, self.attempt, image, &volumes)
+    /// Prepares all that the container needs, and says what it is to be. An error that is [`Blocked`] may pass; it is
+    /// among the pod's events already.
+    pub async fn config(&self, pulls: &mut Pulls) -> Result<ContainerConfig> {
+        let Making { app, engine, sandbox, kept, container, attempt } = *self;
+        let (pod, recorder) = (&kept.pod, Recorder::of(engine.paths(), kept));
+        let on = On::container(pod, &container.name);
+        let objects = Objects::open(engine.paths());
+        let status = engine.sandbox_status(sandbox)?;
+        let services = service_variables(&objects, pod)?;
+        let facts = Facts { pod, uid: &kept.uid, objects: &objects, ips: &status.ips, services };
+        let volumes = Volumes { engine, sandbox, facts: &facts, namespace: status.config.user_namespace.as_ref() };
+        volumes.prepare().inspect_err(|error| match error.downcast_ref::<Blocked>() {
+            Some(blocked) => recorder.warning(On::Pod, "FailedMount", &blocked.message),
+            None => recorder.warning(On::Pod, "FailedMount", format!("{error:#}")),
+        })?;
+
+        let (image, of_volumes) = self.images(&objects, &recorder, pulls).await?;
+        let told = |error: &anyhow::Error| {
+            if let Some(blocked) = error.downcast_ref::<Blocked>() {
+                recorder.warning(on, "Failed", format!("Error: {}", blocked.message));
+            }
+        };
+        let composed = env::compose(container, &facts).inspect_err(told)?;
+        for sentence in &composed.skipped {
+            recorder.warning(On::Pod, "InvalidEnvironmentVariableNames", sentence);
+        }
+        let features = app.handlers()?.features(&status.config.handler).await?;
+        let deep = features.recursive_read_only_mounts;
+        let mounts = volumes.mounts(container, &composed.env, &of_volumes, deep).inspect_err(told)?;
+        let mut config = plan::container(container, attempt, &image)?;
+        (config.command, config.args, config.env) = (composed.command, composed.args, composed.env);
+        config.mounts = mounts;
+        Ok(config)
     }
+
+    /// The container's image, and those of the volumes that it mounts, by volume.
+    async fn images(
+        &self,
+        objects: &Objects,
+        recorder: &Recorder,
+        pulls: &mut Pulls,
+    ) -> Result<(String, BTreeMap<String, String>)> {
+        let Making { kept, container, attempt, .. } = *self;
+        let mut of_volumes = BTreeMap::new();
+        for (volume, wanted) in images::of_volumes(&kept.pod, container) {
+            let id = images::at_start(self.app, self.engine, objects, &kept.pod, recorder, wanted, pulls).await?;
+            of_volumes.insert(volume.to_owned(), id);
+        }
+        // What `run` has just brought here is not asked for again at the first start.
+        if let (0, Some(id)) = (attempt, kept.images.get(&container.name))
+            && self.engine.store().image(id)?.is_some()
+        {
+            return Ok((id.clone(), of_volumes));
+        }
+        let wanted = Wanted { image: &container.image, policy: container.pull, container: &container.name };
+        let id = images::at_start(self.app, self.engine, objects, &kept.pod, recorder, wanted, pulls).await?;
+        Ok((id, of_volumes))
+    }
+}
+
+/// The variables of the Services that have an address, of the pod's namespace.
+fn service_variables(objects: &Objects, pod: &Pod) -> Result<Vec<(String, String)>> {
+    let services = if pod.service_links { objects.list::<Service>(Some(&pod.namespace))? } else { Vec::new() };
+    Ok(services.iter().flat_map(Service::variables).collect())
 }

@@ -6,7 +6,9 @@
 //! starts `coracle tend` when a container has ended and nobody tends, which leaves when there is nothing to do but to
 //! wait for a running container.
 
+pub mod env;
 pub mod events;
+pub mod facts;
 pub mod images;
 pub mod keep;
 pub mod logs;
@@ -18,3 +20,4 @@ pub mod print;
 pub mod select;
 pub mod tender;
 pub mod view;
+pub mod volume;

@@ -2,23 +2,17 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use coracle_engine::{
-    ContainerConfig, DnsConfig, HostAlias, Mount, NamespaceMode, Paths, PortMapping, Propagation, Protocol, Resources,
-    SandboxConfig, Seccomp, Security,
+    ContainerConfig, DnsConfig, HostAlias, NamespaceMode, Paths, PortMapping, Protocol, Resources, SandboxConfig,
+    Seccomp, Security,
 };
 
 use crate::kube::container::{Container, Protocol as KubeProtocol};
-use crate::kube::env::EnvValue;
-use crate::kube::expand::expand;
-use crate::kube::later::WHY;
-use crate::kube::mount;
 use crate::kube::pod::{PidMode, Pod};
 use crate::kube::security::{Seccomp as KubeSeccomp, Security as KubeSecurity};
-use crate::kube::volume::{HostPathKind, Source};
 
 /// The machine's resolver settings.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -127,24 +121,14 @@ fn resolv_conf(text: &str) -> DnsConfig {
     config
 }
 
-/// A container's `attempt`th incarnation, from an image of the store.
-pub fn container(
-    pod: &Pod,
-    container: &Container,
-    attempt: u32,
-    image_id: &str,
-    volumes_dir: &Path,
-) -> Result<ContainerConfig> {
+/// A container's `attempt`th incarnation, from an image of the store, but for its environment and mounts.
+pub fn container(container: &Container, attempt: u32, image_id: &str) -> Result<ContainerConfig> {
     Ok(ContainerConfig {
         name: container.name.clone(),
         attempt,
         image: image_id.to_owned(),
         image_ref: container.image.clone(),
-        command: expanded(container, container.command.as_deref()),
-        args: expanded(container, container.args.as_deref()),
         working_dir: container.working_dir.clone(),
-        env: literals(container),
-        mounts: mounts(pod, container, volumes_dir)?,
         resources: Resources {
             cpu_shares: Some(container.resources.cpu_shares),
             cpu_quota: container.resources.cpu_quota,
@@ -159,27 +143,6 @@ pub fn container(
         log_path: Some(PathBuf::from(&container.name).join(format!("{attempt}.log"))),
         ..ContainerConfig::default()
     })
-}
-
-/// The variables that are written out, in order; a value may use those before it.
-fn literals(container: &Container) -> Vec<(String, String)> {
-    let mut env: Vec<(String, String)> = Vec::new();
-    for variable in &container.env {
-        let EnvValue::Literal(text) = &variable.value else { continue };
-        let lookup = |name: &str| env.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
-        let text = expand(text, lookup);
-        match env.iter_mut().find(|(known, _)| *known == variable.name) {
-            Some((_, value)) => *value = text,
-            None => env.push((variable.name.clone(), text)),
-        }
-    }
-    env
-}
-
-fn expanded(container: &Container, words: Option<&[String]>) -> Option<Vec<String>> {
-    let env = literals(container);
-    let lookup = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
-    words.map(|words| words.iter().map(|word| expand(word, lookup)).collect())
 }
 
 fn security(security: &KubeSecurity) -> Security {
@@ -202,76 +165,6 @@ fn security(security: &KubeSecurity) -> Security {
     }
 }
 
-fn mounts(pod: &Pod, container: &Container, volumes_dir: &Path) -> Result<Vec<Mount>> {
-    let mut out = Vec::new();
-    for mount in &container.mounts {
-        let Some(volume) = pod.volumes.iter().find(|volume| volume.name == mount.volume) else {
-            bail!("the pod has no volume {:?}", mount.volume);
-        };
-        out.push(Mount {
-            host_path: match &volume.source {
-                Source::EmptyDir { .. } => volumes_dir.join(&volume.name),
-                Source::HostPath { path, .. } => path.into(),
-                _ => bail!("volume {}: its kind {WHY}", volume.name),
-            },
-            container_path: mount.path.clone().into(),
-            readonly: mount.read_only,
-            propagation: match mount.propagation {
-                mount::Propagation::None => Propagation::Private,
-                mount::Propagation::HostToContainer => Propagation::HostToContainer,
-                mount::Propagation::Bidirectional => Propagation::Bidirectional,
-            },
-            ..Mount::default()
-        });
-    }
-    Ok(out)
-}
-
-/// Makes the pod's emptyDirs, by the engine, which knows whose they are, and what its hostPaths promise to make.
-pub fn prepare_volumes(pod: &Pod, empty_dir: impl Fn(&str) -> Result<()>) -> Result<()> {
-    for volume in &pod.volumes {
-        match &volume.source {
-            Source::EmptyDir { .. } => empty_dir(&volume.name).with_context(|| format!("volume {}", volume.name))?,
-            Source::HostPath { path, kind } => {
-                host_path(Path::new(path), *kind).with_context(|| format!("volume {}", volume.name))?;
-            }
-            _ => bail!("volume {}: its kind {WHY}", volume.name),
-        }
-    }
-    Ok(())
-}
-
-fn make_dir(path: &Path, mode: u32) -> Result<()> {
-    let made = fs::DirBuilder::new().recursive(true).mode(mode).create(path);
-    made.with_context(|| format!("make the directory {}", path.display()))
-}
-
-/// Checks that a hostPath is what its type says, or makes it.
-fn host_path(path: &Path, kind: HostPathKind) -> Result<()> {
-    match kind {
-        HostPathKind::DirectoryOrCreate if !path.exists() => make_dir(path, 0o755)?,
-        HostPathKind::FileOrCreate if !path.exists() => {
-            let made = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path);
-            made.with_context(|| format!("make the file {}", path.display()))?;
-        }
-        _ => {}
-    }
-    let meta = fs::metadata(path).with_context(|| format!("hostPath {}", path.display()))?;
-    let found = meta.file_type();
-    let (right, expected) = match kind {
-        HostPathKind::Any => (true, ""),
-        HostPathKind::DirectoryOrCreate | HostPathKind::Directory => (found.is_dir(), "directory"),
-        HostPathKind::FileOrCreate | HostPathKind::File => (found.is_file(), "file"),
-        HostPathKind::Socket => (found.is_socket(), "socket"),
-        HostPathKind::CharDevice => (found.is_char_device(), "character device"),
-        HostPathKind::BlockDevice => (found.is_block_device(), "block device"),
-    };
-    match right {
-        true => Ok(()),
-        false => bail!("hostPath {} is not a {expected}", path.display()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,18 +172,6 @@ mod tests {
     fn pod(spec: &str) -> Pod {
         let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec: {spec}\n");
         crate::kube::pod::read("web.yaml", &text).unwrap().remove(0)
-    }
-
-    #[test]
-    fn references_to_variables_expand_in_order() {
-        let env = "[{name: A, value: '1'}, {name: B, value: $(A)$(C)}, {name: C, value: $$(A)}, {name: E}]";
-        let words = "command: [sh, -c, 'echo $(B) $(NONE)'], args: ['$(A)']";
-        let pod = pod(&format!("{{containers: [{{name: c, image: b, env: {env}, {words}}}]}}"));
-        let container = &pod.containers[0];
-        let env: Vec<String> = literals(container).into_iter().map(|(_, value)| value).collect();
-        assert_eq!(env, ["1", "1$(C)", "$(A)", ""]);
-        assert_eq!(expanded(container, container.command.as_deref()).unwrap()[2], "echo 1$(C) $(NONE)");
-        assert_eq!(expanded(container, container.args.as_deref()).unwrap(), ["1"]);
     }
 
     #[test]
@@ -309,32 +190,5 @@ mod tests {
         let config = resolv_conf("# x\nnameserver 1.1.1.1\nsearch a\ndomain b\noptions ndots:2 edns0\n");
         assert_eq!((config.servers, config.searches), (vec!["1.1.1.1".to_owned()], vec!["b".to_owned()]));
         assert_eq!(config.options, ["ndots:2", "edns0"]);
-    }
-
-    #[test]
-    fn host_paths_are_made_or_checked_by_their_type() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        host_path(&path("d/e"), HostPathKind::DirectoryOrCreate).unwrap();
-        host_path(&path("f"), HostPathKind::FileOrCreate).unwrap();
-        assert!(path("d/e").is_dir() && path("f").is_file());
-        let told = |name, kind| format!("{:#}", host_path(&path(name), kind).unwrap_err());
-        assert!(told("f", HostPathKind::Directory).ends_with("is not a directory"));
-        assert!(told("d", HostPathKind::Socket).ends_with("is not a socket"));
-        assert!(told("none", HostPathKind::Any).contains("No such file"));
-        host_path(Path::new("/dev/null"), HostPathKind::CharDevice).unwrap();
-    }
-
-    #[test]
-    fn each_empty_dir_is_asked_for_by_name() {
-        let asked = std::cell::RefCell::new(Vec::new());
-        let pod =
-            pod("{containers: [{name: c, image: b}], volumes: [{name: v, emptyDir: {}}, {name: w, emptyDir: {}}]}");
-        let empty_dir = |name: &str| {
-            asked.borrow_mut().push(name.to_owned());
-            Ok(())
-        };
-        prepare_volumes(&pod, empty_dir).unwrap();
-        assert_eq!(*asked.borrow(), ["v", "w"]);
     }
 }

@@ -192,7 +192,10 @@ impl Tender {
         let attempt = history.next_attempt();
         let (app, engine, sandbox, kept) = (&self.app, &self.engine, &self.sandbox, &self.kept);
         let making = Making { app, engine, sandbox, kept, container: &container, attempt };
-        let config = making.config().await.with_context(context)?;
+        let mut pulls = self.tended.containers.get(name).map(|memory| memory.pulls.clone()).unwrap_or_default();
+        let config = making.config(&mut pulls).await.with_context(context);
+        self.tended.containers.entry(name.clone()).or_default().pulls = pulls;
+        let config = config?;
         let (on, recorder) = (On::container(&self.kept.pod, name), Recorder::of(self.engine.paths(), &self.kept));
         let created = self.engine.create_container(&self.sandbox, config).await;
         let id = created.inspect_err(|error| recorder.warning(on, "Failed", format!("Error: {error}")));

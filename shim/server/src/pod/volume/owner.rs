@@ -27,10 +27,8 @@ const MAX_DEPTH: usize = 2048;
 /// Who owns the files of a volume.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Owner {
-    /// The pod's `fsGroup`, as the host counts groups.
+    /// The pod's `fsGroup`.
     pub group: Option<u32>,
-    /// The user that files are given to, and the group without an fsGroup: root of the pod's user namespace.
-    pub root: Option<u32>,
 }
 
 impl Owner {
@@ -44,22 +42,21 @@ impl Owner {
 
     /// Whether a file is theirs already.
     pub fn is_of(&self, meta: &Metadata) -> bool {
-        let group = self.group.or(self.root);
-        self.root.is_none_or(|root| meta.uid() == root) && group.is_none_or(|group| meta.gid() == group)
+        self.group.is_none_or(|group| meta.gid() == group)
     }
 
     /// Gives a new file to them, with its permissions.
     pub fn file(&self, file: &fs::File, mode: u32) -> io::Result<()> {
-        if self.group.is_some() || self.root.is_some() {
-            fchown(file.as_fd(), self.root, self.group.or(self.root))?;
+        if self.group.is_some() {
+            fchown(file.as_fd(), None, self.group)?;
         }
         file.set_permissions(fs::Permissions::from_mode(self.file_mode(mode)))
     }
 
     /// Gives a new folder to them.
     pub fn folder(&self, path: &Path) -> io::Result<()> {
-        if self.group.is_some() || self.root.is_some() {
-            lchown(path, self.root, self.group.or(self.root))?;
+        if self.group.is_some() {
+            lchown(path, None, self.group)?;
         }
         let group = self.group.map_or(0, |_| READ | PASS | HAND_ON);
         chmod(path, FOLDER | group)
