@@ -41,8 +41,14 @@ pub struct Places {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the pods of a YAML file
+    /// Run the pods of Kubernetes YAML
     Run(cmd::run::Run),
+    /// Make what runs what Kubernetes YAML says
+    Apply(cmd::apply::Apply),
+    /// Stop and remove what Kubernetes YAML names
+    Down(cmd::down::Down),
+    /// Tell what is done with each field of Kubernetes YAML
+    Explain(cmd::explain::Explain),
     /// List pods
     Ps(cmd::ps::Ps),
     /// Show the logs of a pod's containers

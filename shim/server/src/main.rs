@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cli (the verbs) -> cmd (a file each) -> pod (a pod's life) -> engine, image store
-//!                          \-> kube (YAML to validated pods)
+//!                          \-> kube (YAML to validated pods and objects), objects (their store), workload
 //! ```
 
 mod app;
@@ -19,6 +19,7 @@ mod pull;
 mod serve;
 mod sys;
 mod time;
+mod workload;
 
 use std::process::ExitCode;
 

@@ -7,13 +7,16 @@ use anyhow::{Context, Result};
 use crate::app::App;
 use crate::cli::{Cli, Command};
 
+pub mod apply;
 pub mod attach;
 pub mod completion;
 pub mod config;
 pub mod cp;
 pub mod doctor;
+pub mod down;
 pub mod events;
 pub mod exec;
+pub mod explain;
 pub mod gc;
 pub mod images;
 pub mod inspect;
@@ -38,6 +41,9 @@ pub mod wait;
 pub fn run(cli: Cli) -> Result<ExitCode> {
     // Asked for by packagers, without a machine to look at.
     if let Command::Completion(args) = &cli.command {
+        return args.run();
+    }
+    if let Command::Explain(args) = &cli.command {
         return args.run();
     }
     if let Command::Man(args) = &cli.command {
@@ -67,6 +73,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
 async fn dispatch(app: &App, command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => args.run(app).await,
+        Command::Apply(args) => args.run(app).await,
+        Command::Down(args) => args.run(app).await,
+        Command::Explain(args) => args.run(),
         Command::Ps(args) => args.run(app).await,
         Command::Logs(args) => args.run(app).await,
         Command::Exec(args) => args.run(app).await,

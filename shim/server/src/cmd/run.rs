@@ -1,44 +1,47 @@
-//! `coracle run`: the pods of a YAML file.
+//! `coracle run`: the pods of Kubernetes YAML, and what they refer to.
 //!
 //! In the foreground the command itself tends the pods: it applies their restart policies and writes their logs until
 //! they have ended. With `-d` it leaves once they are started, and their supervisors call `coracle tend`.
 
-use std::fs;
-use std::io::{self, Read};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{self, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use coracle_engine::{Engine, SandboxFilter};
+use coracle_engine::Engine;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
 use super::{rm, stop};
 use crate::app::{App, Found};
 use crate::exit::{self, Coded};
-use crate::kube::pod::{self, Pod};
-use crate::kube::{names, yaml};
+use crate::kube::pod::Pod;
+use crate::kube::workload::{Kind, Workload};
+use crate::kube::{Documents, names};
+use crate::objects::{AnyObject, Change, Objects, Puts};
 use crate::out;
-use crate::pod::events::Recorder;
-use crate::pod::keep::{Folder, Kept};
+use crate::pod::keep::Kept;
 use crate::pod::observe::Observed;
+use crate::pod::plan;
 use crate::pod::print::{Printer, Style};
-use crate::pod::tender::{Tender, Unwatched, Watch};
-use crate::pod::{images, plan};
+use crate::pod::tender::{End, Tender, Watch};
+use crate::workload::input::Input;
+use crate::workload::launch::{self, Started};
+use crate::workload::{job, preview};
 
-/// Run the pods of a YAML file
+/// Run the pods of Kubernetes YAML
 ///
 /// In the foreground the containers' logs are written as they come, ended containers start again as restartPolicy
 /// says, and Ctrl-C stops the pods (twice: kills them). The exit code is that of the first container that failed.
-/// A field of a Pod that coracle does not honour is an error that names it.
+/// What pods refer to (ConfigMap, Secret, Service ...) is kept for them; Deployments and their kin are run as pods.
+/// A field that coracle does not honour is an error that names it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   coracle run web.yaml
   coracle run -d --replace web.yaml
+  coracle run -d -f config.yaml -f pods/
+  coracle run --dry-run web.yaml
   kubectl run web --image=busybox --dry-run=client -o yaml -- httpd -f | coracle run -")]
 pub struct Run {
     /// Leave once the pods are started
@@ -47,105 +50,101 @@ pub struct Run {
     /// Call the pod this, instead of its metadata.name
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Remove a pod of the same name first
+    /// Remove pods of the same names first
     #[arg(long)]
     replace: bool,
     /// Remove the pods when they have ended
     #[arg(long, conflicts_with = "detach")]
     rm: bool,
-    /// Only check the file
+    /// Only check the documents, and show what would be done
     #[arg(long)]
     dry_run: bool,
-    /// The file; - for standard input
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
-}
-
-/// A pod that was started, still held by us.
-struct Started {
-    found: Found,
-    kept: Kept,
-    tender: Tender,
+    /// How --dry-run shows it
+    #[arg(short, long, value_enum, default_value_t, requires = "dry_run")]
+    output: out::Format,
+    #[command(flatten)]
+    input: Input,
 }
 
 impl Run {
     /// Runs them.
     pub async fn run(&self, app: &App) -> Result<ExitCode> {
-        let pods = self.read()?;
+        let documents = self.read()?;
         if self.dry_run {
-            pods.iter().try_for_each(|pod| out::line(format!("pod {} is valid", pod.name)))?;
+            preview::print(&documents, self.output)?;
             return Ok(ExitCode::SUCCESS);
         }
         let engine = app.engine()?;
-        let mut kept = Vec::new();
-        for pod in pods {
-            let context = format!("run {}", pod.name);
-            kept.push(self.prepare(app, &engine, pod).await.context(context)?);
-        }
-        let mut interrupts = Interrupts::new()?;
-        let mut started = Vec::new();
-        for kept in kept {
-            let context = format!("run {}", kept.pod.name);
-            let uid = kept.uid.clone();
-            let result = tokio::select! {
-                result = start(app, &engine, kept) => result.context(context),
-                code = interrupts.next() => Err(Coded::error(code, format!("{context}: interrupted"))),
-            };
-            match result {
-                Ok(pod) => started.push(pod),
-                Err(error) => {
-                    undo(&engine, &uid, started).await;
-                    return Err(error);
-                }
+        let objects = Objects::open(engine.paths());
+        let puts = Puts::all(&objects, stored(&objects, &documents)?)?;
+        let result = self.start(app, &engine, &documents).await;
+        let (started, interrupts) = match result {
+            Ok(started) => started,
+            Err(error) => {
+                puts.take_back()?;
+                return Err(error);
             }
-        }
+        };
         match self.detach {
             true => leave(app, started).await,
-            false => self.stay(&engine, started, interrupts).await,
+            false => {
+                let code = self.stay(app, &engine, started, interrupts).await;
+                if self.rm {
+                    clean_up(&objects, puts)?;
+                }
+                code
+            }
         }
     }
 
-    fn read(&self) -> Result<Vec<Pod>> {
-        let (name, text) = read_file(&self.file)?;
-        let mut pods = pod::read(&name, &text)?;
+    fn read(&self) -> Result<Documents> {
+        let mut documents = self.input.read()?;
         if let Some(name) = &self.name {
             names::subdomain(name).map_err(|why| Coded::usage(format!("--name: {why}")))?;
-            match pods.as_mut_slice() {
-                [pod] => pod.rename(name),
-                _ => return Err(Coded::usage("--name: the file holds several pods")),
+            match (documents.pods.as_mut_slice(), documents.workloads.as_slice()) {
+                ([pod], []) => pod.rename(name),
+                _ => return Err(Coded::usage("--name: the documents hold several pods, or none")),
             }
         }
-        Ok(pods)
+        Ok(documents)
     }
 
-    /// Does what can be done before anything of the pod exists: its name is free, its images are here.
-    async fn prepare(&self, app: &App, engine: &Engine, pod: Pod) -> Result<Kept> {
-        let filter = SandboxFilter { name: pod.name.clone(), namespace: pod.namespace.clone(), ..Default::default() };
-        if let Some(existing) = engine.list_sandboxes(&filter)?.into_iter().next() {
-            if !self.replace {
-                let name = &pod.name;
-                let text = format!("a pod {name} exists already (`coracle rm {name}` first, or --replace)");
-                return Err(Coded::error(exit::CONFLICT, text));
+    /// Starts the pods, or none.
+    async fn start(&self, app: &App, engine: &Engine, documents: &Documents) -> Result<(Vec<Started>, Interrupts)> {
+        let pods = pods(engine, documents)?;
+        let of_jobs = pods.clone();
+        let started = async {
+            let mut kept = Vec::new();
+            for pod in pods {
+                let context = format!("run {}", pod.name);
+                kept.push(launch::prepare(app, engine, pod, self.replace).await.context(context)?);
             }
-            let folder = Folder::of(engine.paths(), &existing.id);
-            let kept = folder.read_pod()?;
-            rm::remove(engine, &Found { sandbox: existing.id, folder, kept }).await.context("replace")?;
+            let mut interrupts = Interrupts::new()?;
+            let ended = async || Coded::error(interrupts.next().await, "interrupted");
+            let started = launch::start_all(app, engine, kept, "run", ended).await?;
+            Ok((started, interrupts))
+        };
+        let started = started.await;
+        if started.is_err() {
+            job::not_made(engine, &of_jobs)?;
         }
-        let uid = uid()?;
-        let recorder = Recorder::new(engine.paths(), &pod.namespace, &pod.name, &uid);
-        let images = images::ensure(app, engine.store(), &pod, &recorder)?;
-        Ok(Kept { pod, uid, images })
+        started
     }
 
     /// Tends the pods in the foreground until they have ended.
-    async fn stay(&self, engine: &Engine, started: Vec<Started>, mut interrupts: Interrupts) -> Result<ExitCode> {
+    async fn stay(
+        &self,
+        app: &App,
+        engine: &Engine,
+        started: Vec<Started>,
+        mut interrupts: Interrupts,
+    ) -> Result<ExitCode> {
         let mut printer = printer(engine, &started);
         let (mut tenders, mut stops) = (JoinSet::new(), JoinSet::new());
         let mut pods = Vec::new();
-        for Started { found, kept, mut tender } in started {
-            let mut watch = Teller { pod: kept.pod.name.clone() };
-            pods.push((found, kept));
-            tenders.spawn_local(async move { tender.tend(true, &mut watch).await });
+        for Started { found, kept, tender } in started {
+            pods.push((found, kept.clone()));
+            tenders.spawn_local(tend(app.clone(), engine.clone(), kept, tender));
         }
         let mut interrupted = None;
         let mut look = tokio::time::interval(super::logs::POLL);
@@ -154,10 +153,16 @@ impl Run {
             tokio::select! {
                 ended = tenders.join_next() => match ended {
                     None => break,
-                    Some(ended) => {
-                        let error = ended.context("tend the pod").and_then(|end| end.map(drop)).err();
-                        first_error = first_error.or(error);
-                    }
+                    Some(ended) => match ended.context("tend the pod").and_then(|ended| ended) {
+                        Err(error) => first_error = first_error.or(Some(error)),
+                        // A Job's next pods.
+                        Ok(next) if interrupted.is_none() => for Started { found, kept, tender } in next {
+                            add_logs(&mut printer, engine, &kept, true);
+                            pods.push((found, kept.clone()));
+                            tenders.spawn_local(tend(app.clone(), engine.clone(), kept, tender));
+                        },
+                        Ok(next) => launch::undo(engine, None, next).await,
+                    },
                 },
                 _ = look.tick() => { printer.print_new()?; }
                 code = interrupts.next() => {
@@ -193,101 +198,102 @@ impl Run {
     }
 }
 
-/// The text of a file, and its name for messages.
-fn read_file(path: &Path) -> Result<(String, String)> {
-    let name = path.display().to_string();
-    let mut bytes = Vec::new();
-    // One byte more than allowed tells that there is more.
-    let limit = yaml::MAX_BYTES as u64 + 1;
-    if name == "-" {
-        io::stdin().lock().take(limit).read_to_end(&mut bytes).context("read standard input")?;
-    } else {
-        let file = match fs::File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Coded::usage(format!("read {name}: there is no such file")));
+/// What goes into the store before the pods start: what they refer to, and what makes them. Claims of a StatefulSet's
+/// pods that exist stay as they are.
+pub(super) fn stored(objects: &Objects, documents: &Documents) -> Result<Vec<AnyObject>> {
+    let mut out = documents.objects.clone();
+    for workload in &documents.workloads {
+        out.push(AnyObject::Workload(workload.clone()));
+        for claim in workload.claims() {
+            let claim = AnyObject::PersistentVolumeClaim(claim);
+            if claim.stored(objects)?.is_none() {
+                out.push(claim);
             }
-            file => file.with_context(|| format!("read {name}"))?,
-        };
-        file.take(limit).read_to_end(&mut bytes).with_context(|| format!("read {name}"))?;
-    }
-    let name = if name == "-" { "standard input".to_owned() } else { name };
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok((name, text)),
-        Err(_) => Err(Coded::usage(format!("read {name}: it is not UTF-8 text"))),
-    }
-}
-
-/// A new uid: a random UUID (RFC 9562, version 4), as the API server gives.
-fn uid() -> Result<String> {
-    let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").context("read /proc/sys/kernel/random/uuid")?;
-    Ok(uuid.trim().to_owned())
-}
-
-/// Makes a pod's sandbox and starts what is due first. What is half done is for [`undo`].
-async fn start(app: &App, engine: &Engine, kept: Kept) -> Result<Started> {
-    let on_exit = app.tend_command(&kept.uid)?;
-    let config = plan::sandbox(&kept.pod, &kept.uid, engine.paths(), on_exit)?;
-    let sandbox = engine.run_sandbox(config).await?.id;
-    let folder = Folder::of(engine.paths(), &sandbox);
-    // Tended by us from before the first container: its end must not call for another.
-    folder.write_pod(&kept)?;
-    let tender = Tender::take(app, engine, &sandbox, kept.clone())?;
-    let mut tender = tender.context("another process tends the new pod")?;
-    tender.first_start(&mut Unwatched).await?;
-    let found = Found { sandbox, folder, kept: Some(kept.clone()) };
-    Ok(Started { found, kept, tender })
-}
-
-/// Removes what was started: a file's pods come up together or not at all. Why they did not is the error that
-/// matters; what cannot be removed now is found by `coracle doctor`.
-async fn undo(engine: &Engine, uid: &str, started: Vec<Started>) {
-    for Started { found, tender, .. } in started {
-        drop(tender); // or the removal would wait for us
-        let _ = rm::remove(engine, &found).await;
-    }
-    let Ok(sandboxes) = engine.list_sandboxes(&SandboxFilter::default()) else { return };
-    for sandbox in sandboxes.into_iter().filter(|sandbox| sandbox.config.uid == uid) {
-        let folder = Folder::of(engine.paths(), &sandbox.id);
-        let kept = folder.read_pod().ok().flatten();
-        let _ = rm::remove(engine, &Found { sandbox: sandbox.id, folder, kept }).await;
-    }
-}
-
-/// Lets go of the pods. One with something left to do already is tended by a process of its own, as after an exit:
-/// its delay may be long.
-async fn leave(app: &App, started: Vec<Started>) -> Result<ExitCode> {
-    for Started { kept, mut tender, .. } in started {
-        let context = || format!("run {}", kept.pod.name);
-        if tender.let_go().await.with_context(context)? {
-            spawn_tender(&app.tend_command(&kept.uid)?).with_context(context)?;
         }
-        out::line(format!("started {}", kept.pod.name))?;
+    }
+    Ok(out)
+}
+
+/// The pods to start: those of documents, those of workloads, and the first of Jobs.
+fn pods(engine: &Engine, documents: &Documents) -> Result<Vec<Pod>> {
+    let mut out = documents.pods.clone();
+    for workload in &documents.workloads {
+        out.extend(workload_pods(engine, workload)?);
+    }
+    Ok(out)
+}
+
+/// The pods that a workload is to have now.
+pub(super) fn workload_pods(engine: &Engine, workload: &Workload) -> Result<Vec<Pod>> {
+    match &workload.kind {
+        Kind::Job(_) => job::first(engine, workload),
+        _ => Ok(workload.pods()),
+    }
+}
+
+/// Tends a pod until it has ended; the answer is what follows it, if it is a Job's.
+async fn tend(app: App, engine: Engine, kept: Kept, mut tender: Tender) -> Result<Vec<Started>> {
+    let mut watch = Teller { pod: kept.pod.name.clone() };
+    let end = tender.tend(true, &mut watch).await?;
+    drop(tender);
+    if end != End::Finished {
+        return Ok(Vec::new());
+    }
+    let Some(following) = job::count(&engine, &kept).await? else { return Ok(Vec::new()) };
+    if following.end.is_some() {
+        job::end_others(&engine, &kept).await?;
+        return Ok(Vec::new());
+    }
+    tokio::time::sleep(following.delay).await;
+    let mut ready = Vec::new();
+    for pod in following.pods {
+        ready.push(launch::prepare(&app, &engine, pod, false).await?);
+    }
+    let never = async || std::future::pending::<anyhow::Error>().await;
+    launch::start_all(&app, &engine, ready, "run", never).await
+}
+
+/// Deletes what this call made in the store.
+fn clean_up(objects: &Objects, puts: Puts) -> Result<()> {
+    for (object, change) in puts.changes() {
+        match object {
+            _ if change != Change::Created => {}
+            AnyObject::Workload(workload) => job::forget(objects, workload)?,
+            AnyObject::PersistentVolumeClaim(_) | AnyObject::PersistentVolume(_) => {}
+            other => drop(other.delete(objects)?),
+        }
+    }
+    Ok(())
+}
+
+/// Lets go of the pods.
+async fn leave(app: &App, started: Vec<Started>) -> Result<ExitCode> {
+    for started in started {
+        let name = started.kept.pod.name.clone();
+        launch::leave(app, started).await.with_context(|| format!("run {name}"))?;
+        out::line(format!("started {name}"))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn spawn_tender(command: &[String]) -> Result<()> {
-    let (program, args) = command.split_first().context("no command to tend the pod")?;
-    let mut command = process::Command::new(program);
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // In a process group of its own: a Ctrl-C in this terminal is not meant for it.
-    command.process_group(0).spawn().with_context(|| format!("start {program}")).map(drop)
 }
 
 fn printer(engine: &Engine, started: &[Started]) -> Printer {
     let total: usize = started.iter().map(|pod| pod.kept.pod.all_containers().count()).sum();
     let mut printer = Printer::new(Style { names: total > 1, times: false });
     for Started { kept, .. } in started {
-        let dir = plan::log_directory(engine.paths(), &kept.pod, &kept.uid);
-        for container in kept.pod.all_containers() {
-            let name = match started.len() {
-                1 => container.name.clone(),
-                _ => format!("{}/{}", kept.pod.name, container.name),
-            };
-            printer.add(&name, &dir.join(&container.name), 0);
-        }
+        add_logs(&mut printer, engine, kept, started.len() > 1);
     }
     printer
+}
+
+fn add_logs(printer: &mut Printer, engine: &Engine, kept: &Kept, several: bool) {
+    let dir = plan::log_directory(engine.paths(), &kept.pod, &kept.uid);
+    for container in kept.pod.all_containers() {
+        let name = match several {
+            false => container.name.clone(),
+            true => format!("{}/{}", kept.pod.name, container.name),
+        };
+        printer.add(&name, &dir.join(&container.name), 0);
+    }
 }
 
 /// The exit code of the first container that failed.
@@ -306,7 +312,7 @@ async fn outcome(engine: &Engine, pods: &[(Found, Kept)]) -> u8 {
 }
 
 /// Tells on standard error what the logs do not.
-struct Teller {
+pub(super) struct Teller {
     pod: String,
 }
 

@@ -62,6 +62,18 @@ impl Meta {
         Meta::convert(at, rule)
     }
 
+    /// Reads the metadata of a workload's pods: their names and namespace follow from the workload's.
+    pub fn of_template(at: Option<At<raw::ObjectMeta>>, workload: &Meta) -> Result<Meta, Fault> {
+        let raw = value(at).unwrap_or_default();
+        Ok(Meta {
+            name: workload.name.clone(),
+            namespace: workload.namespace.clone(),
+            labels: string_map(raw.labels, Some(names::label_value))?,
+            annotations: annotations(raw.annotations)?,
+            generated: None,
+        })
+    }
+
     fn convert(at: At<raw::ObjectMeta>, rule: fn(&str) -> names::Check) -> Result<Meta, Fault> {
         let At { value: raw, place } = at;
         let generate = raw.generate_name.filter(|at| !at.value.is_empty());

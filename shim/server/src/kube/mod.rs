@@ -1,17 +1,19 @@
-//! Kubernetes YAML: from a file's text to validated pods, in three steps that each know nothing of the next.
+//! Kubernetes YAML: from a file's text to validated pods and what they refer to, in three steps that each know nothing
+//! of the next; [`documents`] takes a document through them by its kind.
 //!
 //! ```text
-//! text --yaml--> located tree --raw--> what the file says, field by field --pod--> what it means
+//! text --yaml--> located tree --raw--> what the file says, field by field --pod, service, ...--> what it means
 //! ```
 //!
 //! - [`yaml`] parses documents into a tree in which each node knows its line and column, within limits.
-//! - [`raw`] lists the fields of the Kubernetes types. Each field that exists is known: it is either read, or
-//!   refused by name as not honoured yet; a name that does not exist gets a suggestion.
+//! - [`raw`] lists the fields of the Kubernetes types. Each field that exists is known: it is read, or has no effect on
+//!   one machine, or is refused by name; a name that does not exist gets a suggestion. [`later`] lists what is yet to do.
 //! - [`pod`] validates as the API server does, fills in the defaults, and gives the only types the rest uses.
 
 pub mod bytes;
 pub mod config;
 pub mod container;
+pub mod documents;
 pub mod env;
 pub mod expand;
 pub mod fault;
@@ -28,6 +30,8 @@ pub mod security;
 pub mod service;
 pub mod storage;
 pub mod volume;
+pub mod workload;
 pub mod yaml;
 
+pub use documents::{Documents, Note, Source, read};
 pub use fault::Fault;

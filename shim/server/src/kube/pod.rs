@@ -1,6 +1,6 @@
 //! A Pod as it is meant: validated as the API server validates, with its defaults filled in.
 //!
-//! Everything after this module works with these types alone. They are also what a running pod's `pod.json` holds, so
+//! Everything after this module works with such types alone. They are also what a running pod's `pod.json` holds, so
 //! that whoever tends the pod later needs neither the file nor its validation.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -12,10 +12,9 @@ use super::container::{self, Container, Protocol, Resources};
 use super::env::{self, EnvValue};
 use super::meta::Meta;
 use super::quantity::Quantities;
-use super::raw::{self, At, List, Place, Raw};
+use super::raw::{self, At, List, Place};
 use super::security::{PodDefaults, PodSecurity};
 use super::volume::{self, Volume};
-use super::yaml::{self, Kind, Node};
 use super::{Fault, config, names};
 
 /// Seconds between SIGTERM and SIGKILL when the Pod does not say.
@@ -184,55 +183,10 @@ impl Pod {
 }
 
 /// Reads the pods of a file's text; `file` is its name for messages.
+#[cfg(test)]
 pub fn read(file: &str, text: &str) -> Result<Vec<Pod>, Fault> {
-    read_documents(text).map_err(|fault| fault.in_file(file))
-}
-
-fn read_documents(text: &str) -> Result<Vec<Pod>, Fault> {
-    let mut pods: Vec<Pod> = Vec::new();
-    for node in yaml::documents(text)? {
-        let place = Place::root(&node);
-        check_kind(&node, &place)?;
-        let pod = convert(raw::Pod::read(&node, &place)?, &place)?;
-        if pods.iter().any(|other| (&other.namespace, &other.name) == (&pod.namespace, &pod.name)) {
-            return Err(place.fault(format!("a second pod is named {:?} in this file", pod.name)));
-        }
-        pods.push(pod);
-    }
-    match pods.is_empty() {
-        true => Err(Fault::new(1, 1, "the file holds no document: expected a Pod (apiVersion: v1, kind: Pod)")),
-        false => Ok(pods),
-    }
-}
-
-/// Refuses other kinds before their fields are read: each of those would be called unknown.
-fn check_kind(node: &Node, place: &Place) -> Result<(), Fault> {
-    let Kind::Map(entries) = &node.kind else {
-        return Err(place.fault(format!("expected a Pod, found {}", node.kind.describe())));
-    };
-    let text = |name: &str| {
-        entries.iter().find(|(key, _)| key.name == name).map(|(key, value)| match &value.kind {
-            Kind::Str(text) => (key, text.as_str()),
-            _ => (key, ""),
-        })
-    };
-    match text("kind") {
-        Some((_, "Pod")) => {}
-        Some((key, "")) => return Err(Fault::new(key.line, key.column, "kind: expected `kind: Pod`")),
-        Some((key, kind)) => {
-            let text = format!("kind {kind} is not supported yet: only Pod is; write its pods as `kind: Pod`");
-            return Err(Fault::new(key.line, key.column, text));
-        }
-        None => return Err(place.fault("kind is missing: expected `apiVersion: v1` and `kind: Pod`")),
-    }
-    match text("apiVersion") {
-        Some((_, "v1")) => Ok(()),
-        Some((key, other)) => {
-            let text = format!("apiVersion of a Pod is v1, not {other:?}");
-            Err(Fault::new(key.line, key.column, text))
-        }
-        None => Err(place.fault("apiVersion is missing: a Pod has `apiVersion: v1`")),
-    }
+    let source = super::Source { name: file.to_owned(), text: text.to_owned() };
+    super::read(&[source]).map(|documents| documents.pods)
 }
 
 /// A field that must be there.
@@ -272,6 +226,11 @@ pub fn convert(object: raw::Pod, root: &Place) -> Result<Pod, Fault> {
 
 /// Gives a spec its meaning, under this name.
 pub fn of_spec(meta: Meta, spec: At<raw::PodSpec>) -> Result<Pod, Fault> {
+    of_template(meta, spec, Vec::new())
+}
+
+/// The same for a workload's pods, which have these volumes besides.
+pub fn of_template(meta: Meta, spec: At<raw::PodSpec>, more: Vec<Volume>) -> Result<Pod, Fault> {
     let At { value: spec, place } = spec;
     let Meta { name, namespace, labels, annotations, generated } = meta;
     let host_network = value(spec.host_network).unwrap_or(false);
@@ -293,7 +252,9 @@ pub fn of_spec(meta: Meta, spec: At<raw::PodSpec>) -> Result<Pod, Fault> {
     }
     let dns = dns(spec.dns_policy, spec.dns_config)?;
     let (defaults, security, sysctls) = PodDefaults::convert(value(spec.security).unwrap_or_default())?;
-    let volumes = volume::convert_all(spec.volumes)?;
+    let mut volumes = volume::convert_all(spec.volumes)?;
+    volumes.retain(|volume| !more.iter().any(|other| other.name == volume.name));
+    volumes.extend(more);
     let grace = grace(spec.grace_seconds)?;
     let context = |init| container::Context { host_network, defaults: &defaults, volumes: &volumes, grace, init };
     let mut names = HashSet::new();

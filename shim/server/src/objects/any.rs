@@ -1,5 +1,7 @@
 //! An object of any kind, as documents bring them.
 
+use std::fmt;
+
 use anyhow::Result;
 use serde::Serialize;
 
@@ -8,6 +10,7 @@ use crate::kube::config::{ConfigMap, RuntimeClass, Secret, ServiceAccount};
 use crate::kube::meta::Meta;
 use crate::kube::service::Service;
 use crate::kube::storage::{PersistentVolume, PersistentVolumeClaim};
+use crate::kube::workload::Workload;
 
 /// An object that is kept in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -27,6 +30,8 @@ pub enum AnyObject {
     PersistentVolumeClaim(PersistentVolumeClaim),
     /// A directory.
     PersistentVolume(PersistentVolume),
+    /// What makes pods.
+    Workload(Workload),
 }
 
 /// Does the same to whichever kind it is.
@@ -40,6 +45,7 @@ macro_rules! each {
             AnyObject::RuntimeClass($object) => $body,
             AnyObject::PersistentVolumeClaim($object) => $body,
             AnyObject::PersistentVolume($object) => $body,
+            AnyObject::Workload($object) => $body,
         }
     };
 }
@@ -58,10 +64,28 @@ fn remove<K: Kind>(objects: &Objects, object: &K) -> Result<bool> {
     objects.delete::<K>(namespace, name)
 }
 
+impl fmt::Display for AnyObject {
+    /// As kubectl writes it: `configmap/a`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind().to_lowercase(), self.name())
+    }
+}
+
 impl AnyObject {
     /// The name of its kind.
     pub fn kind(&self) -> &'static str {
-        each!(self, object => kind(object))
+        match self {
+            AnyObject::Workload(workload) => workload.kind.as_str(),
+            other => each!(other, object => kind(object)),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            AnyObject::Workload(workload) => &workload.name,
+            other => &other.meta().name,
+        }
     }
 
     /// Its metadata.
@@ -89,6 +113,7 @@ impl AnyObject {
             AnyObject::RuntimeClass(object) => before(objects, object)?.map(AnyObject::RuntimeClass),
             AnyObject::PersistentVolumeClaim(object) => before(objects, object)?.map(AnyObject::PersistentVolumeClaim),
             AnyObject::PersistentVolume(object) => before(objects, object)?.map(AnyObject::PersistentVolume),
+            AnyObject::Workload(object) => before(objects, object)?.map(AnyObject::Workload),
         })
     }
 }

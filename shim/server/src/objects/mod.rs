@@ -24,8 +24,10 @@ use crate::kube::meta::Meta;
 use crate::kube::names;
 
 mod any;
+mod puts;
 
 pub use any::AnyObject;
+pub use puts::Puts;
 
 const MODE: u32 = 0o600;
 /// Stands for the namespace of a kind that has none: no namespace can be called so.

@@ -46,17 +46,6 @@ fn unhonoured_and_unknown_fields_are_told_apart_with_their_place() {
 }
 
 #[test]
-fn other_kinds_are_refused_by_name() {
-    let read = |text: &str| read("f", text).unwrap_err().to_string();
-    assert!(read("apiVersion: apps/v1\nkind: Deployment\n").starts_with("f:2:1: kind Deployment is not supported yet"));
-    assert!(read("apiVersion: v2\nkind: Pod\n").contains("apiVersion of a Pod is v1"));
-    assert!(read("kind: Pod\n").contains("apiVersion is missing"));
-    assert!(read("a: 1\n").contains("kind is missing"));
-    assert!(read("- 1\n").contains("expected a Pod, found a list"));
-    assert!(read("\n").contains("holds no document"));
-}
-
-#[test]
 fn names_are_checked_as_the_api_server_checks_them() {
     let named = |name: &str| read("f", &format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{}}\n"));
     assert!(named("Web").unwrap_err().to_string().starts_with("f:3:18: metadata.name: \"Web\" must consist of"));

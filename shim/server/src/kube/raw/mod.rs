@@ -16,6 +16,7 @@ mod spec;
 mod storage;
 mod table;
 mod volume;
+mod workload;
 
 pub use config::{ConfigMap, LocalReference, Namespace, RuntimeClass, Secret, ServiceAccount};
 pub use container::{
@@ -30,6 +31,7 @@ pub use spec::{HostAlias, PodDnsConfig, PodDnsConfigOption, PodSpec};
 pub use storage::{ClaimSpec, LabelSelector, PersistentVolume, PersistentVolumeClaim};
 pub use table::{Anything, Fate, Field, Shape, Table};
 pub use volume::{DownwardFile, EmptyDir, HostPath, KeyProjection, KeyToPath, Projection, Volume};
+pub use workload::{DaemonSet, Deployment, Job, PodTemplateSpec, ReplicaSet, StatefulSet};
 
 use super::Fault;
 use super::fault::nearest;
@@ -69,7 +71,13 @@ impl Place {
         Place { line: node.line, column: node.column, path: self.join(name) }
     }
 
-    fn item(&self, index: usize, node: &Node) -> Place {
+    /// The place of a field below this one.
+    pub fn within(&self, name: &str, node: &Node) -> Place {
+        self.field(name, node)
+    }
+
+    /// The place of an item of the list that is here.
+    pub fn item(&self, index: usize, node: &Node) -> Place {
         Place { line: node.line, column: node.column, path: format!("{}[{index}]", self.path) }
     }
 }

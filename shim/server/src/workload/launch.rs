@@ -1,0 +1,221 @@
+//! Starting pods and letting go of them. A call's pods come up together or not at all: what was started is undone when
+//! one fails.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::{self, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use coracle_engine::{Engine, SandboxFilter};
+
+use crate::app::{App, Found};
+use crate::cmd::rm;
+use crate::exit::{self, Coded};
+use crate::kube::config::ServiceAccount;
+use crate::kube::pod::Pod;
+use crate::kube::workload::{Kind, OWNER, Workload};
+use crate::objects::Objects;
+use crate::pod::events::Recorder;
+use crate::pod::keep::{Folder, Kept};
+use crate::pod::observe::Observed;
+use crate::pod::policy::Past;
+use crate::pod::tender::{Tender, Unwatched};
+use crate::pod::{images, observe, plan};
+
+/// A pod that was started, still held by us.
+pub struct Started {
+    /// The pod.
+    pub found: Found,
+    /// What runs.
+    pub kept: Kept,
+    /// Who tends it: us.
+    pub tender: Tender,
+}
+
+/// Finds the pod of this namespace and name.
+pub fn existing(engine: &Engine, namespace: &str, name: &str) -> Result<Option<Found>> {
+    let filter = SandboxFilter { name: name.to_owned(), namespace: namespace.to_owned(), ..Default::default() };
+    let Some(sandbox) = engine.list_sandboxes(&filter)?.into_iter().next() else { return Ok(None) };
+    let folder = Folder::of(engine.paths(), &sandbox.id);
+    let kept = folder.read_pod()?;
+    Ok(Some(Found { sandbox: sandbox.id, folder, kept }))
+}
+
+/// The pods of a workload that exist.
+pub fn owned(engine: &Engine, workload: &Workload) -> Result<Vec<Found>> {
+    let owner = workload.owner();
+    let filter = SandboxFilter { namespace: workload.namespace().to_owned(), ..Default::default() };
+    let mut out = Vec::new();
+    for sandbox in engine.list_sandboxes(&filter)? {
+        let folder = Folder::of(engine.paths(), &sandbox.id);
+        let Some(kept) = folder.read_pod()? else { continue };
+        if kept.pod.annotations.get(OWNER) == Some(&owner) {
+            out.push(Found { sandbox: sandbox.id, folder, kept: Some(kept) });
+        }
+    }
+    Ok(out)
+}
+
+/// What admission adds to a pod: the imagePullSecrets of its ServiceAccount, if it has none itself.
+pub fn admit(objects: &Objects, pod: &mut Pod) -> Result<()> {
+    let account = pod.service_account.as_deref().unwrap_or("default");
+    if pod.pull_secrets.is_empty()
+        && let Some(account) = objects.get::<ServiceAccount>(&pod.namespace, account)?
+    {
+        pod.pull_secrets = account.pull_secrets;
+    }
+    Ok(())
+}
+
+/// Does what can be done before anything of the pod exists: its name is free, its images are here.
+pub async fn prepare(app: &App, engine: &Engine, pod: Pod, replace: bool) -> Result<Kept> {
+    if let Some(found) = existing(engine, &pod.namespace, &pod.name)? {
+        if !replace {
+            let name = &pod.name;
+            let text = format!("a pod {name} exists already (`coracle rm {name}` first, or --replace)");
+            return Err(Coded::error(exit::CONFLICT, text));
+        }
+        rm::remove(engine, &found).await.context("replace")?;
+    }
+    make_ready(app, engine, pod).await
+}
+
+/// Admits a pod and gets its images.
+pub async fn make_ready(app: &App, engine: &Engine, mut pod: Pod) -> Result<Kept> {
+    admit(&Objects::open(engine.paths()), &mut pod)?;
+    let uid = uid()?;
+    let recorder = Recorder::new(engine.paths(), &pod.namespace, &pod.name, &uid);
+    let images = images::ensure(app, engine.store(), &pod, &recorder)?;
+    Ok(Kept { pod, uid, images })
+}
+
+/// A new uid: a random UUID (RFC 9562, version 4), as the API server gives.
+fn uid() -> Result<String> {
+    let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").context("read /proc/sys/kernel/random/uuid")?;
+    Ok(uuid.trim().to_owned())
+}
+
+/// Makes a pod's sandbox and starts what is due first. What is half done is for [`undo`].
+pub async fn start(app: &App, engine: &Engine, kept: Kept) -> Result<Started> {
+    let on_exit = app.tend_command(&kept.uid)?;
+    let config = plan::sandbox(&kept.pod, &kept.uid, engine.paths(), on_exit)?;
+    let sandbox = engine.run_sandbox(config).await?.id;
+    let folder = Folder::of(engine.paths(), &sandbox);
+    // Tended by us from before the first container: its end must not call for another.
+    folder.write_pod(&kept)?;
+    let tender = Tender::take(app, engine, &sandbox, kept.clone())?;
+    let mut tender = tender.context("another process tends the new pod")?;
+    tender.first_start(&mut Unwatched).await?;
+    let found = Found { sandbox, folder, kept: Some(kept.clone()) };
+    Ok(Started { found, kept, tender })
+}
+
+/// Starts pods in their order; when one cannot be, those before it are removed again. `ended` ends it early.
+pub async fn start_all(
+    app: &App,
+    engine: &Engine,
+    kept: Vec<Kept>,
+    verb: &str,
+    mut ended: impl AsyncFnMut() -> anyhow::Error,
+) -> Result<Vec<Started>> {
+    let mut started = Vec::new();
+    for kept in kept {
+        let context = format!("{verb} {}", kept.pod.name);
+        let uid = kept.uid.clone();
+        let waits = waits_for_the_one_before(engine, &kept)?;
+        let result = tokio::select! {
+            result = one_more(app, engine, kept, &mut started, waits) => result.context(context),
+            error = ended() => Err(error.context(context)),
+        };
+        match result {
+            Ok(pod) => started.push(pod),
+            Err(error) => {
+                undo(engine, Some(&uid), started).await;
+                return Err(error);
+            }
+        }
+    }
+    Ok(started)
+}
+
+/// Starts a pod, once the one before it is ready if it has to be.
+async fn one_more(app: &App, engine: &Engine, kept: Kept, started: &mut [Started], waits: bool) -> Result<Started> {
+    if let Some(last) = started.last_mut().filter(|_| waits) {
+        wait_ready(app, engine, last).await.with_context(|| format!("wait for {}", last.kept.pod.name))?;
+    }
+    start(app, engine, kept).await
+}
+
+/// Whether the pod is one of a StatefulSet whose pods start in order.
+fn waits_for_the_one_before(engine: &Engine, kept: &Kept) -> Result<bool> {
+    let Some(key) = kept.pod.annotations.get(OWNER).and_then(|owner| Workload::key_of(owner)) else {
+        return Ok(false);
+    };
+    let workload: Option<Workload> = Objects::open(engine.paths()).get(&kept.pod.namespace, &key)?;
+    let Some(Workload { kind: Kind::StatefulSet { ordered: true, first, .. }, name, .. }) = workload else {
+        return Ok(false);
+    };
+    Ok(kept.pod.name != format!("{name}-{first}"))
+}
+
+/// How long a pod of a StatefulSet may take until it is ready and the next one starts.
+const MAX_WAIT: Duration = Duration::from_secs(600);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Waits until all containers of a pod run, and tends it meanwhile.
+async fn wait_ready(_app: &App, engine: &Engine, started: &mut Started) -> Result<()> {
+    let Started { found, kept, tender } = started;
+    let mut unwatched = Unwatched;
+    let ready = async {
+        loop {
+            let observed = Observed::look(engine, &found.sandbox).await?;
+            let runs = |name: &str| observed.latest(name).is_some_and(|status| observe::past(status) == Past::Running);
+            if kept.pod.containers.iter().all(|container| runs(&container.name)) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        ready = tokio::time::timeout(MAX_WAIT, ready) => match ready {
+            Ok(ready) => ready,
+            Err(_) => bail!("it is not ready after {} s", MAX_WAIT.as_secs()),
+        },
+        end = tender.tend(true, &mut unwatched) => bail!("it ended before it was ready ({:?})", end?),
+    }
+}
+
+/// Removes what was started: a call's pods come up together or not at all. Why they did not is the error that
+/// matters; what cannot be removed now is found by `coracle doctor`.
+pub async fn undo(engine: &Engine, half_made: Option<&str>, started: Vec<Started>) {
+    for Started { found, tender, .. } in started {
+        drop(tender); // or the removal would wait for us
+        let _ = rm::remove(engine, &found).await;
+    }
+    let Ok(sandboxes) = engine.list_sandboxes(&SandboxFilter::default()) else { return };
+    for sandbox in sandboxes.into_iter().filter(|sandbox| Some(sandbox.config.uid.as_str()) == half_made) {
+        let folder = Folder::of(engine.paths(), &sandbox.id);
+        let kept = folder.read_pod().ok().flatten();
+        let _ = rm::remove(engine, &Found { sandbox: sandbox.id, folder, kept }).await;
+    }
+}
+
+/// Lets go of a pod. One with something left to do already is tended by a process of its own, as after an exit:
+/// its delay may be long.
+pub async fn leave(app: &App, started: Started) -> Result<()> {
+    let Started { kept, mut tender, .. } = started;
+    match tender.let_go().await? {
+        true => spawn_tender(&app.tend_command(&kept.uid)?),
+        false => Ok(()),
+    }
+}
+
+fn spawn_tender(command: &[String]) -> Result<()> {
+    let (program, args) = command.split_first().context("no command to tend the pod")?;
+    let mut command = process::Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // In a process group of its own: a Ctrl-C in this terminal is not meant for it.
+    command.process_group(0).spawn().with_context(|| format!("start {program}")).map(drop)
+}
