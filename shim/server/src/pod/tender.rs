@@ -14,8 +14,10 @@ use super::keep::{Failure, Folder, Kept, Tended};
 use super::making::Making;
 use super::observe::{History, Observed, has_run, past};
 use super::policy::{Past, Plan, restarts};
+use super::volume::{self, Keeper};
 use crate::app::App;
 use crate::kube::container::Container;
+use crate::objects::Objects;
 use crate::time;
 
 /// How often a tender that waits for a delay looks whether the pod is to stop.
@@ -59,6 +61,10 @@ pub struct Tender {
     lock: Option<LifeLock>,
     /// The containers whose end is being waited for, by id.
     awaited: HashSet<String>,
+    /// Looks after its volumes.
+    volumes: Keeper,
+    /// They need somebody for as long as the pod runs.
+    stays: bool,
     ends: (mpsc::UnboundedSender<String>, mpsc::UnboundedReceiver<String>),
 }
 
@@ -68,6 +74,7 @@ impl Tender {
         let folder = Folder::of(engine.paths(), sandbox);
         let Some(lock) = engine.tend(sandbox)? else { return Ok(None) };
         let tended = folder.read_tended()?;
+        let stays = volume::needs_tender(&kept.pod, &Objects::open(engine.paths()));
         Ok(Some(Tender {
             app: app.clone(),
             engine: engine.clone(),
@@ -77,6 +84,8 @@ impl Tender {
             tended,
             lock: Some(lock),
             awaited: HashSet::new(),
+            volumes: Keeper::default(),
+            stays,
             ends: mpsc::unbounded_channel(),
         }))
     }
@@ -118,7 +127,8 @@ impl Tender {
                 }
                 continue;
             }
-            if !foreground && plan.wake_at.is_none() {
+            let _ = self.volumes.look(&self.engine, &self.sandbox, &self.kept);
+            if !foreground && plan.wake_at.is_none() && !self.stays {
                 if !self.let_go().await? {
                     return Ok(End::Waiting);
                 }
@@ -137,7 +147,7 @@ impl Tender {
         // Released before the last look, so that an exit either finds the lock free or is seen here.
         self.lock = None;
         let (plan, _) = self.look().await?;
-        Ok(!plan.start.is_empty() || plan.finished() || plan.wake_at.is_some())
+        Ok(self.stays || !plan.start.is_empty() || plan.finished() || plan.wake_at.is_some())
     }
 
     /// Looks at the containers and decides what to do.

@@ -8,7 +8,7 @@
 //! | image | an overlay of the image's layers | nobody |
 //! | persistentVolumeClaim | a directory that outlives pods ([`claim`]) | containers |
 //!
-//! Files of ConfigMaps and Secrets follow their objects while the pod runs ([`Watch`]): all of a volume at once. What is
+//! Files of ConfigMaps and Secrets follow their objects while the pod runs ([`Keeper`]): all of a volume at once. What is
 //! mounted by `subPath` stays as it was, as in Kubernetes: it is the file of that moment. A `subPath` is opened beneath
 //! its volume by the runtime, whatever the pod's other containers do there meanwhile ([`beneath`]).
 //!
@@ -19,6 +19,7 @@ mod atomic;
 mod beneath;
 mod claim;
 mod host;
+mod keeper;
 mod owner;
 mod payload;
 mod usage;
@@ -34,7 +35,6 @@ use self::owner::{Owner, When};
 use super::env::CONFIG_ERROR;
 use super::facts::{self, Facts};
 use super::making::Blocked;
-use crate::kube::config::{ConfigMap, Secret};
 use crate::kube::container::Container;
 use crate::kube::expand::expand;
 use crate::kube::mount::{self, RecursiveReadOnly};
@@ -43,7 +43,8 @@ use crate::kube::quantity::Quantity;
 use crate::kube::volume::{Source, Volume};
 use crate::objects::Objects;
 
-pub use self::usage::{is_limited, over_limit};
+pub use self::keeper::{Keeper, needs_tender};
+use self::usage::{is_limited, over_limit};
 
 /// A pod's volumes, for a container that is about to be made.
 pub struct Volumes<'v> {
@@ -245,53 +246,6 @@ fn memory_size(pod: &Pod, limit: Option<Quantity>, all: u64) -> u64 {
         .flatten()
         .filter(|bytes| *bytes > 0)
         .fold(all, u64::min)
-}
-
-/// Whether a pod's volumes need somebody who looks after them while it runs: files that may change, or a size to watch.
-pub fn needs_tender(pod: &Pod, objects: &Objects) -> bool {
-    is_limited(pod) || pod.volumes.iter().any(|volume| may_change(pod, volume, objects))
-}
-
-/// Whether a volume's files may change: an object that it shows may, and somebody sees it whole.
-fn may_change(pod: &Pod, volume: &Volume, objects: &Objects) -> bool {
-    let whole =
-        |mount: &mount::Mount| mount.volume == volume.name && mount.sub_path.is_none() && mount.sub_path_expr.is_none();
-    let fixed = |(kind, name): &(&str, &str)| match *kind {
-        "ConfigMap" => objects.get::<ConfigMap>(&pod.namespace, name).ok().flatten().is_some_and(|map| map.immutable),
-        _ => objects.get::<Secret>(&pod.namespace, name).ok().flatten().is_some_and(|secret| secret.immutable),
-    };
-    pod.all_containers().any(|container| container.mounts.iter().any(whole))
-        && !payload::objects(&volume.source).iter().all(fixed)
-}
-
-/// Keeps the files of a running pod's volumes up to date.
-#[derive(Debug, Default)]
-pub struct Watch {
-    /// The version of the object store that they show.
-    seen: Option<u64>,
-}
-
-impl Watch {
-    /// Writes what has changed since the last time. What is wrong is told once for each version: the old files stay.
-    pub fn refresh(&mut self, volumes: &Volumes<'_>) -> Result<()> {
-        let pod = volumes.facts.pod;
-        let version = volumes.facts.objects.version(&pod.namespace);
-        if self.seen.replace(version) == Some(version) {
-            return Ok(());
-        }
-        let mut first = Ok(());
-        for volume in &pod.volumes {
-            let written = volumes.write(volume).map(drop);
-            let named = written.map_err(|error| match error.downcast_ref::<Blocked>() {
-                Some(blocked) => {
-                    anyhow!("MountVolume.SetUp failed for volume {:?} : {}", volume.name, blocked.message)
-                }
-                None => error.context(format!("volume {}", volume.name)),
-            });
-            first = first.and(named);
-        }
-        first
-    }
 }
 
 #[cfg(test)]

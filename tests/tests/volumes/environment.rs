@@ -1,0 +1,49 @@
+//! Variables: references, their order, what is told when something is missing.
+
+use serde_json::json;
+
+use coracle_tests::machine::Machine;
+
+use crate::{config_map, lines, pod, secret};
+
+#[test]
+fn variables_come_from_objects_and_fields_and_expand_in_order() {
+    let machine = Machine::new();
+    config_map(&machine, "settings", json!({ "COLOR": "blue", "SIZE": "7" }));
+    secret(&machine, "keys", "Opaque", "TOKEN", "s3cret");
+    let env = "    resources: {limits: {memory: 64Mi, cpu: 500m}}\n    \
+        envFrom:\n    - {prefix: CM_, configMapRef: {name: settings}}\n    - {secretRef: {name: none, optional: true}}\n    \
+        env:\n    - {name: TOKEN, valueFrom: {secretKeyRef: {name: keys, key: TOKEN}}}\n    \
+        - {name: ALL, value: '$(CM_COLOR)-$(TOKEN)-$(LATER)-$$(TOKEN)'}\n    - {name: LATER, value: x}\n    \
+        - {name: CM_SIZE, value: '8'}\n    \
+        - {name: WHO, valueFrom: {fieldRef: {fieldPath: metadata.name}}}\n    \
+        - {name: IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}\n    \
+        - {name: MIB, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}\n    \
+        - {name: CPU, valueFrom: {resourceFieldRef: {resource: limits.cpu, divisor: 1m}}}\n    args: [zero, '$(MIB)']\n";
+    let script = "echo \"$ALL\" $CM_COLOR $CM_SIZE $WHO $MIB $CPU $1 $HOSTNAME; hostname -i | grep -cx \"$IP\"";
+    let seen = lines(&machine, &pod(&machine, "env", script, env, ""));
+    assert_eq!(seen, ["blue-s3cret-$(LATER)-$(TOKEN) blue 8 env 64 500 64 env", "1"]);
+}
+
+#[test]
+fn a_reference_to_nothing_is_told_in_kubelets_words_and_nothing_is_left() {
+    let machine = Machine::new();
+    config_map(&machine, "settings", json!({ "A": "1" }));
+    let before = machine.traces();
+    for (field, words) in [
+        ("envFrom: [{configMapRef: {name: none}}]", "CreateContainerConfigError: configmap \"none\" not found"),
+        (
+            "env: [{name: X, valueFrom: {configMapKeyRef: {name: settings, key: B}}}]",
+            "CreateContainerConfigError: couldn't find key B in ConfigMap default/settings",
+        ),
+        (
+            "env: [{name: X, valueFrom: {secretKeyRef: {name: none, key: B}}}]",
+            "CreateContainerConfigError: secret \"none\" not found",
+        ),
+    ] {
+        let line = machine.fails(&["run", "-d", &pod(&machine, "bad", "true", &format!("    {field}\n"), "")]);
+        assert!(line.contains(words), "{line}");
+    }
+    // What happened is told for a while.
+    machine.assert_traces(&before, |trace| trace.contains("/state/events"));
+}
