@@ -123,6 +123,10 @@ pub(super) fn require_empty(directory: &Path, holder: Option<i32>) -> Result<()>
     if pids.is_empty() { Ok(()) } else { Err(Error::NotEmpty { path: directory.to_path_buf(), pids }) }
 }
 
+/// Where the kernel counts what memory's end has cost.
+const V1_OOM: &str = "memory.oom_control";
+const V2_OOM: &str = "memory.events";
+
 impl Cgroup {
     /// A hierarchy to list processes by. Any would do: a container with a writable cgroup mount can move its processes to
     /// child cgroups, which the walk meets, but not out of its own.
@@ -238,7 +242,7 @@ impl Cgroup {
 
     /// How many processes the kernel killed for lack of memory; 0 without a memory controller.
     pub fn oom_kill_count(&self) -> Result<u64> {
-        let file = if self.state.version == Version::V1 { "memory.oom_control" } else { "memory.events" };
+        let file = if self.state.version == Version::V1 { V1_OOM } else { V2_OOM };
         let Some(path) = self.dir_of("memory").map(|dir| dir.join(file)) else { return Ok(0) };
         match fs::read_to_string(&path) {
             Ok(text) => Ok(super::readings::value_of(&text, "oom_kill").unwrap_or(0)),
@@ -257,19 +261,7 @@ impl Cgroup {
             controller: "memory".to_owned(),
             why: "is not mounted on this host".to_owned(),
         })?;
-        let failed = |e: Errno| Error::io("watch for out-of-memory events of", directory, e.into());
-        if self.state.version == Version::V2 {
-            let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(failed)?;
-            inotify.add_watch(&directory.join("memory.events"), AddWatchFlags::IN_MODIFY).map_err(failed)?;
-            return Ok(inotify.into());
-        }
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(failed)?;
-        let path = directory.join("memory.oom_control");
-        let watched = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
-        let order = format!("{} {}", event.as_fd().as_raw_fd(), watched.as_raw_fd());
-        let control = directory.join("cgroup.event_control");
-        put(&control, &order).map_err(|e| Error::io("register for events at", control, e))?;
-        Ok(event.into())
+        watch_oom(&directory.join(if self.state.version == Version::V1 { V1_OOM } else { V2_OOM }))
     }
 
     /// Removes the cgroup and the child cgroups that the container made. Idempotent. Its processes must be dead or dying: one
@@ -292,6 +284,22 @@ impl Cgroup {
         self.state.groups.iter().try_for_each(|group| remove_tree(&group.path))?;
         stopped
     }
+}
+
+/// The same for the file in which the kernel counts: `memory.oom_control` (v1) or `memory.events`.
+pub fn watch_oom(file: &Path) -> Result<OwnedFd> {
+    let failed = |e: Errno| Error::io("watch for out-of-memory events of", file, e.into());
+    if file.ends_with(V2_OOM) {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(failed)?;
+        inotify.add_watch(file, AddWatchFlags::IN_MODIFY).map_err(failed)?;
+        return Ok(inotify.into());
+    }
+    let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(failed)?;
+    let watched = File::open(file).map_err(|e| Error::io("open", file, e))?;
+    let order = format!("{} {}", event.as_fd().as_raw_fd(), watched.as_raw_fd());
+    let control = file.with_file_name("cgroup.event_control");
+    put(&control, &order).map_err(|e| Error::io("register for events at", control, e))?;
+    Ok(event.into())
 }
 
 fn remove_tree(directory: &Path) -> Result<()> {

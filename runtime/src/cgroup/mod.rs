@@ -45,6 +45,7 @@ use std::{
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
+pub use control::watch_oom;
 pub use error::{Error, Result};
 pub use mounts::CgroupPath;
 use mounts::{Hierarchy, Layout, OwnCgroups, beneath_mount};

@@ -81,6 +81,9 @@ pub fn record(bundle: &Path, pid: i32, exit: &Exit, oom_killed: bool) -> io::Res
     fs::rename(&temporary, bundle.join(FILE))
 }
 
+/// The file's name with v2.
+pub const V2_EVENTS: &str = "memory.events";
+
 /// The number of processes the kernel killed in a cgroup for want of memory: the `oom_kill` line of `memory.events`
 /// (v2) or `memory.oom_control` (v1). A cgroup that is gone killed none.
 pub fn oom_kills(file: &str) -> u64 {

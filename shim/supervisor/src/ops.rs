@@ -241,7 +241,7 @@ pub fn process_list(pids: Vec<i32>, execs: &[(i32, String)]) -> Vec<u8> {
 /// Task.Stats.
 pub fn stats(root: &Path, id: &str, oom_file: &str) -> Result<Vec<u8>, Failure> {
     let stats = Runtime::new(root).stats(id)?;
-    let version = if oom_file.ends_with("memory.events") { Version::V2 } else { Version::V1 };
+    let version = if oom_file.ends_with(crate::exits::V2_EVENTS) { Version::V2 } else { Version::V1 };
     Ok(stats_answer(&stats, version, oom_file))
 }
 

@@ -39,6 +39,8 @@ pub enum Token {
     RelayIn(u32),
     /// Who shows a terminal takes more.
     RelayOut(u32),
+    /// A container's memory ran out.
+    Memory(u32),
 }
 
 impl Token {
@@ -56,6 +58,7 @@ impl Token {
             Token::Events => (9, 0),
             Token::RelayIn(key) => (10, key),
             Token::RelayOut(key) => (11, key),
+            Token::Memory(key) => (12, key),
         };
         kind << 32 | u64::from(key)
     }
@@ -74,7 +77,8 @@ impl Token {
             8 => Token::Worker(key),
             9 => Token::Events,
             10 => Token::RelayIn(key),
-            _ => Token::RelayOut(key),
+            11 => Token::RelayOut(key),
+            _ => Token::Memory(key),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::connection::{Call, Connection};
 use crate::containerd::events::Publisher;
+use crate::containerd::news::OomWatch;
 use crate::exits::Exit;
 use crate::failure::{Fail, Failure};
 use crate::oci::{Act, Oci};
@@ -80,6 +81,8 @@ pub struct Container {
     pub own_pid_namespace: bool,
     /// Where the kernel counts its OOM kills.
     pub oom_file: String,
+    /// Who watches that.
+    pub oom: OomWatch,
     /// Who asked for its deletion.
     pub deleting: Option<Call>,
     /// What containerd hears of once it is made.
@@ -211,6 +214,7 @@ impl Supervisor {
             Token::Stderr(key) => self.streams.readable(&self.reactor, key, crate::log::Stream::Stderr),
             Token::Stdin(key) => self.streams.stdin_writable(&self.reactor, key),
             Token::Worker(key) => self.worker_ready(key),
+            Token::Memory(key) => self.memory_ready(key),
             Token::RelayIn(key) => self.streams.typed(&self.reactor, key),
             Token::RelayOut(key) => self.streams.shown(&self.reactor, key),
             Token::Events => {

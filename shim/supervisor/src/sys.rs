@@ -120,6 +120,7 @@ pub fn dup_beyond(fd: RawFd, first: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl has no memory preconditions; the new descriptor is nobody's yet.
     match unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, first) } {
         -1 => Err(io::Error::last_os_error()),
+        // SAFETY: the kernel has just made it, for us.
         new => Ok(unsafe { OwnedFd::from_raw_fd(new) }),
     }
 }
@@ -129,6 +130,7 @@ pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open has no memory preconditions; a descriptor that it returns is ours.
     match unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } {
         -1 => Err(io::Error::last_os_error()),
+        // SAFETY: the kernel has just made it, for us.
         fd => Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
     }
 }

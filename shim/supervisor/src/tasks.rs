@@ -1,6 +1,7 @@
 //! The task service: containers and execs, from their creation to the moment they are forgotten.
 
 use crate::connection::Call;
+use crate::containerd::news;
 use crate::exits::{self, Exit};
 use crate::failure::{Fail, Failure};
 use crate::logger;
@@ -38,30 +39,13 @@ fn check_id(what: &str, id: &str) -> Result<(), Failure> {
     }
 }
 
-fn exit_fields(exit: &Option<Exit>) -> (u32, Option<Timestamp>) {
+pub(crate) fn exit_fields(exit: &Option<Exit>) -> (u32, Option<Timestamp>) {
     (exit.map_or(0, |exit| exit.status), exit.map(|exit| exit.at.into()))
 }
 
 /// One that has ended already needs no descriptor.
 fn pidfd_of_logger(pid: i32) -> Option<OwnedFd> {
     (pid > 0).then(|| sys::pidfd(pid).ok()).flatten()
-}
-
-/// What containerd hears of a container that was made.
-fn announcement(request: &task::CreateTaskRequest) -> events::TaskCreate {
-    events::TaskCreate {
-        container_id: request.id.clone(),
-        bundle: request.bundle.clone(),
-        rootfs: request.rootfs.clone(),
-        io: Some(events::TaskIo {
-            stdin: request.stdin.clone(),
-            stdout: request.stdout.clone(),
-            stderr: request.stderr.clone(),
-            terminal: request.terminal,
-        }),
-        checkpoint: request.checkpoint.clone(),
-        pid: 0,
-    }
 }
 
 impl Process {
@@ -159,8 +143,9 @@ impl Supervisor {
             execs: Vec::new(),
             own_pid_namespace: false,
             oom_file: String::new(),
+            oom: Default::default(),
             deleting: None,
-            announcement: self.publisher.is_some().then(|| Box::new(announcement(&request))),
+            announcement: self.publisher.is_some().then(|| Box::new(news::announcement(&request))),
         });
         self.create_by_worker(call, request, options).inspect_err(|_| self.forget_container(&id))?;
         Ok(None)
@@ -432,7 +417,8 @@ impl Supervisor {
     /// Forgets a container with all that belongs to it.
     pub(crate) fn forget_container(&mut self, id: &str) {
         let Some(at) = self.containers.iter().position(|container| container.id == id) else { return };
-        let container = self.containers.remove(at);
+        let mut container = self.containers.remove(at);
+        container.oom.forget(&self.reactor, container.init.io);
         for process in container.execs.into_iter().chain([container.init]) {
             self.streams.release(&self.reactor, process.io);
             self.turn_away(process.waiters, id);
@@ -470,43 +456,6 @@ impl Supervisor {
         }
         if exec.is_empty() {
             self.init_ended(id);
-        }
-    }
-
-    /// Tells containerd, if it is containerd that began us.
-    fn publish<M: Message + coracle_proto::Name>(&mut self, topic: &str, event: &M) {
-        if let Some(publisher) = &mut self.publisher {
-            publisher.publish(&self.reactor, topic, event);
-        }
-    }
-
-    /// A short program ends before the worker that started it has said so: the exit is told after the start.
-    fn announce_exit(&mut self, id: &str, exec: &str, exit: &Exit) {
-        let starting = self.workers.iter().any(
-            |(_, worker)| matches!(&worker.job, Job::Start { container, .. } if exec.is_empty() && container == id),
-        );
-        let Ok(process) = self.process(id, exec) else { return };
-        if starting {
-            process.unannounced = Some(*exit);
-            return;
-        }
-        // What never ran has no end either.
-        if process.pid == 0 {
-            return;
-        }
-        let pid = process.pid as u32;
-        let (exit_status, exited_at) = exit_fields(&Some(*exit));
-        let (container_id, name) = (id.to_owned(), if exec.is_empty() { id } else { exec }.to_owned());
-        let oom = self.container(id).is_ok_and(|container| exits::oom_kills(&container.oom_file) > 0);
-        if oom {
-            self.publish("/tasks/oom", &events::TaskOom { container_id: container_id.clone() });
-        }
-        self.publish("/tasks/exit", &events::TaskExit { container_id, id: name, pid, exit_status, exited_at });
-    }
-
-    fn announce_held_exit(&mut self, id: &str) {
-        if let Some(exit) = self.process(id, "").ok().and_then(|process| process.unannounced.take()) {
-            self.announce_exit(id, "", &exit);
         }
     }
 
@@ -605,6 +554,7 @@ impl Supervisor {
             event.pid = created.pid as u32;
             self.publish("/tasks/create", &*event);
         }
+        self.watch_oom(id);
         self.claim(created.pid);
         self.wait_by_shim(id, "");
         self.answer(call, Ok(task::CreateTaskResponse { pid: created.pid as u32 }.encode_to_vec()));

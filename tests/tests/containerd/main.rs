@@ -2,6 +2,7 @@
 
 mod info;
 mod loggers;
+mod memory;
 mod options;
 
 use std::fs;

@@ -3,7 +3,7 @@
 //! | from containerd | to it |
 //! |---|---|
 //! | flags and variables: its namespace, sockets and program ([`Containerd`]) | the address, in the form it knows ([`start`]) |
-//! | standard input: parameters ([`bootstrap`]) and runtime options ([`options`]) | events of tasks ([`events`]) |
+//! | standard input: parameters ([`bootstrap`]) and runtime options ([`options`]) | events of tasks ([`news`], [`events`]) |
 //! | the working directory: the bundle of the first container | what we are, when it asks ([`info`]) |
 //!
 //! Containers of one pod share a supervisor: the annotations that containerd's CRI gives them name its group. The rest,
@@ -12,6 +12,7 @@
 pub mod bootstrap;
 pub mod events;
 pub mod info;
+pub mod news;
 pub mod options;
 pub mod start;
 
