@@ -10,6 +10,7 @@ const FILES: &[&str] = &[
     "events_ttrpc.proto",
     "runc.proto",
     "bootstrap.proto",
+    "pod_sandbox.proto",
     "cgroups_v1.proto",
     "cgroups_v2.proto",
     "ttrpc.proto",

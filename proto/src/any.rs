@@ -31,7 +31,8 @@ pub fn unpack<M: Message + Name + Default>(any: &Any) -> Option<Result<M, Decode
     is::<M>(any).then(|| M::decode(any.value.as_slice()))
 }
 
-fn names(type_url: &str, full_name: &str) -> bool {
+/// Whether a type url names a type, with a host before it or without.
+pub fn names(type_url: &str, full_name: &str) -> bool {
     type_url.strip_suffix(full_name).is_some_and(|host| host.is_empty() || host.ends_with('/'))
 }
 

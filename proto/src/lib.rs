@@ -39,6 +39,8 @@ pub use generated::containerd::types;
 pub use generated::containerd::v1::types as task_types;
 /// `containerd.events`: what shims tell containerd.
 pub use generated::containerd::{events, runc::v1 as runc, services::events::ttrpc::v1 as event_service};
+/// The part of CRI's `PodSandboxConfig` that makes a sandbox, without the rest of the CRI.
+pub use generated::coracle::podsandbox as pod_sandbox;
 /// `coracle.v1`: sandbox options and the control service.
 pub use generated::coracle::v1 as coracle;
 /// `google.protobuf.Any`, `Timestamp`, `Empty`, and `google.rpc.Status`.

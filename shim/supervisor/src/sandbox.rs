@@ -10,6 +10,7 @@
 //! Without CreateSandbox (containerd starting single tasks) the pod is just the process.
 
 mod namespaces;
+mod options;
 
 use crate::connection::Call;
 use crate::containerd::events::Publisher;
@@ -23,7 +24,7 @@ use crate::tender;
 use coracle_proto::coracle::{InfoResponse, NamespaceMode, ReopenLogRequest, SandboxOptions, UpdateSandboxRequest};
 use coracle_proto::ttrpc::Code;
 use coracle_proto::types::Platform;
-use coracle_proto::{Timestamp, any, sandbox, task};
+use coracle_proto::{Timestamp, sandbox, task};
 use nix::libc::{SIGKILL, SIGTERM};
 use nix::sched::CloneFlags;
 use std::fs;
@@ -82,6 +83,8 @@ pub struct Sandbox {
     /// When the loop has to look again: a stop that takes long, or the end of the program.
     pub deadline: Option<Instant>,
     options: SandboxOptions,
+    /// The network namespace that is there already; empty to make one.
+    netns_path: PathBuf,
     /// The pod's own, that owns its other namespaces.
     user_namespace: Option<OwnedFd>,
     pod_init: i32,
@@ -110,6 +113,7 @@ impl Sandbox {
             host_namespaces: Vec::new(),
             deadline: None,
             options: SandboxOptions::default(),
+            netns_path: PathBuf::new(),
             user_namespace: None,
             pod_init: 0,
             created_at: SystemTime::now(),
@@ -187,6 +191,15 @@ impl Sandbox {
         }
     }
 
+    /// The process by whose namespaces containerd finds the pod's: if they share processes, the first of those. Our engine
+    /// asks for each namespace apart.
+    fn pid(&self) -> u32 {
+        match self.pod_init {
+            init @ 1.. if self.of_containerd() => init as u32,
+            _ => std::process::id(),
+        }
+    }
+
     fn mode(&self, mode: i32) -> NamespaceMode {
         NamespaceMode::try_from(mode).unwrap_or(NamespaceMode::Pod)
     }
@@ -226,23 +239,8 @@ impl Supervisor {
         if self.sandbox.phase != Phase::None || self.sandbox.ending {
             return Err(Code::AlreadyExists.failure(format!("sandbox {}: already exists", request.sandbox_id)));
         }
-        if !request.netns_path.is_empty() {
-            let text = "netns_path is not supported: the sandbox has a network namespace of its own or the node's";
-            return Err(Code::Unimplemented.failure(text.into()));
-        }
-        self.sandbox.options = match &request.options {
-            None => SandboxOptions::default(),
-            Some(packed) => match any::unpack(packed) {
-                Some(Ok(options)) => options,
-                Some(Err(error)) => {
-                    return Err(Code::InvalidArgument.failure(format!("options of the sandbox: {error}")));
-                }
-                None => {
-                    let text = format!("options of type {} are not known", packed.type_url);
-                    return Err(Code::InvalidArgument.failure(text));
-                }
-            },
-        };
+        self.sandbox.options = options::read(&request)?;
+        self.sandbox.netns_path = request.netns_path.into();
         self.sandbox.enter_namespaces()?;
         self.sandbox.phase = Phase::Created;
         self.sandbox.created_at = SystemTime::now();
@@ -286,7 +284,7 @@ impl Supervisor {
             }
         }
         answered(&sandbox::StartSandboxResponse {
-            pid: std::process::id(),
+            pid: self.sandbox.pid(),
             created_at: Some(self.sandbox.created_at.into()),
             spec: None,
         })
@@ -318,7 +316,7 @@ impl Supervisor {
         let ready = sandbox.phase == Phase::Ready;
         answered(&sandbox::SandboxStatusResponse {
             sandbox_id: sandbox.id.clone(),
-            pid: std::process::id(),
+            pid: sandbox.pid(),
             state: if ready { "SANDBOX_READY" } else { "SANDBOX_NOTREADY" }.to_owned(),
             info: sandbox.info().into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
             created_at: Some(sandbox.created_at.into()),

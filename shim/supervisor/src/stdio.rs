@@ -21,7 +21,7 @@ use coracle_proto::ttrpc::Code;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -157,6 +157,18 @@ impl Names {
     }
 }
 
+impl Kept {
+    /// The process has ended: whoever reads shall see the end, and one that comes later still what was written before it.
+    pub fn stop_writing(&mut self) {
+        for end in &mut self.outputs {
+            let path = format!("/proc/self/fd/{}", end.as_raw_fd());
+            if let Ok(reader) = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
+                *end = reader.into();
+            }
+        }
+    }
+}
+
 /// The process' ends: what a worker hands to the runtime. `None` is /dev/null.
 #[derive(Debug, Default)]
 pub struct ProcessEnds {
@@ -194,7 +206,7 @@ pub struct OurEnds {
 /// Other ends of fifos.
 #[derive(Debug, Default)]
 pub struct Kept {
-    /// For the life of the process.
+    /// Both ends for the life of the process, then the reading one.
     pub outputs: Vec<OwnedFd>,
     /// A second reader of a shim's input, for the life of the process; never read.
     pub reader: Option<OwnedFd>,
@@ -413,5 +425,13 @@ mod tests {
         let (theirs, ours) = open(&names, IoOwner::new(0, 0)).unwrap();
         nix::unistd::write(theirs.stdout.as_ref().unwrap(), b"x").unwrap();
         assert_eq!(ours.kept.outputs.len(), 1);
+        // The end of the process: a reader that comes later sees what was written, and the end.
+        drop(theirs);
+        let mut ours = ours;
+        ours.kept.stop_writing();
+        let mut reader = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&path).unwrap();
+        let mut text = String::new();
+        io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        assert_eq!(text, "x");
     }
 }

@@ -304,6 +304,7 @@ impl Streams {
     pub fn exited(&mut self, reactor: &Reactor, key: u32) {
         let Some(io) = self.ios.get_mut(key) else { return };
         io.exited = true;
+        io.kept.stop_writing();
         io.input.close();
         for stream in BOTH {
             self.pump(key, stream, LAST_WORDS / CHUNK);

@@ -4,6 +4,7 @@ mod info;
 mod loggers;
 mod memory;
 mod options;
+mod sandbox;
 
 use std::fs;
 

@@ -43,10 +43,14 @@ struct Spec {
     annotations: Option<BTreeMap<String, String>>,
 }
 
-/// Whose supervisor runs the container: the group its configuration names, or itself.
+/// Whose supervisor runs the container: the group its configuration names, or itself. A sandbox that is made by the sandbox
+/// API has no configuration.
 pub fn group(bundle: &Path, id: &str) -> Result<String> {
     let path = bundle.join("config.json");
-    let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(id.to_owned()),
+        text => text.with_context(|| format!("read {}", path.display()))?,
+    };
     let spec: Spec = serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
     let annotations = spec.annotations.unwrap_or_default();
     Ok(GROUPS.iter().find_map(|key| annotations.get(*key)).map_or(id, String::as_str).to_owned())
@@ -133,6 +137,8 @@ mod tests {
             write(without);
             assert_eq!(group(dir.path(), "web").unwrap(), "web");
         }
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(group(empty.path(), "pod").unwrap(), "pod");
         write("{");
         assert!(group(dir.path(), "web").unwrap_err().to_string().contains("config.json"));
     }

@@ -42,7 +42,10 @@ impl Sandbox {
                     let path = format!("/proc/self/ns/{name}");
                     let namespace = File::open(&path).map_err(|error| failed(&format!("open {path}"), error))?;
                     self.host_namespaces.push((namespace.into(), flag));
-                    flags |= flag;
+                    match name {
+                        "net" if !self.netns_path.as_os_str().is_empty() => {}
+                        _ => flags |= flag,
+                    }
                 }
                 NamespaceMode::Container => {
                     let text = format!("{name} namespaces are the pod's or the node's, not a container's");
@@ -53,10 +56,15 @@ impl Sandbox {
         if let Some(namespace) = self.options.user_namespace.take() {
             return self.make_owned(flags, &namespace);
         }
-        if flags.is_empty() {
+        if !flags.is_empty() {
+            unshare(flags).map_err(|error| failed("make the sandbox's namespaces", error.into()))?;
+        }
+        if self.netns_path.as_os_str().is_empty() || self.mode(self.options.network) != NamespaceMode::Pod {
             return Ok(());
         }
-        unshare(flags).map_err(|error| failed("make the sandbox's namespaces", error.into()))
+        let what = format!("join network namespace {}", self.netns_path.display());
+        let namespace = File::open(&self.netns_path).map_err(|error| failed(&what, error))?;
+        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|error| failed(&what, error.into()))
     }
 
     /// The namespaces of `flags`, owned by a new user namespace.
