@@ -48,5 +48,6 @@ pub use reference::Reference;
 pub use registry::{Registry, RegistryConfig};
 pub use source::{Descriptor, Source};
 pub use store::{Image, Lease, PullOptions, Removed, Store};
+pub use sys::{in_user_namespace, overlay_marks};
 pub use unpack::Limits;
 pub use verify::Damage;

@@ -16,7 +16,7 @@
 //!   such attributes are refused at unpacking, and this is the second line. Renaming a lower directory then answers
 //!   `EXDEV`, which `mv` and package managers know, as everywhere.
 //! - no `userxattr`: the marks are in `trusted.*`, where nothing inside of a container can forge them. It is for mounts
-//!   by the unprivileged.
+//!   by the unprivileged: in an ordinary user's own user namespace the marks are `user.*`, since no others can be written.
 //! - `volatile`: a container's writable layer never outlives the boot, so it need not reach the disk; a sync in a
 //!   container, and each unmount, then costs nothing. Such an overlay cannot be mounted twice; a new snapshot is needed.
 //!
@@ -196,14 +196,14 @@ fn look(layer: &Layer, path: &[u8]) -> io::Result<(Option<OwnedFd>, bool)> {
 
 fn is_opaque(directory: &OwnedFd) -> io::Result<bool> {
     let xattrs = sys::xattrs_at(directory, b"")?;
-    Ok(xattrs.iter().any(|(name, _)| name == b"trusted.overlay.opaque"))
+    Ok(xattrs.iter().any(|(name, _)| name == sys::opaque_mark().to_bytes()))
 }
 
 fn attributes_of(directory: &OwnedFd) -> Result<RootAttributes> {
     let read = || {
         let meta = File::from(directory.try_clone()?).metadata()?;
         let xattrs = sys::xattrs_at(directory, b"")?;
-        let xattrs = xattrs.into_iter().filter(|(name, _)| !name.starts_with(b"trusted.overlay."));
+        let xattrs = xattrs.into_iter().filter(|(name, _)| !sys::is_overlays(name));
         Ok(RootAttributes {
             mode: meta.mode() & 0o7777,
             uid: meta.uid(),
@@ -303,6 +303,7 @@ impl Store {
         options.push(format!("upperdir={}", text(&upper)?));
         options.push(format!("workdir={}", text(&work)?));
         options.extend(["index=off", "metacopy=off", "redirect_dir=nofollow", "volatile"].map(String::from));
+        options.extend(sys::overlay_marks().map(String::from));
         Ok(vec![MountSpec { fstype: "overlay".into(), source: "overlay".into(), options }])
     }
 

@@ -61,6 +61,31 @@ pub(crate) fn xattrs_at(directory: impl AsFd, entry: &[u8]) -> io::Result<Vec<(V
     Ok(found)
 }
 
+/// Whether this process is in another user namespace than the machine's own, which maps every id to itself.
+pub fn in_user_namespace() -> bool {
+    static INSIDE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *INSIDE.get_or_init(|| {
+        // A kernel without user namespaces has no such file.
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        !map.is_empty() && !map.split_whitespace().eq(["0", "0", "4294967295"])
+    })
+}
+
+/// The attribute by which overlay marks an opaque directory. Only the machine's root may write trusted ones.
+pub(crate) fn opaque_mark() -> &'static CStr {
+    if in_user_namespace() { c"user.overlay.opaque" } else { c"trusted.overlay.opaque" }
+}
+
+/// Whether an attribute is overlay's own.
+pub(crate) fn is_overlays(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+}
+
+/// The option by which overlay takes the marks that this process can write.
+pub fn overlay_marks() -> Option<&'static str> {
+    in_user_namespace().then_some("userxattr")
+}
+
 /// Marks a directory as the top of a hierarchy: ext4 then spreads the directories in it over the disk.
 pub(crate) fn set_top_directory(directory: impl AsFd) -> io::Result<()> {
     /// `EXT4_TOPDIR_FL`, the same in all of ext2, ext3 and ext4.

@@ -228,7 +228,7 @@ fn compare_xattrs(node: &Node, place: &Path) -> io::Result<Option<String>> {
     let parent = File::open(place.parent().expect("beneath the tree"))?;
     let mut found: BTreeMap<Vec<u8>, Vec<u8>> =
         sys::xattrs_at(&parent, place.file_name().unwrap_or_default().as_bytes())?.into_iter().collect();
-    if found.remove(b"trusted.overlay.opaque".as_slice()).is_some() != node.opaque {
+    if found.remove(sys::opaque_mark().to_bytes()).is_some() != node.opaque {
         return Ok(Some("hides lower layers, or should".into()));
     }
     // Labels are the host's business unless the image brought one.

@@ -38,6 +38,8 @@ const MAX_DEPTH: usize = 128;
 const MAX_LINKS: usize = 40;
 /// Free space is looked at whenever this much was written.
 const SPACE_CHECK: u64 = 64 << 20;
+/// What is done when an owner is set.
+const SET_OWNER: &str = "set the owner";
 const WHITEOUT: &[u8] = b".wh.";
 const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -415,8 +417,7 @@ impl<'a> Tree<'a> {
         let fd = self.create(name, record, "create", |dir| openat(dir, name, flags, mode))?;
         let mut file = File::from(fd);
         if owned {
-            fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
-                .map_err(system("set the owner"))?;
+            fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map_err(system(SET_OWNER))?;
         }
         if parser.remaining() > 0 {
             record.file(&self.path_of(name), parser.remaining(), entry.pieces.as_deref())?;
@@ -463,7 +464,7 @@ impl<'a> Tree<'a> {
         if entry.uid != 0 || entry.gid != 0 {
             let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
             fchownat(self.here(), name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
-                .map_err(system("set the owner"))?;
+                .map_err(system(SET_OWNER))?;
         }
         if entry.mode & 0o7000 != 0 && entry.kind != Kind::Symlink {
             // Just made by this thread in a directory that only it knows: the name is no link.
@@ -606,6 +607,9 @@ fn system(what: &'static str) -> impl Fn(Errno) -> Error {
     move |err| {
         let made = Error::io(what, err.into());
         match err {
+            Errno::EINVAL if what == SET_OWNER && sys::in_user_namespace() => made
+                .hint("this user has no such id: /etc/subuid and /etc/subgid give more, as lines `USER:100000:65536`"),
+            Errno::EPERM if sys::in_user_namespace() => made.hint("device nodes are made by the machine's root alone"),
             Errno::EPERM | Errno::EACCES => made.hint("unpacking layers needs root"),
             Errno::ENOSPC | Errno::EDQUOT => made.hint("\"coracle gc\" frees unused layers"),
             _ => made,
@@ -635,20 +639,22 @@ fn late_mode(entry: &Entry) -> Option<u32> {
 }
 
 fn set_directory(fd: BorrowedFd<'_>, entry: &Entry) -> Result<()> {
-    fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map_err(system("set the owner"))?;
+    fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map_err(system(SET_OWNER))?;
     fchmod(fd, Mode::from_bits_retain(entry.mode & 0o1777)).map_err(system("set the mode"))?;
     set_xattrs(fd, entry)
 }
 
 fn set_opaque(fd: BorrowedFd<'_>) -> Result<()> {
-    sys::set_xattr(fd, c"trusted.overlay.opaque", b"y").map_err(|err| {
-        Error::io("set trusted.overlay.opaque", err).hint("needs root, and a file system with trusted attributes")
+    let mark = sys::opaque_mark();
+    sys::set_xattr(fd, mark, b"y").map_err(|err| {
+        Error::io(format!("set {}", mark.to_string_lossy()), err)
+            .hint("needs a file system with such attributes (tmpfs has user.* since Linux 6.6)")
     })
 }
 
 fn check_xattrs(entry: &Entry) -> Result<()> {
     for (key, _) in &entry.xattrs {
-        if key.starts_with(b"trusted.overlay.") || key.starts_with(b"user.overlay.") {
+        if sys::is_overlays(key) {
             let message = format!("has the attribute {:?}, which is overlay's own", String::from_utf8_lossy(key));
             return Err(refused(&message));
         }

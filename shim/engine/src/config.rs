@@ -131,6 +131,9 @@ pub struct EngineConfig {
     /// The cgroup below which pods' are made, when a sandbox names none. Empty: `/coracle`, and for another state folder
     /// than the default one `/coracle-` and digits made from its path.
     pub cgroup_parent: String,
+    /// Whether pods have cgroups at all: an ordinary user has none to give, unless some are delegated to him. Without,
+    /// what asks for a limit is refused.
+    pub cgroups: bool,
     /// The pod network.
     pub network: crate::net::NetConfig,
     /// What runs pods' containers, by name.
@@ -153,6 +156,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         EngineConfig {
             cgroup_parent: String::new(),
+            cgroups: true,
             network: Default::default(),
             handlers: Default::default(),
             shm_size: SHM_SIZE,

@@ -53,6 +53,7 @@ impl Engine {
             return Err(Error::State { operation: "make container", object, state: state.into() });
         }
         pod.handler.check_container(&config).await?;
+        self.check_limits(&config.resources)?;
         config.security.without_host_devices |= pod.handler.privileged_without_host_devices;
         let (mut record, creator) = self.begin_container(&sandbox, config).await?;
         match self.make_container(&pod, &mut record, creator.clone()).await {
@@ -301,7 +302,7 @@ impl Engine {
     }
 
     async fn end_cgroup(&self, sandbox: &str, id: &str) -> Result<()> {
-        let group = format!("{}/{id}", self.sandbox_record(sandbox)?.cgroup);
+        let group = self.sandbox_record(sandbox)?.cgroup_of(id);
         let deadline = self.config.deadlines.kill;
         blocking(move || cgroup::clear(&group, deadline)).await
     }
@@ -458,7 +459,7 @@ fn prepare(
         pod_dir: &engine.paths.pod(&pod.id),
         bundle,
         hostname: &sandbox::hostname(&pod.config),
-        cgroup: &format!("{}/{}", pod.cgroup, record.id),
+        cgroup: &pod.cgroup_of(&record.id),
         supervisor: pod.supervisor.unwrap_or(0),
         pid_ns_pid: pod.pid_ns_pid,
         target: isolation::target(engine, record)?,

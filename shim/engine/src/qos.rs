@@ -11,9 +11,9 @@
 
 use crate::cgroup;
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::status::SandboxState;
-use crate::types::Qos;
+use crate::types::{Qos, Resources};
 
 /// The least `cpu.shares`, and that of a branch nobody asks anything of.
 const MIN_SHARES: u64 = 2;
@@ -33,8 +33,36 @@ impl Qos {
 }
 
 impl Engine {
+    /// Refuses limits where there are no cgroups to enforce them. A weight is no limit: without cgroups nobody is
+    /// weighed.
+    pub(crate) fn check_limits(&self, resources: &Resources) -> Result<()> {
+        if self.config.cgroups {
+            return Ok(());
+        }
+        let r = resources;
+        let asked = [
+            ("cpu", r.cpu_quota.is_some_and(|quota| quota > 0)),
+            ("cpuset", r.cpuset_cpus.is_some() || r.cpuset_mems.is_some()),
+            ("memory", [r.memory, r.memory_swap].into_iter().flatten().any(|limit| limit > 0)),
+            ("pids", r.pids.is_some_and(|limit| limit > 0)),
+            ("hugepages", !r.hugepage_limits.is_empty()),
+            ("unified", !r.unified.is_empty()),
+        ];
+        match asked.into_iter().find(|(_, asked)| *asked) {
+            None => Ok(()),
+            Some((name, _)) => Err(Error::invalid(
+                format!("resources.limits.{name}"),
+                "this user has no cgroup that could enforce it (on cgroup v2, systemd delegates one: \
+                 systemd-run --user --scope -p Delegate=yes coracle ...)",
+            )),
+        }
+    }
+
     /// Gives a branch its weight, as its pods are now.
     pub(crate) fn weigh(&self, qos: Qos) -> Result<()> {
+        if !self.config.cgroups {
+            return Ok(());
+        }
         let shares = match qos {
             Qos::Guaranteed => return Ok(()),
             Qos::BestEffort => MIN_SHARES,

@@ -56,11 +56,18 @@ pub struct SandboxRecord {
     /// What was changed on the host for its network.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// The pod's cgroup.
+    /// The pod's cgroup; empty for none.
     pub cgroup: String,
     /// What runs its containers, as it was configured when the pod was made.
     #[serde(default)]
     pub handler: crate::handler::Handler,
+}
+
+impl SandboxRecord {
+    /// The cgroup of a container of the pod; empty where there are none.
+    pub(crate) fn cgroup_of(&self, container: &str) -> String {
+        if self.cgroup.is_empty() { String::new() } else { format!("{}/{container}", self.cgroup) }
+    }
 }
 
 /// A container's record.

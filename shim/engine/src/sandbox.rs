@@ -48,6 +48,7 @@ impl Engine {
     /// creation, which a repetition or a removal takes apart, as after a crash.
     pub async fn run_sandbox(&self, mut config: SandboxConfig) -> Result<SandboxStatus> {
         validate(&config)?;
+        self.check_limits(&config.resources)?;
         let handler = self.handler_for(&mut config).await?;
         let hostname = hostname(&config);
         let Begun { mut record, creator } = self.begin_sandbox(config, handler).await?;
@@ -164,7 +165,10 @@ impl Engine {
             "" => &self.config.cgroup_parent,
             parent => parent,
         };
-        let cgroup = format!("{}/pod{id}", config.qos.branch(parent));
+        let cgroup = match self.config.cgroups {
+            true => format!("{}/pod{id}", config.qos.branch(parent)),
+            false => String::new(),
+        };
         let record = SandboxRecord {
             boot_id: boot_id().to_owned(),
             id: id.clone(),

@@ -15,6 +15,7 @@ use crate::exit::{self, Coded};
 use crate::kube::container::Container;
 use crate::pod::keep::{Folder, Kept};
 use crate::pod::observe::Observed;
+use crate::rootless::Rootless;
 
 /// The settings of this invocation.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct App {
     pub config: File,
     /// Where things lie.
     pub paths: Paths,
+    /// Whose the pods are, if not the machine's root's.
+    pub rootless: Option<Rootless>,
 }
 
 /// A local pod that was found.
@@ -49,16 +52,22 @@ impl App {
             logs: absolute(&pick(&places.log_dir, &config.log_dir))?,
             ..Paths::default()
         };
-        Ok(App { places, config, paths })
+        let rootless = Rootless::of(&paths.state)?;
+        Ok(App { places, config, paths, rootless })
     }
 
     /// Opens the engine.
     pub fn engine(&self) -> Result<Engine> {
+        let delegated = self.rootless.as_ref().map(Rootless::cgroup_parent);
         let config = EngineConfig {
             network: self.net_config(),
             handlers: self.handlers()?,
-            cgroup_parent: self.cgroup_parent()?,
-            restrict_oom_score_adj: self.config.serve.restrict_oom_score_adj,
+            cgroups: delegated != Some(None),
+            cgroup_parent: match delegated {
+                Some(parent) => parent.unwrap_or_default(),
+                None => self.cgroup_parent()?,
+            },
+            restrict_oom_score_adj: self.config.serve.restrict_oom_score_adj || self.rootless.is_some(),
             ..EngineConfig::default()
         };
         Ok(Engine::open(self.paths.clone(), config)?)
@@ -83,6 +92,7 @@ impl App {
             embedded: network.embedded,
             native: network.native,
             cni_for_local_pods: network.cni_for_local_pods,
+            unprivileged: self.rootless.is_some(),
             ..NetConfig::default()
         }
     }

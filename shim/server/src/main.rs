@@ -16,6 +16,7 @@ mod objects;
 mod out;
 mod pod;
 mod pull;
+mod rootless;
 mod serve;
 mod sys;
 mod time;
@@ -25,7 +26,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let result = match cli::parse() {
-        Ok(cli) => cmd::run(cli),
+        // Before the first thread: only a process of one can enter a user namespace.
+        Ok(mut cli) => rootless::enter(&mut cli).and_then(|()| cmd::run(cli)),
         Err(code) => return ExitCode::from(code),
     };
     result.unwrap_or_else(|error| {

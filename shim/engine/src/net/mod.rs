@@ -23,6 +23,7 @@
 //! | `forward` | hosts that drop what they forward: docker's iptables policy and others |
 //! | `kernel`, `link`, `nl` | sockets and namespaces, routing netlink, and netlink itself |
 //! | `orphans` | what is left of sandboxes that are gone |
+//! | `user` | the network of an ordinary user's pods, by a program |
 //! | `files` | /etc/hosts, /etc/hostname and /etc/resolv.conf as kubelet writes them |
 //!
 //! Local pods (`coracle run`) have the embedded network unless the configuration says otherwise. Which network a sandbox
@@ -50,6 +51,7 @@ mod port;
 mod service;
 #[cfg(test)]
 mod tests;
+mod user;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -66,6 +68,7 @@ use crate::types::{DnsConfig, PortMapping};
 use cni::Cni;
 use embedded::Embedded;
 use kernel::Pool;
+use user::User;
 
 /// The pod's link inside its namespace, as everyone calls it.
 const POD_INTERFACE: &str = "eth0";
@@ -101,6 +104,8 @@ pub struct NetConfig {
     pub native: bool,
     /// Local pods, too, get the network of `cni_conf_dir`, not the embedded one.
     pub cni_for_local_pods: bool,
+    /// Pods are an ordinary user's, who may change nothing of the host's network: their way out is a program of his.
+    pub unprivileged: bool,
 }
 
 /// Containerd's and kubelet's folder of network configurations.
@@ -124,6 +129,7 @@ impl Default for NetConfig {
             embedded: true,
             native: true,
             cni_for_local_pods: false,
+            unprivileged: false,
         }
     }
 }
@@ -186,6 +192,7 @@ pub struct Network {
     config: NetConfig,
     embedded: Embedded,
     cni: Cni,
+    user: User,
 }
 
 impl Network {
@@ -195,6 +202,7 @@ impl Network {
         Ok(Network {
             embedded: Embedded::open(state_dir, config.clone(), kernels.clone())?,
             cni: Cni::open(state_dir, config.clone(), kernels)?,
+            user: User::open(state_dir),
             config,
         })
     }
@@ -209,6 +217,9 @@ impl Network {
     /// Attaching again starts over: what the sandbox had is removed first.
     pub fn attach(&self, attach: &Attach) -> Result<Attachment, Error> {
         check_id(attach.sandbox)?;
+        if self.config.unprivileged {
+            return self.user.attach(attach.sandbox, attach.netns, attach.ports);
+        }
         if attach.local && !self.config.cni_for_local_pods {
             return self.embed(attach);
         }
@@ -232,6 +243,9 @@ impl Network {
     /// Takes from a sandbox what [`Network::attach`] gave. Idempotent, and works when its namespace is gone.
     pub fn detach(&self, sandbox: &str) -> Result<(), Error> {
         check_id(sandbox)?;
+        if self.config.unprivileged {
+            return self.user.detach(sandbox);
+        }
         self.cni.detach(sandbox)?;
         self.embedded.detach(sandbox)
     }
@@ -257,6 +271,11 @@ impl Network {
     /// sandbox is recorded before it is attached, so one that starts meanwhile is not mistaken for a dead one as long as
     /// `live` looks at that moment (and a set made earlier is used only while nothing can start).
     pub fn orphans(&self, live: impl Fn(&str) -> bool) -> Result<Vec<Orphan>, Error> {
+        if self.config.unprivileged {
+            let dead = self.user.attached().into_iter().filter(|sandbox| !live(sandbox));
+            let network = "user".to_owned();
+            return Ok(dead.map(|sandbox| Orphan::Attachment { sandbox, network: network.clone() }).collect());
+        }
         let attached = self.cni.attached()?.into_iter().filter(|(sandbox, _)| !live(sandbox));
         let mut orphans: Vec<Orphan> =
             attached.map(|(sandbox, network)| Orphan::Attachment { sandbox, network }).collect();
@@ -268,8 +287,11 @@ impl Network {
     pub fn clear(&self, orphans: &[Orphan]) -> Result<(), Error> {
         for orphan in orphans {
             if let Orphan::Attachment { sandbox, .. } = orphan {
-                self.cni.detach(sandbox)?;
+                self.detach(sandbox)?;
             }
+        }
+        if self.config.unprivileged {
+            return Ok(());
         }
         self.embedded.clear(orphans)
     }
@@ -289,11 +311,17 @@ impl Network {
     /// Lets the plugins of the present CNI network clear what belongs to no attachment (the command GC), where they can
     /// and the configuration lets them.
     pub fn collect(&self) -> Result<(), Error> {
+        if self.config.unprivileged {
+            return Ok(());
+        }
         self.cni.collect()
     }
 
     /// What keeps attached pods from the network though all of ours stands for them, for `doctor`. Changes nothing.
     pub fn troubles(&self) -> Result<Vec<String>, Error> {
+        if self.config.unprivileged {
+            return Ok(Vec::new());
+        }
         let mut troubles = self.embedded.troubles()?;
         for holder in self.embedded.holders()?.into_iter().chain(self.cni.holders()?) {
             for port in &holder.ports {
@@ -313,6 +341,9 @@ impl Network {
     /// nothing was made. The next pod makes them again. The table of CNI networks goes, too, when no pod has part in it;
     /// their bridges are the administrator's.
     pub fn remove(&self) -> Result<bool, Error> {
+        if self.config.unprivileged {
+            return Ok(false);
+        }
         self.cni.remove()?;
         self.embedded.remove()
     }

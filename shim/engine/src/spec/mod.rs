@@ -177,10 +177,14 @@ fn linux(input: &Input<'_>) -> Result<Value> {
     let host_devices = security.privileged && !security.without_host_devices;
     let asked = devices::asked(&config.devices)?;
     let mut linux = json!({
-        "cgroupsPath": input.cgroup,
         "namespaces": namespaces(input),
         "resources": resources::linux(&config.resources, host_devices, asked.rules)?,
     });
+    match input.cgroup {
+        // Nobody can be weighed without one, and the runtime would ask for it.
+        "" => linux["resources"]["cpu"] = json!({}),
+        cgroup => linux["cgroupsPath"] = json!(cgroup),
+    }
     let mut nodes = if host_devices { devices::of_host(Path::new("/dev")) } else { Vec::new() };
     nodes.retain(|node| !asked.nodes.iter().any(|other| other["path"] == node["path"]));
     nodes.extend(asked.nodes);

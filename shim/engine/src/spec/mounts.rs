@@ -71,7 +71,8 @@ fn own(input: &Input<'_>) -> Vec<Value> {
         devpts.push(&gid);
     }
     // sysfs shows the network namespace, and only who owns that may mount it.
-    let foreign_network = sandbox.user_namespace.is_some() && sandbox.network == NamespaceMode::Node;
+    let owned = sandbox.user_namespace.is_some() || coracle_rootfs::in_user_namespace();
+    let foreign_network = owned && sandbox.network == NamespaceMode::Node;
     let sysfs = match foreign_network {
         true => mount("/sys", "bind", "/sys", &["rbind", "rslave", "nosuid", "noexec", "nodev", access]),
         false => mount("/sys", "sysfs", "sysfs", &sys),
@@ -196,6 +197,7 @@ fn image_mount(input: &Input<'_>, volume: &Mount, image: &str, target: &str) -> 
     }
     let mut options =
         ["ro", "nosuid", "nodev", "noexec", "index=off", "metacopy=off", "redirect_dir=nofollow"].to_vec();
+    options.extend(coracle_rootfs::overlay_marks());
     let lower = format!("lowerdir={}", lower.join(":"));
     options.push(&lower);
     let sub = format!("{SUB_PATH}{}", volume.image_sub_path);

@@ -391,7 +391,8 @@ impl Engine {
     fn stats_of_sandbox(&self, status: SandboxStatus, containers: Vec<ContainerStats>) -> Result<SandboxStats> {
         let runs = status.state == SandboxState::Ready;
         let cgroup = self.sandbox_cgroup(&status.id)?;
-        let group = if runs { group(&self.stats, &cgroup) } else { None };
+        // A pod without a cgroup of its own is not what the whole machine uses.
+        let group = if runs && !cgroup.is_empty() { group(&self.stats, &cgroup) } else { None };
         let interfaces = if runs { self.interfaces(&status)? } else { None };
         Ok(SandboxStats { status, group, interfaces, timestamp: now(), containers })
     }
