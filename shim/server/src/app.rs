@@ -15,7 +15,7 @@ use crate::exit::{self, Coded};
 use crate::kube::container::Container;
 use crate::pod::keep::{Folder, Kept};
 use crate::pod::observe::Observed;
-use crate::rootless::Rootless;
+use crate::rootless::{self, Rootless};
 
 /// The settings of this invocation.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ impl App {
             root: pick(&places.root, &config.root),
             state: pick(&places.state, &config.state),
             logs: absolute(&pick(&places.log_dir, &config.log_dir))?,
-            ..Paths::default()
+            supervisor: rootless::supervisor(),
         };
         let rootless = Rootless::of(&paths.state)?;
         Ok(App { places, config, paths, rootless })
@@ -134,7 +134,7 @@ impl App {
             let told = path.display().to_string();
             path.into_os_string().into_string().map_err(|_| Coded::usage(format!("{told}: not a UTF-8 path")))
         };
-        let program = std::env::current_exe().context("find the running program")?;
+        let program = rootless::program().context("find the running program")?;
         let mut command = vec![text(program)?];
         let places = [
             ("--root", Some(&self.paths.root)),

@@ -33,8 +33,10 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
+use coracle_engine::config::{SUPERVISOR, find_supervisor};
 use coracle_engine::record;
 use nix::unistd::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
@@ -46,6 +48,20 @@ use ids::Ids;
 const MARK: &str = "rootless.json";
 /// The maps that the stored files were written with.
 const IDS: &str = "ids.json";
+
+/// Where this program is, as it was before its mount namespace changed: the kernel tells it by a mount that is gone then.
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// Where this program is.
+pub fn program() -> std::io::Result<PathBuf> {
+    PROGRAM.get().cloned().map_or_else(std::env::current_exe, Ok)
+}
+
+/// The supervisor beside this program, else where the engine finds it.
+pub fn supervisor() -> PathBuf {
+    let beside = program().ok().and_then(|path| Some(path.parent()?.join(SUPERVISOR)));
+    beside.filter(|path| path.is_file()).unwrap_or_else(find_supervisor)
+}
 
 /// What is known of the user whose pods these are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +87,7 @@ pub fn enter(cli: &mut Cli) -> Result<()> {
     if geteuid().is_root() {
         return Ok(());
     }
+    let _ = std::env::current_exe().map(|path| PROGRAM.set(path));
     let places = places::fill(&mut cli.places)?;
     if matches!(cli.command, Command::Version(_) | Command::Completion(_) | Command::Config(_)) {
         return Ok(());
