@@ -6,7 +6,6 @@ use std::path::Path;
 
 use coracle_rootfs::{MountSpec, Store};
 
-use crate::config::EngineConfig;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::id;
@@ -85,9 +84,8 @@ fn least_oom_score() -> Option<i32> {
 }
 
 /// Checks a container's OOM score and, where the settings say so, raises it to what is allowed; status tells the result.
-pub(crate) fn restrict_oom_score(settings: &EngineConfig, config: &mut ContainerConfig) -> Result<()> {
-    let least =
-        config.resources.oom_score_adj.filter(|_| settings.restrict_oom_score_adj).and_then(|_| least_oom_score());
+pub(crate) fn restrict_oom_score(restrict: bool, config: &mut ContainerConfig) -> Result<()> {
+    let least = config.resources.oom_score_adj.filter(|_| restrict).and_then(|_| least_oom_score());
     config.resources.oom_score_adj = spec::oom_score(config, least)?;
     Ok(())
 }
@@ -119,10 +117,9 @@ mod tests {
     fn a_score_is_raised_only_by_the_setting() {
         let mut config = ContainerConfig::default();
         config.resources.oom_score_adj = Some(-1000);
-        restrict_oom_score(&EngineConfig::default(), &mut config).unwrap();
+        restrict_oom_score(false, &mut config).unwrap();
         assert_eq!(config.resources.oom_score_adj, Some(-1000));
-        let restricted = EngineConfig { restrict_oom_score_adj: true, ..Default::default() };
-        restrict_oom_score(&restricted, &mut config).unwrap();
+        restrict_oom_score(true, &mut config).unwrap();
         assert_eq!(config.resources.oom_score_adj, Some(least_oom_score().unwrap_or(-1000)));
     }
 }

@@ -60,6 +60,18 @@ impl Engine {
         }
     }
 
+    /// Records a sandbox that cannot be made, for a reason that its author tells otherwise: it has its name and its folder,
+    /// and nothing runs in it or ever will.
+    pub async fn refuse_sandbox(&self, config: SandboxConfig) -> Result<String> {
+        validate(&config)?;
+        let handler = Handler::default();
+        let Begun { mut record, creator } = self.begin_sandbox(config, handler).await?;
+        record.state = SandboxState::NotReady;
+        self.write_sandbox(&record)?;
+        drop(creator);
+        Ok(record.id)
+    }
+
     async fn make_sandbox(
         &self,
         record: &mut SandboxRecord,

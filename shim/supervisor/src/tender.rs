@@ -5,9 +5,8 @@
 //! held, and its holder has yet to look.
 
 use crate::sys::{self, Fork};
-use crate::worker::Namespaces;
+use crate::worker::{self, Namespaces};
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sched::setns;
 use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io;
@@ -44,9 +43,7 @@ pub fn call(command: &[String], bundle: &Path, host: &Namespaces) -> io::Result<
 
 fn become_tender(words: &[CString], host: &Namespaces) -> nix::Error {
     let run = || -> nix::Result<std::convert::Infallible> {
-        for (namespace, kind) in host {
-            setns(namespace, *kind)?;
-        }
+        worker::return_to(host)?;
         sys::close_all_but(&mut []);
         sys::reset_signals();
         nix::unistd::setsid()?;

@@ -118,8 +118,17 @@ fn prepare(host: &Namespaces) -> Result<(), Failure> {
     // A group of its own: hooks are killed together with it.
     nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(|error| failed("make a worker's group", error))?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| failed("tie a worker to the supervisor", error))?;
+    return_to(host).map_err(|error| failed("return to the host's namespaces", error))
+}
+
+/// Goes back to the namespaces that the supervisor came from. In an ordinary user's own user namespace nobody may: they
+/// are the machine's. A container is told all its namespaces by path, so there only hooks see where they are.
+pub fn return_to(host: &Namespaces) -> nix::Result<()> {
     for (namespace, kind) in host {
-        setns(namespace, *kind).map_err(|error| failed("return to the host's namespaces", error))?;
+        match setns(namespace, *kind) {
+            Err(nix::Error::EPERM) => {}
+            joined => joined?,
+        }
     }
     Ok(())
 }

@@ -78,14 +78,14 @@ impl Run {
         let objects = Objects::open(engine.paths());
         let puts = Puts::all(&objects, stored(&objects, &documents)?)?;
         let result = self.start(app, &engine, &documents).await;
-        let (started, interrupts) = match result {
+        let (started, refused, interrupts) = match result {
             Ok(started) => started,
             Err(error) => {
                 puts.take_back()?;
                 return Err(error);
             }
         };
-        match self.detach {
+        let code = match self.detach {
             true => leave(app, started).await,
             false => {
                 let code = self.stay(app, &engine, started, interrupts).await;
@@ -94,7 +94,9 @@ impl Run {
                 }
                 code
             }
-        }
+        }?;
+        // A pod that failed before it began is not undone, and not passed over either.
+        Ok(if refused && code == ExitCode::SUCCESS { ExitCode::from(exit::ERROR) } else { code })
     }
 
     fn read(&self) -> Result<Documents> {
@@ -110,7 +112,12 @@ impl Run {
     }
 
     /// Starts the pods, or none.
-    async fn start(&self, app: &App, engine: &Engine, documents: &Documents) -> Result<(Vec<Started>, Interrupts)> {
+    async fn start(
+        &self,
+        app: &App,
+        engine: &Engine,
+        documents: &Documents,
+    ) -> Result<(Vec<Started>, bool, Interrupts)> {
         let pods = pods(engine, documents)?;
         let of_jobs = pods.clone();
         let started = async {
@@ -121,8 +128,10 @@ impl Run {
             }
             let mut interrupts = Interrupts::new()?;
             let ended = async || Coded::error(interrupts.next().await, "interrupted");
+            let wanted = kept.len();
             let started = launch::start_all(app, engine, kept, "run", ended).await?;
-            Ok((started, interrupts))
+            let refused = started.len() < wanted;
+            Ok((started, refused, interrupts))
         };
         let started = started.await;
         if started.is_err() {

@@ -17,28 +17,14 @@ const FIELDS: &[&str] = &[
     "Container.startupProbe",
     "Container.terminationMessagePath",
     "Container.terminationMessagePolicy",
-    "PodSecurityContext.appArmorProfile",
-    "PodSecurityContext.fsGroup",
-    "PodSecurityContext.fsGroupChangePolicy",
-    "PodSecurityContext.seLinuxOptions",
-    "PodSecurityContext.supplementalGroupsPolicy",
     "PodSpec.activeDeadlineSeconds",
-    "PodSpec.hostIPC",
-    "PodSpec.hostUsers",
     "PodSpec.hostnameOverride",
-    "PodSpec.overhead",
-    "PodSpec.resources",
-    "PodSpec.runtimeClassName",
     "PodSpec.setHostnameAsFQDN",
     "PodSpec.subdomain",
-    "SeccompProfile.localhostProfile",
-    "SecurityContext.appArmorProfile",
-    "SecurityContext.procMount",
-    "SecurityContext.seLinuxOptions",
 ];
 
 /// Values of fields that are done otherwise.
-const VALUES: &[&str] = &["resources.ephemeral-storage", "resources.hugepages", "seccompProfile.type: Localhost"];
+const VALUES: &[&str] = &[];
 
 /// Whether this field of this type is not done yet.
 pub fn field(table: &str, key: &str) -> bool {

@@ -15,7 +15,7 @@ use super::quantity::Quantities;
 use super::raw::{self, At, List, Place};
 use super::security::{PodDefaults, PodSecurity};
 use super::volume::{self, Volume};
-use super::{Fault, config, names};
+use super::{Fault, config, names, resources};
 
 /// Seconds between SIGTERM and SIGKILL when the Pod does not say.
 const DEFAULT_GRACE: u64 = 30;
@@ -308,6 +308,15 @@ pub fn of_template(meta: Meta, spec: At<raw::PodSpec>, more: Vec<Volume>) -> Res
         volumes,
     };
     check_references(&pod, &place)?;
+    if let Some(Err(why)) = pod.resources.as_ref().map(|own| resources::check(own, &pod.containers)) {
+        return Err(place.fault(format!("resources.{why}")));
+    }
+    // As the API server has it: who sees all of /proc must not be the machine's root.
+    let unmasked = pod.all_containers().find(|container| container.security.proc_unmasked);
+    if let Some(container) = unmasked.filter(|_| pod.host_users != Some(false)) {
+        let text = format!("procMount of container {}: hostUsers must be false to use Unmasked", container.name);
+        return Err(place.fault(text));
+    }
     Ok(pod)
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Fault;
-use super::later;
+use super::container::Container;
 use super::pod::value;
 use super::quantity::{Quantities, Quantity};
 use super::raw::{self, Amount, At, Map};
@@ -40,6 +40,9 @@ impl Resources {
     /// Gives resources their meaning.
     pub fn convert(raw: raw::ResourceRequirements) -> Result<Resources, Fault> {
         let limits = amounts(raw.limits)?;
+        if let Some((.., at)) = limits.iter().find(|(name, ..)| name == STORAGE) {
+            return Err(at.fault("nothing here counts what a container writes: remove it (a request is fine)"));
+        }
         let mut requests = amounts(raw.requests)?;
         for (name, limit, at) in &limits {
             match requests.iter().find(|(other, ..)| other == name) {
@@ -90,6 +93,27 @@ impl Default for Resources {
     }
 }
 
+/// Whether what a whole pod asks for and may take leaves room for its containers; an answer is why not.
+pub fn check(pod: &Resources, containers: &[Container]) -> Result<(), String> {
+    for (name, request) in &pod.requests {
+        let sum = |unit: fn(Quantity) -> i64| -> i64 {
+            containers.iter().filter_map(|c| c.resources.requests.get(name)).map(|q| unit(*q)).sum()
+        };
+        if sum(Quantity::milli) > request.milli() {
+            return Err(format!("requests.{name}: its containers ask for more than {request} together"));
+        }
+    }
+    for (name, limit) in &pod.limits {
+        if let Some(container) = containers.iter().find(|c| c.resources.limits.get(name).is_some_and(|own| own > limit))
+        {
+            return Err(format!("limits.{name}: container {} may take more than {limit}", container.name));
+        }
+    }
+    Ok(())
+}
+
+/// Room on the disk, which nothing here counts.
+const STORAGE: &str = "ephemeral-storage";
 /// How the names of huge pages begin.
 const HUGE: &str = "hugepages-";
 
@@ -98,9 +122,8 @@ fn amounts(map: Option<At<Map<Amount>>>) -> Result<Vec<(String, Quantity, At<Amo
     for (name, at) in value(map).unwrap_or_default() {
         match name.value.as_str() {
             "cpu" | "memory" => {}
-            "ephemeral-storage" => later::value("resources.ephemeral-storage", &name)?,
+            STORAGE => {}
             text if text.starts_with(HUGE) => {
-                later::value("resources.hugepages", &name)?;
                 if Quantity::parse(&text[HUGE.len()..]).is_err() {
                     return Err(name.fault("is not hugepages- and a size, such as hugepages-2Mi"));
                 }

@@ -3,9 +3,9 @@
 use coracle_engine::spec::caps;
 use serde::{Deserialize, Serialize};
 
+use super::Fault;
 use super::pod::{choice, required, value};
 use super::raw::{self, At, List, Place};
-use super::{Fault, later};
 
 /// A container's identity and privileges.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,9 +232,6 @@ fn seccomp(at: Option<At<raw::SeccompProfile>>) -> Result<Option<Seccomp>, Fault
     let Some(At { value: raw, place }) = at else { return Ok(None) };
     let kind = required(raw.kind, &place, "type")?;
     let profile = choice(&kind, &PROFILES)?;
-    if profile == Profile::Localhost {
-        later::value("seccompProfile.type: Localhost", &kind)?;
-    }
     let file = localhost(profile, raw.localhost, &place)?;
     if file.starts_with('/') || file.split('/').any(|part| part == "..") {
         return Err(place.fault("localhostProfile is a path below the folder of profiles"));

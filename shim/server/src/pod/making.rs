@@ -12,7 +12,7 @@ use super::facts::Facts;
 use super::images::{Pulls, Wanted};
 use super::keep::Kept;
 use super::volume::Volumes;
-use super::{env, images, plan};
+use super::{env, images, plan, secure};
 use crate::app::App;
 use crate::kube::container::Container;
 use crate::kube::pod::Pod;
@@ -88,6 +88,12 @@ impl Making<'_> {
                 recorder.warning(on, "Failed", format!("Error: {}", blocked.message));
             }
         };
+        let user = engine.store().image(&image)?.and_then(|image| image.config.config().as_ref()?.user().clone());
+        if let Some(why) = secure::root_refused(pod, &kept.uid, container, &user.unwrap_or_default()) {
+            let blocked = Blocked::new("CreateContainerConfigError", why).into();
+            told(&blocked);
+            return Err(blocked);
+        }
         let composed = env::compose(container, &facts).inspect_err(told)?;
         for sentence in &composed.skipped {
             recorder.warning(On::Pod, "InvalidEnvironmentVariableNames", sentence);
@@ -95,7 +101,7 @@ impl Making<'_> {
         let features = app.handlers()?.features(&status.config.handler).await?;
         let deep = features.recursive_read_only_mounts;
         let mounts = volumes.mounts(container, &composed.env, &of_volumes, deep).inspect_err(told)?;
-        let mut config = plan::container(container, attempt, &image)?;
+        let mut config = plan::container(pod, container, attempt, &image)?;
         (config.command, config.args, config.env) = (composed.command, composed.args, composed.env);
         config.mounts = mounts;
         Ok(config)

@@ -6,6 +6,7 @@
 //! starts `coracle tend` when a container has ended and nobody tends, which leaves when there is nothing to do but to
 //! wait for a running container.
 
+pub mod class;
 pub mod env;
 pub mod events;
 pub mod facts;
@@ -17,6 +18,8 @@ pub mod observe;
 pub mod plan;
 pub mod policy;
 pub mod print;
+pub mod qos;
+pub mod secure;
 pub mod select;
 pub mod tender;
 pub mod view;

@@ -6,13 +6,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use coracle_engine::{
-    ContainerConfig, DnsConfig, HostAlias, NamespaceMode, Paths, PortMapping, Protocol, Resources, SandboxConfig,
-    Seccomp, Security,
+    ContainerConfig, DnsConfig, HostAlias, NamespaceMode, Paths, PortMapping, Protocol, SandboxConfig,
 };
 
+use super::{qos, secure};
 use crate::kube::container::{Container, Protocol as KubeProtocol};
 use crate::kube::pod::{PidMode, Pod};
-use crate::kube::security::{Seccomp as KubeSeccomp, Security as KubeSecurity};
 
 /// The machine's resolver settings.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -40,6 +39,11 @@ pub fn sandbox(pod: &Pod, uid: &str, paths: &Paths, on_exit: Vec<String>) -> Res
             PidMode::Pod => NamespaceMode::Pod,
             PidMode::Node => NamespaceMode::Node,
         },
+        ipc: mode(pod.host_ipc),
+        own_users: pod.host_users == Some(false),
+        selinux: pod.security.selinux.as_ref().map(secure::selinux),
+        qos: qos::class(pod),
+        resources: qos::pod_resources(pod),
         port_mappings: port_mappings(pod)?,
         dns: dns(pod)?,
         host_aliases: host_aliases(pod)?,
@@ -122,47 +126,21 @@ fn resolv_conf(text: &str) -> DnsConfig {
 }
 
 /// A container's `attempt`th incarnation, from an image of the store, but for its environment and mounts.
-pub fn container(container: &Container, attempt: u32, image_id: &str) -> Result<ContainerConfig> {
+pub fn container(pod: &Pod, container: &Container, attempt: u32, image_id: &str) -> Result<ContainerConfig> {
     Ok(ContainerConfig {
         name: container.name.clone(),
         attempt,
         image: image_id.to_owned(),
         image_ref: container.image.clone(),
         working_dir: container.working_dir.clone(),
-        resources: Resources {
-            cpu_shares: Some(container.resources.cpu_shares),
-            cpu_quota: container.resources.cpu_quota,
-            cpu_period: container.resources.cpu_quota.map(|_| container.resources.cpu_period),
-            memory: container.resources.memory_limit,
-            ..Resources::default()
-        },
-        security: security(&container.security),
+        resources: qos::container_resources(pod, container, &qos::Machine::look()),
+        security: secure::security(pod, container)?,
         stdin: container.stdin,
         stdin_once: container.stdin_once,
         tty: container.tty,
         log_path: Some(PathBuf::from(&container.name).join(format!("{attempt}.log"))),
         ..ContainerConfig::default()
     })
-}
-
-fn security(security: &KubeSecurity) -> Security {
-    Security {
-        privileged: security.privileged,
-        run_as_user: security.user,
-        run_as_group: security.group,
-        supplemental_groups: security.groups.clone(),
-        require_non_root: security.non_root,
-        add_capabilities: security.cap_add.clone(),
-        drop_capabilities: security.cap_drop.clone(),
-        no_new_privs: !security.allow_escalation,
-        readonly_rootfs: security.read_only_rootfs,
-        seccomp: match &security.seccomp {
-            KubeSeccomp::RuntimeDefault => Seccomp::RuntimeDefault,
-            KubeSeccomp::Unconfined => Seccomp::Unconfined,
-            KubeSeccomp::Localhost(file) => Seccomp::Localhost(file.into()),
-        },
-        ..Security::default()
-    }
 }
 
 #[cfg(test)]

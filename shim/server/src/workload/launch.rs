@@ -16,12 +16,12 @@ use crate::kube::config::ServiceAccount;
 use crate::kube::pod::Pod;
 use crate::kube::workload::{Kind, OWNER, Workload};
 use crate::objects::Objects;
-use crate::pod::events::Recorder;
+use crate::pod::events::{On, Recorder};
 use crate::pod::keep::{Folder, Kept};
 use crate::pod::observe::Observed;
 use crate::pod::policy::Past;
 use crate::pod::tender::{Tender, Unwatched};
-use crate::pod::{images, observe, plan};
+use crate::pod::{class, images, observe, plan};
 
 /// A pod that was started, still held by us.
 pub struct Started {
@@ -97,9 +97,19 @@ fn uid() -> Result<String> {
 }
 
 /// Makes a pod's sandbox and starts what is due first. What is half done is for [`undo`].
-pub async fn start(app: &App, engine: &Engine, kept: Kept) -> Result<Started> {
+///
+/// A pod whose RuntimeClass there is not has failed by that, which is no error of the others: it stays to be looked at.
+pub async fn start(app: &App, engine: &Engine, kept: Kept) -> Result<Option<Started>> {
     let on_exit = app.tend_command(&kept.uid)?;
-    let config = plan::sandbox(&kept.pod, &kept.uid, engine.paths(), on_exit)?;
+    let mut config = plan::sandbox(&kept.pod, &kept.uid, engine.paths(), on_exit)?;
+    let objects = Objects::open(engine.paths());
+    if let Some(why) = class::choose(&kept.pod, &objects, &engine.handlers(), &mut config)? {
+        let sandbox = engine.refuse_sandbox(config).await?;
+        Folder::of(engine.paths(), &sandbox).write_pod(&kept)?;
+        Recorder::of(engine.paths(), &kept).warning(On::Pod, class::REASON, &why);
+        eprintln!("coracle: {}: {why}", kept.pod.name);
+        return Ok(None);
+    }
     let sandbox = engine.run_sandbox(config).await?.id;
     let folder = Folder::of(engine.paths(), &sandbox);
     // Tended by us from before the first container: its end must not call for another.
@@ -108,7 +118,7 @@ pub async fn start(app: &App, engine: &Engine, kept: Kept) -> Result<Started> {
     let mut tender = tender.context("another process tends the new pod")?;
     tender.first_start(&mut Unwatched).await?;
     let found = Found { sandbox, folder, kept: Some(kept.clone()) };
-    Ok(Started { found, kept, tender })
+    Ok(Some(Started { found, kept, tender }))
 }
 
 /// Starts pods in their order; when one cannot be, those before it are removed again. `ended` ends it early.
@@ -129,7 +139,7 @@ pub async fn start_all(
             error = ended() => Err(error.context(context)),
         };
         match result {
-            Ok(pod) => started.push(pod),
+            Ok(pod) => started.extend(pod),
             Err(error) => {
                 undo(engine, Some(&uid), started).await;
                 return Err(error);
@@ -140,7 +150,13 @@ pub async fn start_all(
 }
 
 /// Starts a pod, once the one before it is ready if it has to be.
-async fn one_more(app: &App, engine: &Engine, kept: Kept, started: &mut [Started], waits: bool) -> Result<Started> {
+async fn one_more(
+    app: &App,
+    engine: &Engine,
+    kept: Kept,
+    started: &mut [Started],
+    waits: bool,
+) -> Result<Option<Started>> {
     if let Some(last) = started.last_mut().filter(|_| waits) {
         wait_ready(app, engine, last).await.with_context(|| format!("wait for {}", last.kept.pod.name))?;
     }
