@@ -130,6 +130,11 @@ impl App {
 
     /// The command by which a supervisor has its pod tended.
     pub fn tend_command(&self, uid: &str) -> Result<Vec<String>> {
+        self.own_command(&["tend", uid])
+    }
+
+    /// A command of this program, with the places of this invocation.
+    pub fn own_command(&self, words: &[&str]) -> Result<Vec<String>> {
         let text = |path: PathBuf| {
             let told = path.display().to_string();
             path.into_os_string().into_string().map_err(|_| Coded::usage(format!("{told}: not a UTF-8 path")))
@@ -147,7 +152,7 @@ impl App {
                 command.extend([flag.to_owned(), text(absolute(path)?)?]);
             }
         }
-        command.extend(["tend".to_owned(), uid.to_owned()]);
+        command.extend(words.iter().map(|word| (*word).to_owned()));
         Ok(command)
     }
 }

@@ -61,6 +61,8 @@ pub enum Command {
     Attach(cmd::attach::Attach),
     /// Copy files from and to a container
     Cp(cmd::cp::Cp),
+    /// Tell all that is worth knowing of pods, and what happened to them
+    Describe(cmd::describe::Describe),
     /// Tell all that is recorded of pods, containers or images, as JSON
     Inspect(cmd::inspect::Inspect),
     /// Show what pods use
@@ -93,6 +95,8 @@ pub enum Command {
     Config(cmd::config::Config),
     /// Tell the version and the facts of this machine that matter
     Version(cmd::version::Version),
+    /// Work with Kubernetes YAML beside running it
+    Kube(cmd::kube::Kube),
     /// Write manual pages
     Man(cmd::man::Man),
     /// Print a completion script

@@ -18,6 +18,7 @@ mod pod;
 mod pull;
 mod rootless;
 mod serve;
+mod statics;
 mod sys;
 mod time;
 mod workload;

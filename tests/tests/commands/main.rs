@@ -2,7 +2,11 @@
 
 mod attach;
 mod copy;
+mod describe;
 mod events;
+mod lists;
+mod statics;
+mod tools;
 
 use std::time::{Duration, Instant};
 

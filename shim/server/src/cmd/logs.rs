@@ -47,7 +47,7 @@ pub struct Logs {
     tail: Option<Lines>,
     /// Only what was written in the last 30s, 5m, 1h30m ...
     #[arg(long, value_name = "TIME", value_parser = super::wait::duration, conflicts_with = "since_time")]
-    since: Option<Option<Duration>>,
+    since: Option<super::wait::Timeout>,
     /// Only what was written since then: 2026-01-02T03:04:05Z
     #[arg(long, value_name = "TIME", value_parser = moment)]
     since_time: Option<i64>,

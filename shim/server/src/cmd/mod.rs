@@ -12,6 +12,7 @@ pub mod attach;
 pub mod completion;
 pub mod config;
 pub mod cp;
+pub mod describe;
 pub mod doctor;
 pub mod down;
 pub mod events;
@@ -20,6 +21,7 @@ pub mod explain;
 pub mod gc;
 pub mod images;
 pub mod inspect;
+pub mod kube;
 pub mod load;
 pub mod logs;
 pub mod man;
@@ -83,6 +85,8 @@ async fn dispatch(app: &App, command: Command) -> Result<ExitCode> {
         Command::Attach(args) => args.run(app).await,
         Command::Cp(args) => args.run(app).await,
         Command::Copier(args) => args.run(),
+        Command::Describe(args) => args.run(app).await,
+        Command::Kube(args) => args.run(app),
         Command::Inspect(args) => args.run(app).await,
         Command::Top(args) => args.run(app).await,
         Command::Wait(args) => args.run(app).await,

@@ -80,7 +80,7 @@ impl FromStr for What {
 }
 
 /// None: for ever.
-type Timeout = Option<Duration>;
+pub type Timeout = Option<Duration>;
 
 /// Reads `1h30m`, `30s`, `500ms` or plain seconds.
 pub fn duration(text: &str) -> Result<Timeout, String> {

@@ -7,6 +7,7 @@
 //! wait for a running container.
 
 pub mod class;
+pub mod describe;
 pub mod env;
 pub mod events;
 pub mod facts;

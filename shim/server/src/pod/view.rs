@@ -29,6 +29,9 @@ pub struct PodView {
     pub phase: Phase,
     /// The phase, or what is more telling: kubectl's STATUS.
     pub status: String,
+    /// More about that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// How many of its containers run.
     pub ready: usize,
     /// How often its containers were started again.
@@ -74,6 +77,9 @@ pub struct ContainerView {
     pub id: Option<String>,
     /// The image as the user wrote it.
     pub image: String,
+    /// The image's id, once the container was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
     /// `waiting`, `running` or `terminated`.
     pub state: &'static str,
     /// Whether it serves; for an init container, whether it has done its part.
@@ -159,6 +165,7 @@ impl PodView {
             uid: sandbox.config.uid.clone(),
             phase,
             status: format!("Sandbox:{}", sandbox.state.as_str()),
+            message: None,
             ready: 0,
             restarts: 0,
             last_restart_at: None,
@@ -216,6 +223,7 @@ impl ContainerView {
             init: false,
             id: Some(status.id.clone()),
             image: status.config.image_ref.clone(),
+            image_id: Some(status.image_id.clone()).filter(|id| !id.is_empty()),
             state,
             ready: state == "running",
             last: None,
@@ -325,6 +333,7 @@ impl ContainerView {
             init,
             id: None,
             image: container.image.clone(),
+            image_id: None,
             state: "waiting",
             ready: false,
             last: None,

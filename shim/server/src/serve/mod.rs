@@ -50,6 +50,7 @@ use crate::serve::log::Levels;
 use crate::serve::notify::Notify;
 use crate::serve::reload::Live;
 use crate::serve::spans::Spans;
+use crate::statics::Statics;
 use crate::sys;
 
 /// The longest request, as kubelet's and containerd's limit.
@@ -63,6 +64,12 @@ pub struct Serve {
     /// The socket [default: `serve.listen` of the configuration, or STATE/coracle.sock]
     #[arg(long, value_name = "PATH")]
     pub listen: Option<PathBuf>,
+    /// Keep the pods of this folder's YAML and JSON files running
+    #[arg(long, value_name = "DIR")]
+    pub pods: Option<PathBuf>,
+    /// Serve no CRI: only keep the folder's pods running
+    #[arg(long, requires = "pods", conflicts_with = "listen")]
+    pub no_cri: bool,
 }
 
 /// The running server.
@@ -113,7 +120,12 @@ impl Serve {
         let mut signals = Signals::listen()?;
         let notify = Arc::new(Notify::from_env()?);
         let engine = app.engine()?;
-        let path = self.listen.or_else(|| app.config.serve.listen.clone());
+        let keep = |app: &App| self.pods.as_deref().map(|dir| Statics::start(app, &engine, dir)).transpose();
+        if let (true, Some(statics)) = (self.no_cri, if self.no_cri { keep(&app)? } else { None }) {
+            return keep_alone(statics, &notify, &engine, signals).await;
+        }
+        let statics = keep(&app)?;
+        let path = self.listen.clone().or_else(|| app.config.serve.listen.clone());
         let mut socket = listen::Socket::open(&path.unwrap_or_else(|| engine.paths().state.join("coracle.sock")))?;
         let (stop, stopped) = watch::channel(false);
         if let Some(address) = app.config.serve.metrics_address {
@@ -136,15 +148,38 @@ impl Serve {
                 }
                 _ = signals.hangup.recv() => {
                     running.reload();
+                    statics.iter().for_each(Statics::look);
                     running.notify.ready(&serving);
                 }
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
             }
         }
+        statics.into_iter().for_each(Statics::stop);
         running.finish(&mut signals).await;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Keeps the pods of a folder running, and serves nothing, until it is told to stop.
+async fn keep_alone(statics: Statics, notify: &Arc<Notify>, engine: &Engine, mut signals: Signals) -> Result<ExitCode> {
+    tokio::spawn(notify::watch(notify.clone(), engine.clone()));
+    notify.ready("keeping the pods of a folder running");
+    loop {
+        tokio::select! {
+            _ = signals.hangup.recv() => {
+                notify.reloading();
+                statics.look();
+                notify.ready("keeping the pods of a folder running");
+            }
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+        }
+    }
+    notify.stopping();
+    tracing::info!("stopping; pods run on");
+    statics.stop();
+    Ok(ExitCode::SUCCESS)
 }
 
 fn streaming_config(live: &Live) -> streaming::StreamingConfig {
