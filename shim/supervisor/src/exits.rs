@@ -87,11 +87,23 @@ pub const V2_EVENTS: &str = "memory.events";
 /// The number of processes the kernel killed in a cgroup for want of memory: the `oom_kill` line of `memory.events`
 /// (v2) or `memory.oom_control` (v1). A cgroup that is gone killed none.
 pub fn oom_kills(file: &str) -> u64 {
-    if file.is_empty() {
-        return 0;
+    MemoryCounts::read(file).of("oom_kill")
+}
+
+/// What the kernel has counted in that file.
+pub struct MemoryCounts(String);
+
+impl MemoryCounts {
+    /// Reads the file; no name and no file are no counts.
+    pub fn read(file: &str) -> MemoryCounts {
+        MemoryCounts(if file.is_empty() { String::new() } else { fs::read_to_string(file).unwrap_or_default() })
     }
-    let text = fs::read_to_string(file).unwrap_or_default();
-    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+
+    /// One count; 0 if there is none of this name.
+    pub fn of(&self, name: &str) -> u64 {
+        let mut words = self.0.lines().filter_map(|line| line.split_once(' '));
+        words.find(|(word, _)| *word == name).and_then(|(_, count)| count.trim().parse().ok()).unwrap_or(0)
+    }
 }
 
 #[cfg(test)]

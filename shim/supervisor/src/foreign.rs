@@ -108,6 +108,7 @@ impl Foreign {
                 let file = run.write("resources.json", &resources)?;
                 self.run(&run, &["--resources", &file, id]).map(done)
             }
+            Act::Checkpoint(_) => Err(not_needed(id)),
             Act::Pids(execs) => {
                 let pids = self.cgroup(id)?.pids().map_err(|error| failed(format!("list {id}"), error))?;
                 Ok(ops::process_list(pids, &execs))

@@ -13,7 +13,7 @@
 //! connection  a task client                streams     what processes say and hear
 //! attach      an attach client             stdio       where that comes from and goes to
 //! buffer      bytes on their way           log         CRI log files
-//! logger      programs that take the output
+//! logger      programs that take the output checkpoint  Task.Checkpoint
 //! exits       exit.json                    tender      calling the engine when a container exits
 //! failure     status codes                 stats       runtime's numbers in containerd's messages
 //! oci         what runs a container        foreign     other runtimes than ours; shim: containerd's shims
@@ -23,6 +23,7 @@
 mod arguments;
 mod attach;
 mod buffer;
+mod checkpoint;
 mod cleanup;
 mod connection;
 mod containerd;

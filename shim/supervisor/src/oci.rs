@@ -16,6 +16,7 @@
 //! | `CriuImagePath`, `CriuWorkPath` | where a checkpoint goes |
 //! | `TaskApiAddress`, `TaskApiVersion` | containerd's words to itself, when it looks for a sandbox's shim |
 
+use crate::checkpoint::Checkpoint;
 use crate::containerd::options;
 use crate::failure::{Fail, Failure};
 use crate::foreign::{self, Foreign};
@@ -91,6 +92,8 @@ pub enum Act {
     Freeze(bool),
     /// Task.Update, with OCI resources as JSON.
     Update(Vec<u8>),
+    /// Task.Checkpoint.
+    Checkpoint(Box<Checkpoint>),
     /// Task.Pids, with the pids of execs.
     Pids(Vec<(i32, String)>),
     /// Task.Stats, with the file that counts OOM kills.
@@ -220,6 +223,7 @@ impl Oci {
             Act::Delete { .. } => ops::delete(root, id),
             Act::Freeze(frozen) => ops::freeze(root, id, frozen),
             Act::Update(resources) => ops::update(root, id, &resources),
+            Act::Checkpoint(checkpoint) => checkpoint.perform(root, id),
             Act::Pids(execs) => ops::pids(root, id, &execs),
             Act::Stats(oom_file) => ops::stats(root, id, &oom_file),
             Act::Resize { .. } | Act::CloseInput { .. } | Act::Wait { .. } => Err(not_needed(id)),

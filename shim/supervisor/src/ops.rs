@@ -247,7 +247,7 @@ pub fn stats(root: &Path, id: &str, oom_file: &str) -> Result<Vec<u8>, Failure> 
 
 /// The answer to Task.Stats.
 pub fn stats_answer(stats: &Stats, version: Version, oom_file: &str) -> Vec<u8> {
-    let stats = crate::stats::message(stats, version, crate::exits::oom_kills(oom_file));
+    let stats = crate::stats::message(stats, version, &crate::exits::MemoryCounts::read(oom_file));
     task::StatsResponse { stats: Some(stats) }.encode_to_vec()
 }
 

@@ -19,6 +19,7 @@ const TASK: &[(&str, Handler)] = &[
     (method::PIDS, Supervisor::pids),
     (method::PAUSE, Supervisor::pause),
     (method::RESUME, Supervisor::resume),
+    (method::CHECKPOINT, Supervisor::checkpoint),
     (method::KILL, Supervisor::kill),
     (method::EXEC, Supervisor::exec),
     (method::RESIZE_PTY, Supervisor::resize_pty),
@@ -108,7 +109,8 @@ mod tests {
     fn both_versions_of_the_task_service_are_served_and_nothing_unknown() {
         assert_eq!(code(service::TASK_V2, method::WAIT), Code::Ok);
         assert_eq!(code(service::TASK_V3, method::WAIT), Code::Ok);
-        assert_eq!(code(service::TASK_V3, method::CHECKPOINT), Code::Unimplemented);
+        assert_eq!(code(service::TASK_V3, method::CHECKPOINT), Code::Ok);
+        assert_eq!(code(service::TASK_V3, "Migrate"), Code::Unimplemented);
         assert_eq!(code("containerd.task.v4.Task", method::WAIT), Code::Unimplemented);
         assert_eq!(code(service::SANDBOX, method::WAIT), Code::Unimplemented);
     }

@@ -25,7 +25,7 @@ mod launch;
 mod waits;
 
 use crate::failure::Failure;
-use crate::oci::Act;
+use crate::oci::{Act, not_needed};
 use crate::ops::{self, Created};
 use crate::stdio::{Names, ProcessEnds};
 use client::Client;
@@ -100,6 +100,7 @@ impl Shim {
                 let resources = Some(any::pack_json(any::OCI_RESOURCES, resources));
                 self.empty(method::UPDATE, &task::UpdateTaskRequest { id: id_only(), resources, ..Default::default() })
             }
+            Act::Checkpoint(_) => Err(not_needed(id)),
             Act::Pids(_) => self.answer::<task::PidsResponse>(method::PIDS, &task::PidsRequest { id: id_only() }),
             Act::Stats(_) => self.answer::<task::StatsResponse>(method::STATS, &task::StatsRequest { id: id_only() }),
             Act::Resize { exec, width, height } => {

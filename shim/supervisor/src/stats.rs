@@ -8,9 +8,10 @@ use coracle_proto::sandbox::{SandboxMetricsRequest, SandboxMetricsResponse};
 use coracle_proto::ttrpc::Code;
 use coracle_proto::types::Metric;
 use coracle_proto::{Any, Message, any, cgroups_v1 as v1, cgroups_v2 as v2};
-use coracle_runtime::cgroup::{Cgroup, MemoryEntry, Stats, Version};
+use coracle_runtime::cgroup::{Cgroup, MemoryEntry, Psi, PsiData, Rdma, RdmaEntry, Stats, Version};
 
 use crate::connection::Call;
+use crate::exits::MemoryCounts;
 use crate::failure::{Fail, Failure};
 use crate::ops;
 use crate::sandbox::CGROUP_RECORD;
@@ -37,21 +38,21 @@ fn of_pod(record: &Path, id: String) -> Result<Vec<u8>, Failure> {
     };
     let failed = |error| Code::Unknown.failure(format!("metrics of sandbox {id}: {error}"));
     let cgroup = Cgroup::open(&state);
-    let (stats, kills) = (cgroup.stats().map_err(failed)?, cgroup.oom_kill_count().map_err(failed)?);
-    let data = message(&stats, state.version, kills);
+    let counts = MemoryCounts::read(&ops::oom_file(&state).unwrap_or_default());
+    let data = message(&cgroup.stats().map_err(failed)?, state.version, &counts);
     let metrics = Metric { timestamp: Some(SystemTime::now().into()), id: id.clone(), data: Some(data) };
     Ok(SandboxMetricsResponse { metrics: Some(metrics) }.encode_to_vec())
 }
 
-/// The message for this version; `oom_kills` is counted apart.
-pub fn message(stats: &Stats, version: Version, oom_kills: u64) -> Any {
+/// The message for this version.
+pub fn message(stats: &Stats, version: Version, counts: &MemoryCounts) -> Any {
     match version {
-        Version::V1 => any::pack(&metrics_v1(stats, oom_kills)),
-        Version::V2 => any::pack(&metrics_v2(stats, oom_kills)),
+        Version::V1 => any::pack(&metrics_v1(stats, counts)),
+        Version::V2 => any::pack(&metrics_v2(stats, counts)),
     }
 }
 
-fn metrics_v1(stats: &Stats, oom_kills: u64) -> v1::Metrics {
+fn metrics_v1(stats: &Stats, counts: &MemoryCounts) -> v1::Metrics {
     let usage = v1::CpuUsage {
         total: stats.cpu.usage.total,
         kernel: stats.cpu.usage.kernel,
@@ -75,8 +76,37 @@ fn metrics_v1(stats: &Stats, oom_kills: u64) -> v1::Metrics {
         cpu: Some(v1::CpuStat { usage: Some(usage), throttling: Some(throttling) }),
         memory: Some(memory_v1(stats)),
         blkio: Some(blkio_v1(stats)),
-        memory_oom_control: Some(v1::MemoryOomControl { oom_kill: oom_kills, ..Default::default() }),
+        rdma: (stats.rdma != Rdma::default()).then(|| rdma_v1(&stats.rdma)),
+        memory_oom_control: Some(v1::MemoryOomControl {
+            oom_kill_disable: counts.of("oom_kill_disable"),
+            under_oom: counts.of("under_oom"),
+            oom_kill: counts.of("oom_kill"),
+        }),
     }
+}
+
+fn rdma_v1(rdma: &Rdma) -> v1::RdmaStat {
+    let entry = |one: &RdmaEntry| v1::RdmaEntry {
+        device: one.device.clone(),
+        hca_handles: one.hca_handles,
+        hca_objects: one.hca_objects,
+    };
+    v1::RdmaStat { current: rdma.current.iter().map(entry).collect(), limit: rdma.limit.iter().map(entry).collect() }
+}
+
+fn rdma_v2(rdma: &Rdma) -> v2::RdmaStat {
+    let entry = |one: &RdmaEntry| v2::RdmaEntry {
+        device: one.device.clone(),
+        hca_handles: one.hca_handles,
+        hca_objects: one.hca_objects,
+    };
+    v2::RdmaStat { current: rdma.current.iter().map(entry).collect(), limit: rdma.limit.iter().map(entry).collect() }
+}
+
+fn pressure(psi: &Option<Psi>) -> Option<v2::PsiStats> {
+    let data =
+        |one: &PsiData| Some(v2::PsiData { avg10: one.avg10, avg60: one.avg60, avg300: one.avg300, total: one.total });
+    psi.as_ref().map(|psi| v2::PsiStats { some: data(&psi.some), full: data(&psi.full) })
 }
 
 fn memory_v1(stats: &Stats) -> v1::MemoryStat {
@@ -138,13 +168,18 @@ fn blkio_v1(stats: &Stats) -> v1::BlkIoStat {
     v1::BlkIoStat {
         io_service_bytes_recursive: entries(&stats.blkio.io_service_bytes_recursive),
         io_serviced_recursive: entries(&stats.blkio.io_serviced_recursive),
-        ..Default::default()
+        io_queued_recursive: entries(&stats.blkio.io_queued_recursive),
+        io_service_time_recursive: entries(&stats.blkio.io_service_time_recursive),
+        io_wait_time_recursive: entries(&stats.blkio.io_wait_time_recursive),
+        io_merged_recursive: entries(&stats.blkio.io_merged_recursive),
+        io_time_recursive: entries(&stats.blkio.io_time_recursive),
+        sectors_recursive: entries(&stats.blkio.sectors_recursive),
     }
 }
 
 const NANOS_PER_MICRO: u64 = 1000;
 
-fn metrics_v2(stats: &Stats, oom_kills: u64) -> v2::Metrics {
+fn metrics_v2(stats: &Stats, counts: &MemoryCounts) -> v2::Metrics {
     let cpu = v2::CpuStat {
         usage_usec: stats.cpu.usage.total / NANOS_PER_MICRO,
         user_usec: stats.cpu.usage.user / NANOS_PER_MICRO,
@@ -152,11 +187,13 @@ fn metrics_v2(stats: &Stats, oom_kills: u64) -> v2::Metrics {
         nr_periods: stats.cpu.throttling.periods,
         nr_throttled: stats.cpu.throttling.throttled_periods,
         throttled_usec: stats.cpu.throttling.throttled_time / NANOS_PER_MICRO,
+        psi: pressure(&stats.cpu.psi),
     };
     let hugetlb = stats.hugetlb.iter().map(|(size, pages)| v2::HugeTlbStat {
         current: pages.usage,
         max: pages.max,
         pagesize: size.clone(),
+        failcnt: pages.failcnt,
     });
     v2::Metrics {
         pids: Some(v2::PidsStat { current: stats.pids.current, limit: stats.pids.limit }),
@@ -164,7 +201,15 @@ fn metrics_v2(stats: &Stats, oom_kills: u64) -> v2::Metrics {
         memory: Some(memory_v2(stats)),
         io: Some(io_v2(stats)),
         hugetlb: hugetlb.collect(),
-        memory_events: Some(v2::MemoryEvents { oom_kill: oom_kills, ..Default::default() }),
+        rdma: (stats.rdma != Rdma::default()).then(|| rdma_v2(&stats.rdma)),
+        memory_events: Some(v2::MemoryEvents {
+            low: counts.of("low"),
+            high: counts.of("high"),
+            max: counts.of("max"),
+            oom: counts.of("oom"),
+            oom_kill: counts.of("oom_kill"),
+            oom_group_kill: counts.of("oom_group_kill"),
+        }),
     }
 }
 
@@ -210,6 +255,7 @@ fn memory_v2(stats: &Stats) -> v2::MemoryStat {
         swap_limit: if swap.limit == u64::MAX { u64::MAX } else { swap.limit.saturating_sub(memory.limit) },
         max_usage: memory.max,
         swap_max_usage: swap.max,
+        psi: pressure(&stats.memory.psi),
     }
 }
 
@@ -237,7 +283,7 @@ fn io_v2(stats: &Stats) -> v2::IoStat {
             _ => {}
         });
     }
-    v2::IoStat { usage }
+    v2::IoStat { usage, psi: pressure(&stats.blkio.psi) }
 }
 
 #[cfg(test)]
@@ -259,17 +305,28 @@ mod tests {
 
     #[test]
     fn each_version_has_its_message() {
-        let any = message(&sample(), Version::V1, 3);
+        let dir = tempfile::tempdir().unwrap();
+        let counts = |text: &str| {
+            let path = dir.path().join("counts");
+            std::fs::write(&path, text).unwrap();
+            MemoryCounts::read(path.to_str().unwrap())
+        };
+        let any = message(&sample(), Version::V1, &counts("oom_kill_disable 1\nunder_oom 0\noom_kill 3\n"));
         assert_eq!(any.type_url, "io.containerd.cgroups.v1.Metrics");
         let metrics: v1::Metrics = any::unpack(&any).unwrap().unwrap();
         assert_eq!(metrics.cpu.unwrap().usage.unwrap().total, 5_000_000);
         assert_eq!(metrics.memory.as_ref().unwrap().total_inactive_file, 12);
-        assert_eq!(metrics.memory_oom_control.unwrap().oom_kill, 3);
+        let oom = metrics.memory_oom_control.unwrap();
+        assert_eq!((oom.oom_kill, oom.oom_kill_disable, oom.under_oom), (3, 1, 0));
 
-        let any = message(&sample(), Version::V2, 0);
+        let stats = Stats { rdma: Rdma { current: vec![RdmaEntry::default()], limit: vec![] }, ..sample() };
+        let any = message(&stats, Version::V2, &counts("low 0\nhigh 5\nmax 6\noom 2\noom_kill 1\noom_group_kill 1\n"));
         assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
         let metrics: v2::Metrics = any::unpack(&any).unwrap().unwrap();
         assert_eq!(metrics.cpu.unwrap().usage_usec, 5_000);
+        let events = metrics.memory_events.unwrap();
+        assert_eq!((events.high, events.max, events.oom, events.oom_kill, events.oom_group_kill), (5, 6, 2, 1, 1));
+        assert_eq!(metrics.rdma.unwrap().current.len(), 1);
         let expected = v2::IoEntry { major: 8, minor: 1, rbytes: 10, wbytes: 20, rios: 1, wios: 0 };
         assert_eq!(metrics.io.unwrap().usage, [expected]);
     }

@@ -19,6 +19,7 @@ use crate::task::State;
 use crate::worker::{Body, Worker};
 use anyhow::{Context, Result};
 use coracle_proto::events::TaskCreate;
+use coracle_proto::runc;
 use coracle_proto::ttrpc::{Code, encode_response};
 use nix::sys::signalfd::SignalFd;
 use std::os::fd::{OwnedFd, RawFd};
@@ -71,6 +72,8 @@ pub struct Container {
     pub oci: Oci,
     /// Its cgroup is a unit of systemd's.
     pub systemd_cgroup: bool,
+    /// Where its checkpoints go, unless a request says so.
+    pub criu: runc::Options,
     /// Who owns the pipes and fifos of its processes.
     pub io_owner: IoOwner,
     /// Its first process.

@@ -113,7 +113,8 @@ impl Supervisor {
             return Err(Code::ResourceExhausted.failure(format!("the pod has {MAX_CONTAINERS} containers already")));
         }
         if !request.checkpoint.is_empty() {
-            return Err(Code::Unimplemented.failure(format!("container {id}: checkpoints are not supported")));
+            return Err(Code::Unimplemented
+                .failure(format!("container {id}: to restore one from a checkpoint is not supported")));
         }
         if !Path::new(&request.bundle).is_absolute() {
             let text = format!("container {id}: bundle {:?} is not an absolute path", request.bundle);
@@ -138,6 +139,11 @@ impl Supervisor {
             bundle,
             oci,
             systemd_cgroup: options.systemd_cgroup,
+            criu: runc::Options {
+                criu_image_path: options.criu_image_path.clone(),
+                criu_work_path: options.criu_work_path.clone(),
+                ..Default::default()
+            },
             io_owner: IoOwner::new(options.io_uid, options.io_gid),
             init,
             execs: Vec::new(),

@@ -237,3 +237,25 @@ fn what_a_dead_container_leaves_in_a_shared_pid_namespace_is_killed() {
     assert_eq!(pod.state("first", "").unwrap().status(), TaskStatus::Running);
     pod.shutdown();
 }
+
+/// Whether CRIU knows this kernel or not: the answer is the one or the other, and the container is as it was.
+#[test]
+fn a_checkpoint_is_made_or_its_failure_is_told_and_the_container_runs_on() {
+    let mut pod = Pod::new();
+    pod.run("web", &["sleep", "1000"]);
+    let images = pod.path("images");
+    let request = |path: &str| CheckpointTaskRequest { id: "web".into(), path: path.into(), ..Default::default() };
+    let refused = pod.task::<Empty>(method::CHECKPOINT, &request(""));
+    assert_eq!(code(refused), Code::InvalidArgument);
+    match pod.task::<Empty>(method::CHECKPOINT, &request(&images.display().to_string())) {
+        Ok(_) => assert!(images.join("inventory.img").exists()),
+        Err(status) => assert!(status.message.contains("criu"), "{}", status.message),
+    }
+    assert_eq!(pod.state("web", "").unwrap().status, 2, "running");
+    pod.kill("web", "", 9, false).unwrap();
+    assert_eq!(pod.wait("web", ""), 137);
+    let refused = pod.task::<Empty>(method::CHECKPOINT, &request("/x"));
+    assert_eq!(code(refused), Code::FailedPrecondition);
+    pod.delete("web", "").unwrap();
+    pod.shutdown();
+}
