@@ -1,5 +1,6 @@
 //! A node for one test: a [`Machine`] on which `coracle serve` runs, and an independent client of the CRI (the crate
 //! `k8s-cri`) that talks to it over its socket. Calls that the crate does not know go through our own generated client.
+//! With [`Options::containerd`], containerd's CRI plugin serves in its place, and our supervisor is its handler.
 //!
 //! [`node`] runs the body of a test in the node's network namespace, so that the URLs of the streaming server can be
 //! reached, and then removes every pod by the CRI, stops the server and asserts that nothing is left. A test that fails
@@ -20,6 +21,7 @@ use nix::unistd::Pid;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::containerd::{self, Containerd};
 pub use crate::machine::IMAGE;
 use crate::machine::{Machine, until};
 
@@ -51,11 +53,21 @@ pub struct Options {
     pub env: Vec<(String, String)>,
     /// When the test counts as hanging.
     pub deadline: Duration,
+    /// Not our server serves, but containerd with this handler for pods that ask for none.
+    pub containerd: Option<String>,
+}
+
+impl Options {
+    /// containerd as the server: `$CRI_HANDLER` is the handler, else ours.
+    pub fn containerd() -> Options {
+        let handler = std::env::var("CRI_HANDLER").unwrap_or_else(|_| containerd::HANDLERS[0].into());
+        Options { containerd: Some(handler), ..Options::default() }
+    }
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { config: String::new(), env: Vec::new(), deadline: TEST_DEADLINE }
+        Options { config: String::new(), env: Vec::new(), deadline: TEST_DEADLINE, containerd: None }
     }
 }
 
@@ -65,6 +77,7 @@ pub struct Node {
     machine: Machine,
     options: Options,
     server: Option<Child>,
+    containerd: Option<Containerd>,
     channel: Option<Channel>,
 }
 
@@ -87,7 +100,8 @@ pub fn node_with<F: AsyncFnOnce(&mut Node) + Send>(options: Options, body: F) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime");
         runtime.block_on(async {
             let deadline = options.deadline;
-            let mut node = Node { machine, options, server: None, channel: None };
+            let containerd = options.containerd.clone().map(|handler| containerd_on(&machine, handler));
+            let mut node = Node { machine, options, server: None, containerd, channel: None };
             let test = async {
                 node.start().await;
                 tokio::time::timeout(deadline, body(&mut node)).await.expect("the test took too long");
@@ -100,6 +114,48 @@ pub fn node_with<F: AsyncFnOnce(&mut Node) + Send>(options: Options, body: F) {
             }
         });
     });
+}
+
+/// A containerd of the machine's, not started yet.
+fn containerd_on(machine: &Machine, handler: String) -> Containerd {
+    let options = containerd::Options { cri: Some(handler), ..Default::default() };
+    machine.learn_id(&machine.name());
+    Containerd::place(&machine.path(""), Some(machine.netns().share()), &options)
+}
+
+/// Starts a containerd, gives it its images, and waits until runtime and network are ready: a connection.
+///
+/// # Panics
+/// When they do not become so.
+pub async fn ready(containerd: &Containerd) -> Channel {
+    containerd.launch();
+    let deadline = Instant::now() + START_DEADLINE;
+    let socket = format!("unix://{}", containerd.path("c.sock").display());
+    let channel = Endpoint::try_from(socket).expect("the socket's URI").connect().await.expect("connect to containerd");
+    let mut runtime = RuntimeServiceClient::new(channel.clone());
+    loop {
+        let status = runtime.status(v1::StatusRequest::default()).await;
+        let conditions = status.ok().and_then(|answer| answer.into_inner().status).map(|s| s.conditions);
+        if conditions.is_some_and(|all| !all.is_empty() && all.iter().all(|condition| condition.status)) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "containerd is not ready: {}", containerd.log());
+        tokio::time::sleep(POLL).await;
+    }
+    let mut images = ImageServiceClient::new(channel.clone());
+    let mut loaded = async || {
+        let listed = images.list_images(v1::ListImagesRequest::default()).await.expect("list the images");
+        listed.into_inner().images.len() >= 2
+    };
+    if !loaded().await {
+        containerd.load_images(IMAGE);
+    }
+    // The plugin hears of them some time later.
+    while !loaded().await {
+        assert!(Instant::now() < deadline, "the images do not appear: {}", containerd.log());
+        tokio::time::sleep(POLL).await;
+    }
+    channel
 }
 
 /// Awaits a future; its panic is a value.
@@ -121,6 +177,10 @@ impl Node {
     /// When it does not, or ends.
     pub async fn start(&mut self) {
         assert!(self.server.is_none(), "the server runs already");
+        if self.containerd.is_some() {
+            self.channel = Some(ready(self.containerd()).await);
+            return;
+        }
         self.write_config();
         let log = File::options().create(true).append(true).open(self.log_path()).expect("open the server's log");
         let mut command = self.command();
@@ -144,6 +204,14 @@ impl Node {
             assert!(Instant::now() < deadline, "the server does not answer: {}", self.server_log());
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// The containerd that serves.
+    ///
+    /// # Panics
+    /// When it is our server.
+    pub fn containerd(&self) -> &Containerd {
+        self.containerd.as_ref().expect("containerd serves")
     }
 
     /// The command line of the server.
@@ -184,6 +252,9 @@ impl Node {
     /// # Panics
     /// When it does not run.
     pub fn server(&self) -> Pid {
+        if let Some(containerd) = &self.containerd {
+            return containerd.pid();
+        }
         Pid::from_raw(self.server.as_ref().expect("the server runs").id() as i32)
     }
 
@@ -197,6 +268,10 @@ impl Node {
     /// # Panics
     /// When it fails or does not end.
     pub async fn stop(&mut self) {
+        if let Some(containerd) = &self.containerd {
+            self.channel = None;
+            return containerd.stop(Signal::SIGTERM);
+        }
         self.signal(Signal::SIGTERM);
         let status = self.ended(STOP_DEADLINE).await;
         assert!(status.success(), "the server ended with {status}: {}", self.server_log());
@@ -204,6 +279,10 @@ impl Node {
 
     /// Kills the server in the middle of whatever it does.
     pub async fn kill(&mut self) {
+        if let Some(containerd) = &self.containerd {
+            self.channel = None;
+            return containerd.stop(Signal::SIGKILL);
+        }
         self.signal(Signal::SIGKILL);
         self.killed().await;
     }
@@ -245,12 +324,12 @@ impl Node {
     }
 
     fn log_path(&self) -> PathBuf {
-        self.machine.path("serve.log")
+        self.machine.path(if self.containerd.is_some() { "log" } else { "serve.log" })
     }
 
     /// The server's socket.
     pub fn socket(&self) -> PathBuf {
-        self.machine.path("coracle.sock")
+        self.machine.path(if self.containerd.is_some() { "c.sock" } else { "coracle.sock" })
     }
 
     /// The machine below.
@@ -317,11 +396,18 @@ impl Node {
             }),
             ..Default::default()
         };
+        // containerd's default is a cgroup of all tests.
+        let of_test = || format!("/coracle/pod{}", self.machine.name());
+        let cgroup_parent = self.containerd.as_ref().map(|_| of_test()).unwrap_or_default();
         v1::PodSandboxConfig {
             metadata: Some(metadata),
             hostname: name.into(),
             log_directory: self.log_dir(name).display().to_string(),
-            linux: Some(v1::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() }),
+            linux: Some(v1::LinuxPodSandboxConfig {
+                security_context: Some(security),
+                cgroup_parent,
+                ..Default::default()
+            }),
             ..Default::default()
         }
     }
@@ -469,7 +555,7 @@ impl Node {
 impl Node {
     /// Removes every pod by the CRI, stops the server, and asserts that nothing is left.
     async fn clean_up(&mut self) {
-        if self.server.is_none() {
+        if self.channel.is_none() {
             self.start().await;
         }
         for pod in self.pods().await {
@@ -477,6 +563,11 @@ impl Node {
             self.remove_pod(&pod.id).await.expect("remove it");
         }
         self.stop().await;
+        if let Some(containerd) = &self.containerd {
+            containerd.assert_no_tasks();
+            // The cgroup above the pods' is the client's to remove.
+            self.machine.remove_cgroups();
+        }
         self.assert_nothing_left();
     }
 

@@ -128,6 +128,11 @@ impl Machine {
         self.dir.path().join(name)
     }
 
+    /// The name of the scratch place, which no other machine has.
+    pub fn name(&self) -> String {
+        self.dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// The state folder.
     pub fn state(&self) -> PathBuf {
         self.path("state")
@@ -281,6 +286,16 @@ impl Machine {
         self.parents.lock().unwrap_or_else(PoisonError::into_inner).extend(parents);
     }
 
+    /// Takes note of an id that somebody else's cgroups have: what is in `pod<id>` is the machine's own.
+    pub fn learn_id(&self, id: &str) {
+        self.ids().insert(id.to_owned());
+    }
+
+    /// Removes the cgroups that have no process.
+    pub fn remove_cgroups(&self) {
+        self.cgroups().iter().for_each(|pod| remove_cgroup(pod));
+    }
+
     /// Everything of the machine's that is there, a line each: mounts, cgroups, processes, interfaces, nftables rules
     /// and elements, files. Files of the image store and of the scratch place itself are left out.
     pub fn traces(&self) -> BTreeSet<String> {
@@ -423,7 +438,7 @@ impl Drop for Machine {
             let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
         }
         for _ in 0..50 {
-            self.cgroups().iter().for_each(|pod| remove_cgroup(pod));
+            self.remove_cgroups();
             if self.cgroups().is_empty() {
                 break;
             }

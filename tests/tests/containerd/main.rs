@@ -1,6 +1,9 @@
 //! Our supervisor as containerd's runtime handler, `io.containerd.coracle.v1`, under Debian's containerd and `ctr`.
 
+mod cri;
 mod info;
+#[path = "../cri/life.rs"]
+mod life;
 mod loggers;
 mod memory;
 mod options;
@@ -9,8 +12,14 @@ mod sandbox;
 use std::fs;
 
 use coracle_tests::containerd::Containerd;
+use coracle_tests::cri::{Node, Options, node_with};
 use coracle_tests::machine::until;
 use nix::sys::signal::{Signal, kill};
+
+/// A node whose CRI is containerd's, with our handler.
+fn node<F: AsyncFnOnce(&mut Node) + Send>(body: F) {
+    node_with(Options::containerd(), body);
+}
 
 #[test]
 fn output_input_and_exit_codes_are_passed_on() {
@@ -111,7 +120,7 @@ fn a_containerd_that_starts_again_finds_its_tasks_and_their_exits() {
     // The exit happens while nobody listens.
     fs::write(containerd.path("rootfs/tmp/now"), "").unwrap();
     std::thread::sleep(std::time::Duration::from_millis(300));
-    containerd.restart();
+    containerd.launch();
     assert_eq!(containerd.task("lives").unwrap(), ("RUNNING".to_owned(), pid));
     containerd.wait_status("ends", "STOPPED");
     assert_eq!(containerd.exec("lives", "echo still here", "").ok(), "still here\n");

@@ -1,9 +1,11 @@
-//! A pod's life through the CRI: made, started, looked at, stopped, removed, each of it twice.
+//! A pod's life through the CRI: made, started, looked at, stopped, removed, each of it twice. Our server and containerd alike.
 
-use coracle_tests::cri::{IMAGE, LONG, log_text, node, script};
+use coracle_tests::cri::{IMAGE, LONG, log_text, script};
 use coracle_tests::machine::until;
 use k8s_cri::v1;
 use tonic::Code;
+
+use crate::node;
 
 #[test]
 fn a_pod_lives_and_its_end_is_told_with_code_and_reason() {
@@ -68,26 +70,6 @@ fn removing_a_pod_takes_its_running_containers_along_and_leaves_their_logs() {
 }
 
 #[test]
-fn a_call_that_is_repeated_finds_what_the_first_one_made() {
-    node(async |node| {
-        let config = node.pod("web");
-        let pod = node.run_pod(&config).await.unwrap();
-        assert_eq!(node.run_pod(&config).await.unwrap(), pod);
-        let container = node.create(&pod, &config, script("main", LONG)).await.unwrap();
-        assert_eq!(node.create(&pod, &config, script("main", LONG)).await.unwrap(), container);
-        for _ in 0..2 {
-            node.start_container(&container).await.unwrap();
-        }
-        // Now it is another container's name.
-        let again = node.create(&pod, &config, script("main", LONG)).await.unwrap_err();
-        assert_eq!(again.code(), Code::AlreadyExists, "{again:?}");
-        node.stop_pod(&pod).await.unwrap();
-        let again = node.run_pod(&config).await.unwrap_err();
-        assert_eq!(again.code(), Code::AlreadyExists, "{again:?}");
-    });
-}
-
-#[test]
 fn lists_are_filtered_by_prefix_state_label_and_pod() {
     node(async |node| {
         let mut config = node.pod("a");
@@ -135,7 +117,11 @@ fn lists_are_filtered_by_prefix_state_label_and_pod() {
             std::slice::from_ref(&created)
         );
         let of_a = v1::ContainerFilter { pod_sandbox_id: pod.clone(), ..Default::default() };
-        assert_eq!(containers(of_a).await, [running.clone(), created]);
+        // containerd's list has no order.
+        let (mut listed, mut wanted) = (containers(of_a).await, [running.clone(), created]);
+        listed.sort_unstable();
+        wanted.sort_unstable();
+        assert_eq!(listed, wanted);
         let by_label = v1::ContainerFilter { label_selector: app(), ..Default::default() };
         assert_eq!(containers(by_label).await, [running]);
     });
@@ -166,27 +152,11 @@ fn a_container_that_cannot_be_made_says_why_and_leaves_its_name_free() {
             v1::LinuxContainerSecurityContext { run_as_username: "nobody-here".into(), ..Default::default() };
         nobody.linux = Some(v1::LinuxContainerConfig { security_context: Some(security), ..Default::default() });
         let error = node.create(&pod, &config, nobody).await.unwrap_err();
-        assert!(error.message().contains("nobody-here"), "{error:?}");
+        // The second are containerd's words.
+        let words = ["nobody-here", "no users found"];
+        assert!(words.iter().any(|words| error.message().contains(words)), "{error:?}");
         // The name is free: nothing dead holds it.
         node.launch(&pod, &config, script("main", LONG)).await;
         assert_eq!(node.containers().await.len(), 1);
-    });
-}
-
-#[test]
-fn local_pods_are_none_of_a_cri_clients() {
-    node(async |node| {
-        let (pod, _) = node.launch_pod("web", LONG).await;
-        let local = node.machine().script_pod("local", LONG, "");
-        node.machine().ok(&["run", "-d", &local]);
-        node.machine().learn_ids();
-        assert_eq!(node.pods().await.into_iter().map(|pod| pod.id).collect::<Vec<_>>(), std::slice::from_ref(&pod));
-        assert_eq!(node.containers().await.len(), 1);
-        // Not even by its id, by which it could be ended.
-        let id = node.machine().pods().into_iter().find(|id| *id != pod).unwrap();
-        assert_eq!(node.pod_status(&id).await.unwrap_err().code(), Code::NotFound);
-        node.remove_pod(&id).await.unwrap();
-        assert!(node.machine().pods().contains(&id));
-        node.machine().ok(&["rm", "-f", "local"]);
     });
 }

@@ -1,4 +1,5 @@
-//! The CRI server as a whole, driven by clients that are not ours.
+//! The CRI server as a whole, driven by clients that are not ours. `life` is asked of containerd with our supervisor, too
+//! (`tests/tests/containerd`).
 
 mod bad;
 mod calls;
@@ -7,7 +8,10 @@ mod images;
 mod life;
 mod many;
 mod node;
+mod ours;
 mod python;
 mod retry;
 mod server;
 mod spans;
+
+use coracle_tests::cri::node;

@@ -1,14 +1,13 @@
 //! containerd with its own runc shim, `io.containerd.runc.v2`, whose BinaryName is the runtime; driven by `ctr`.
-//!
-//! The shim's sockets are beneath /run/containerd, whatever containerd is told: hence the mount namespace.
 
-use std::fs::{self, File};
+use std::fs;
 use std::process::Command;
 
+use coracle_tests::containerd::{Containerd as Daemon, Options};
 use serde_json::Value;
 
 use crate::oci_support::{Answer, wait_for};
-use crate::{Daemon, IMAGE, PATIENCE, Place, in_terminal, runtime, say_with};
+use crate::{IMAGE, Place, in_terminal, runtime, say_with};
 
 /// A containerd of one's own.
 pub(crate) struct Containerd {
@@ -19,37 +18,13 @@ pub(crate) struct Containerd {
 impl Containerd {
     pub fn new() -> Containerd {
         let place = Place::new();
-        let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
-             \"io.containerd.internal.v1.opt\", \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.zfs\"]\n\
-             [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n",
-            place.path("root"),
-            place.path("state"),
-            place.path("containerd.sock"),
-            place.path("ttrpc.sock"),
-        );
-        fs::write(place.path("config.toml"), config).unwrap();
-        let log = File::create(place.path("containerd.log")).unwrap();
-        let script = format!("mount -t tmpfs tmpfs /run && exec containerd -c {}", place.path("config.toml"));
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation=private", "sh", "-c", &script]);
-        let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().expect("containerd");
-        let containerd = Containerd { daemon: Daemon(child), place };
-        wait_for("containerd", || containerd.say(&["version"]).code == 0);
-        containerd
-    }
-
-    /// A program in containerd's mount namespace.
-    pub fn inside(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args([&format!("--target={}", self.daemon.pid()), "--mount", "--wd=/", "timeout", PATIENCE, program]);
-        command
+        let daemon = Daemon::place(place.dir.path(), None, &Options::default());
+        daemon.launch();
+        Containerd { daemon, place }
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = self.inside("ctr");
-        command.args(["--address", &self.place.path("containerd.sock")]).args(args);
-        command
+        self.daemon.command(args)
     }
 
     fn say(&self, args: &[&str]) -> Answer {
@@ -89,15 +64,7 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // A shim outlives containerd as long as its task does.
-        for namespace in ["default", "moby"] {
-            for task in self.say(&["-n", namespace, "tasks", "ls", "-q"]).out.lines() {
-                let _ = self.say(&["-n", namespace, "tasks", "delete", "--force", task]);
-            }
-        }
-        let pid = nix::unistd::Pid::from_raw(self.daemon.pid() as i32);
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        let _ = self.daemon.0.wait();
+        self.daemon.end();
         self.place.close();
     }
 }

@@ -27,16 +27,15 @@ impl Docker {
         let place = &containerd.place;
         let settings = serde_json::json!({
             "data-root": place.path("docker"), "exec-root": place.path("docker-run"), "pidfile": place.path("docker.pid"),
-            "hosts": [format!("unix://{}", place.path("docker.sock"))], "containerd": place.path("containerd.sock"),
+            "hosts": [format!("unix://{}", place.path("docker.sock"))], "containerd": place.path("c.sock"),
             "bridge": "none", "iptables": false, "ip6tables": false, "storage-driver": "vfs",
             "deprecated-key-path": place.path("key.json"), "cgroup-parent": place.cgroup, "exec-opts": ["native.cgroupdriver=cgroupfs"],
             "runtimes": { "tested": { "path": runtime() } }, "default-runtime": "tested",
         });
         fs::write(place.path("daemon.json"), settings.to_string()).unwrap();
         let log = File::create(place.path("docker.log")).unwrap();
-        let mut command = Command::new("nsenter");
-        command.args([&format!("--target={}", containerd.daemon.pid()), "--mount", "--wd=/", "unshare", "--net"]);
-        command.args([&program("sbin/dockerd"), "--config-file", &place.path("daemon.json")]);
+        let mut command = containerd.daemon.inside("unshare");
+        command.args(["--net", &program("sbin/dockerd"), "--config-file", &place.path("daemon.json")]);
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().expect("dockerd");
         let docker = Docker { daemon: Some(Daemon(child)), containerd };
         wait_for("dockerd", || docker.say(&["version"]).code == 0);

@@ -129,12 +129,6 @@ fn in_terminal(command: &Command, line: &str) -> String {
 /// A daemon of a test, ended with it.
 struct Daemon(std::process::Child);
 
-impl Daemon {
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-}
-
 impl Drop for Daemon {
     fn drop(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);

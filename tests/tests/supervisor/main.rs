@@ -4,6 +4,7 @@
 
 mod pod;
 
+mod hostile;
 mod lifecycle;
 mod loggers;
 mod memory;

@@ -4,28 +4,22 @@
 //! Each has a network namespace of its own, so that neither's bridge is the other's. containerd's sandbox image is made of
 //! busybox's `sleep`, since there is no registry to pull a pause from; its plugins are Debian's.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
-use coracle_tests::cri::{self, IMAGE, Node, Runtime, node_with, script};
-use coracle_tests::image::Layout;
-use coracle_tests::machine::{Netns, sh};
+use coracle_tests::containerd::{self, Containerd};
+use coracle_tests::cri::{self, Node, Runtime, node_with, script};
+use coracle_tests::machine::Netns;
 use k8s_cri::v1;
 use nix::unistd::Pid;
-use tonic::transport::Endpoint;
 
 use crate::series::{Series, table};
 
-/// How long containerd may take to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Pods that are made at the same time.
 const AT_ONCE: usize = 10;
-/// The image of containerd's sandboxes.
-const PAUSE: &str = "localhost/pause:latest";
 
 #[derive(Args)]
 pub struct Options {
@@ -129,122 +123,10 @@ fn rss(pid: Pid) -> Result<f64> {
     Ok(line.split_whitespace().next().unwrap_or_default().parse::<f64>()? / 1024.0)
 }
 
-fn conflist(dir: &Path) -> Result<PathBuf> {
-    let masquerade = Command::new("sh").args(["-c", "command -v iptables"]).stdout(Stdio::null()).status()?.success();
-    let text = serde_json::json!({
-        "cniVersion": "1.0.0",
-        "name": "bench",
-        "plugins": [
-            {
-                "type": "bridge", "bridge": "bench0", "isGateway": true, "ipMasq": masquerade,
-                "ipam": {
-                    "type": "host-local", "dataDir": dir.join("addresses"),
-                    "ranges": [[{ "subnet": "10.99.0.0/16" }]], "routes": [{ "dst": "0.0.0.0/0" }]
-                }
-            },
-            { "type": "portmap", "capabilities": { "portMappings": true } }
-        ]
-    });
-    let confs = dir.join("net.d");
-    fs::create_dir_all(&confs)?;
-    fs::write(confs.join("10-bench.conflist"), text.to_string())?;
-    Ok(confs)
-}
-
-/// Debian's containerd with places of its own.
-struct Containerd {
-    dir: PathBuf,
-    child: Child,
-    cgroup: String,
-    _netns: Netns,
-}
-
-impl Containerd {
-    fn start(dir: &Path) -> Result<Containerd> {
-        let confs = conflist(dir)?;
-        let path = |name: &str| dir.join(name).display().to_string();
-        let config = format!(
-            r#"version = 2
-root = {root:?}
-state = {state:?}
-oom_score = 0
-disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.devmapper"]
-[grpc]
-address = {socket:?}
-[ttrpc]
-address = {ttrpc:?}
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = {PAUSE:?}
-restrict_oom_score_adj = true
-disable_apparmor = true
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
-conf_dir = {confs:?}
-"#,
-            root = path("root"),
-            state = path("state"),
-            socket = path("containerd.sock"),
-            ttrpc = path("ttrpc.sock"),
-        );
-        fs::write(dir.join("config.toml"), config)?;
-        let log = File::create(dir.join("log"))?;
-        let netns = Netns::new();
-        let mut command = Command::new("containerd");
-        command.args(["--config", &path("config.toml")]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = netns.run(|| command.spawn()).context("start containerd")?;
-        let cgroup = format!("/bench-containerd-{}", std::process::id());
-        Ok(Containerd { dir: dir.to_owned(), child, cgroup, _netns: netns })
-    }
-
-    async fn connect(&self) -> Result<Runtime> {
-        let end = Instant::now() + PATIENCE;
-        let endpoint = Endpoint::try_from(format!("unix://{}", self.dir.join("containerd.sock").display()))?;
-        loop {
-            if let Ok(channel) = endpoint.connect().await {
-                let mut runtime = Runtime::new(channel);
-                let status = runtime.status(v1::StatusRequest::default()).await;
-                let conditions = status.ok().and_then(|answer| answer.into_inner().status).map(|s| s.conditions);
-                if conditions.is_some_and(|all| !all.is_empty() && all.iter().all(|condition| condition.status)) {
-                    return Ok(runtime);
-                }
-            }
-            let log = || fs::read_to_string(self.dir.join("log")).unwrap_or_default();
-            ensure!(Instant::now() < end, "containerd is not ready:\n{}", log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    fn load(&self, archive: &Path) {
-        let socket = self.dir.join("containerd.sock");
-        sh(&format!("ctr -a {} -n k8s.io images import {} >&2", socket.display(), archive.display()));
-    }
-}
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        let _ = nix::sys::signal::kill(Pid::from_raw(self.child.id() as i32), nix::sys::signal::SIGTERM);
-        let _ = self.child.wait();
-        for tree in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            // One that is not empty has a pod that was not removed, which the error tells.
-            let _ = fs::remove_dir(tree.path().join(self.cgroup.trim_start_matches('/')));
-        }
-    }
-}
-
-/// An image whose program waits for ever, as a docker archive.
-fn pause(dir: &Path) -> PathBuf {
-    let layout = Layout::create(&dir.join("layout"));
-    let entrypoint = ["--config.entrypoint", "/bin/sleep", "--config.entrypoint", "1000000"];
-    layout.image("pause").busybox().config(&entrypoint).build();
-    let archive = dir.join("pause.tar");
-    layout.copy("pause", &format!("docker-archive:{}:{PAUSE}", archive.display()), &[]);
-    archive
-}
-
 pub fn run(options: &Options) -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let ours = scratch.path().join("coracle");
-    let confs = conflist(&ours)?;
+    let confs = containerd::conflist(&ours);
     let bins = r#"cni_bin_dirs = ["/usr/lib/cni"]"#;
     let config = format!("[network]\ncni_conf_dir = {confs:?}\n{bins}\nembedded = false\n");
     let mut result = Ok(());
@@ -264,18 +146,14 @@ async fn measure(options: &Options, node: &Node, scratch: &Path) -> Result<()> {
     let mut containerd = None;
     if !options.alone {
         let dir = scratch.join("containerd");
-        let peer = Containerd::start(&dir)?;
-        let runtime = peer.connect().await?;
-        let busybox = dir.join("busybox.tar");
-        let maker = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/busybox-image");
-        sh(&format!("{} {} {IMAGE}", maker.display(), busybox.display()));
-        peer.load(&busybox);
-        peer.load(&pause(&dir));
+        fs::create_dir(&dir)?;
+        let handler = containerd::Options { cri: Some("runc".into()), ..Default::default() };
+        let peer = Containerd::place(&dir, Some(Netns::new()), &handler);
         contestants.push(std::sync::Arc::new(Contestant {
             name: "containerd",
-            runtime,
-            daemon: Pid::from_raw(peer.child.id() as i32),
-            cgroup: peer.cgroup.clone(),
+            runtime: Runtime::new(cri::ready(&peer).await),
+            daemon: peer.pid(),
+            cgroup: peer.cgroup(),
             logs: dir.join("logs"),
         }));
         containerd = Some(peer);

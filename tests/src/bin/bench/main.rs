@@ -1,7 +1,7 @@
 //! Benchmarks against the programs that people use today, on the same machine, in the same run.
 //!
 //! `oci`: coracle-oci and other OCI runtimes. `pull`: pulling an image. `pod`: a pod's life and memory.
-//! `cri`: the same through the CRI.
+//! `cri`: the same through the CRI. `shim`: a container of containerd.
 //! Contestants take turns, so that what else the machine does meets them alike; medians are compared. `scripts/bench` builds and runs it.
 
 mod bundle;
@@ -10,6 +10,7 @@ mod oci;
 mod pod;
 mod pull;
 mod series;
+mod shim;
 mod sys;
 
 use anyhow::Result;
@@ -32,6 +33,8 @@ enum What {
     Pod(pod::Options),
     /// Pods through the CRI, one by one and ten at a time: coracle, containerd.
     Cri(cri::Options),
+    /// A container of containerd, and the memory behind it: our supervisor, containerd-shim-runc-v2.
+    Shim(shim::Options),
 }
 
 fn main() -> Result<()> {
@@ -40,5 +43,6 @@ fn main() -> Result<()> {
         What::Pull(options) => pull::run(&options),
         What::Pod(options) => pod::run(&options),
         What::Cri(options) => cri::run(&options),
+        What::Shim(options) => shim::run(&options),
     }
 }
