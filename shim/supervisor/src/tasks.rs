@@ -14,6 +14,7 @@ use crate::supervisor::{Container, Job, Process, Supervisor};
 use crate::sys;
 use crate::task::{Event, State};
 use crate::worker::DIED;
+use coracle_proto::task_types::ProcessInfo;
 use coracle_proto::ttrpc::Code;
 use coracle_proto::{Message, Timestamp, events, runc, task};
 use nix::libc::SIGKILL;
@@ -280,6 +281,12 @@ impl Supervisor {
     pub(crate) fn pids(&mut self, call: Call, payload: &[u8]) -> Outcome {
         let request: task::PidsRequest = decode(payload)?;
         let container = self.container(&request.id)?;
+        // A containerd that starts again takes a shim without processes for one that it never made a task with, and ends it,
+        // with the exit that it has not heard of: who has ended counts until it is deleted.
+        if container.init.state == State::Stopped {
+            let ended = ProcessInfo { pid: container.init.pid as u32, info: None };
+            return answered(&task::PidsResponse { processes: vec![ended] });
+        }
         let execs: Vec<_> = container.execs.iter().map(|exec| (exec.pid, exec.exec_id.clone())).collect();
         self.act(Job::Answer { call }, &request.id, Act::Pids(execs))?;
         Ok(None)
