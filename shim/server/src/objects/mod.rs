@@ -10,12 +10,13 @@
 //! A file is written whole by rename, so a reader sees an object as it was or as it is. The folder lies on a tmpfs: like
 //! everything that runs, it goes with a reboot.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use coracle_engine::{Paths, lock, record};
+use nix::fcntl::Flock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -154,7 +155,7 @@ impl Objects {
         number(&self.root.join(namespace).join("version")) + number(&self.root.join(CLUSTER).join("version"))
     }
 
-    fn lock(&self) -> Result<impl Drop> {
+    fn lock(&self) -> Result<Flock<File>> {
         Ok(lock::section(&self.root.join("lock"), true)?)
     }
 

@@ -6,10 +6,12 @@
 //! that replaces it lies the Job controller's delay: 10 s, doubled with each failure, at most 6 minutes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use coracle_engine::{Engine, lock};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::launch;
@@ -167,7 +169,7 @@ struct Turn {
     objects: Objects,
     workload: Workload,
     progress: Progress,
-    _lock: Box<dyn Drop>,
+    _lock: Flock<File>,
 }
 
 impl Turn {
@@ -180,7 +182,7 @@ impl Turn {
             meta: Meta { name: key.to_owned(), namespace: namespace.to_owned(), ..Meta::default() },
             ..Progress::default()
         });
-        Ok(Some(Turn { objects, workload, progress, _lock: Box::new(lock) }))
+        Ok(Some(Turn { objects, workload, progress, _lock: lock }))
     }
 
     /// The pods to make now, noted as made.
