@@ -13,7 +13,10 @@ fn files_folders_and_lists_are_read_together() {
     let folder = machine.path("more").display().to_string();
     let out = machine.ok(&["apply", "-f", &first, "-f", &folder]);
     assert_eq!(out, "configmap/one created\nconfigmap/three created\nconfigmap/two created\n");
-    let list = format!("apiVersion: v1\nkind: List\nitems:\n- {}", config("four", "4").replace("---\n", "").replace('\n', "\n  "));
+    let list = format!(
+        "apiVersion: v1\nkind: List\nitems:\n- {}",
+        config("four", "4").replace("---\n", "").replace('\n', "\n  ")
+    );
     let list = file(&machine, "list.yaml", &list);
     assert_eq!(machine.ok(&["apply", &list]), "configmap/four created\n");
 }
@@ -71,7 +74,10 @@ fn a_dry_run_shows_defaults_and_what_has_no_effect() {
     let path = file(&machine, "a.yaml", &text);
     let out = machine.ok(&["run", "--dry-run", &path]);
     assert!(out.starts_with("pod a is valid\n  namespace default, host name a, restart Always, grace 1 s"), "{out}");
-    assert!(out.ends_with("Pod a: spec.nodeSelector chooses a node: there is one: no effect on one machine\n"), "{out}");
+    assert!(
+        out.ends_with("Pod a: spec.nodeSelector chooses a node: there is one: no effect on one machine\n"),
+        "{out}"
+    );
     let json = machine.ok(&["run", "--dry-run", "-o", "json", &path]);
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(json["pods"][0]["restart"], "Always");

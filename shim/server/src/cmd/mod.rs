@@ -105,7 +105,11 @@ async fn dispatch(app: &App, command: Command) -> Result<ExitCode> {
         Command::Completion(args) => args.run(),
         Command::Config(args) => args.run(app.places.config.as_deref()),
         Command::Serve(args) => args.run(app.clone()),
-        Command::Tend(args) => args.run(app).await,
+        Command::Tend(args) => {
+            let code = args.run(app).await?;
+            crate::workload::tended(app, &args.uid).await?;
+            Ok(code)
+        }
     }
 }
 

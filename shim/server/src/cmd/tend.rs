@@ -14,7 +14,7 @@ use crate::pod::tender::{Tender, Unwatched};
 #[derive(Debug, Args)]
 pub struct Tend {
     /// The pod's uid
-    uid: String,
+    pub uid: String,
 }
 
 impl Tend {

@@ -2,7 +2,7 @@
 //!
 //! What a Job has come to is kept beside it in the store ([`Progress`]), by the uids of its ended pods, so that telling of
 //! an end twice counts once. [`decide`] is the one function of it: from the Job and its progress to what to do. Whoever
-//! tends a pod of a Job calls [`pod_finished`] when it has ended, which makes the next one; between a failure and the pod
+//! tends a pod of a Job calls [`tended`] when it has ended, which makes the next one; between a failure and the pod
 //! that replaces it lies the Job controller's delay: 10 s, doubled with each failure, at most 6 minutes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use std::fs::File;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use coracle_engine::{Engine, lock};
+use coracle_engine::{Engine, SandboxFilter, SandboxState, lock};
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ use crate::kube::meta::Meta;
 use crate::kube::pod::Pod;
 use crate::kube::workload::{JOB_INDEX, Job, Kind, OWNER, Workload};
 use crate::objects::{self, Objects};
-use crate::pod::keep::Kept;
+use crate::pod::keep::{Folder, Kept};
 use crate::pod::observe::Observed;
 use crate::time;
 
@@ -271,9 +271,16 @@ pub async fn count(engine: &Engine, kept: &Kept) -> Result<Option<Following>> {
     Ok(Some(Following { delay, pods, end }))
 }
 
-/// Does what follows the end of a pod, in the background: for whoever tended it. A pod that is not of a Job is left
-/// alone. Called once it is not tended any more; may take as long as a Job's delay.
-pub async fn pod_finished(app: &App, engine: &Engine, kept: &Kept) -> Result<()> {
+/// Does what follows the end of the pod of this uid, in the background: for whoever tended it, once that is over. A pod
+/// that runs, or is not of a Job, is left alone. May take as long as a Job's delay.
+pub async fn tended(app: &App, uid: &str) -> Result<()> {
+    let engine = &app.engine()?;
+    let sandboxes = engine.list_sandboxes(&SandboxFilter::default())?;
+    let Some(sandbox) = sandboxes.into_iter().find(|sandbox| sandbox.config.uid == uid) else { return Ok(()) };
+    let Some(kept) = &Folder::of(engine.paths(), &sandbox.id).read_pod()? else { return Ok(()) };
+    if owner(&kept.pod).is_none() || sandbox.state == SandboxState::Ready {
+        return Ok(());
+    }
     let Some(following) = count(engine, kept).await? else { return Ok(()) };
     if let Some((_, ttl)) = following.end {
         return match ttl {

@@ -6,11 +6,11 @@
 //! - [`job`] decides which pods of a Job are due, and makes them when others have ended.
 //!
 //! Workloads keep no process: a Deployment's pods start again in place, by their restart policy, and a Job's next pod is
-//! made by whoever tends the one that has ended ([`pod_finished`]).
+//! made by whoever tends the one that has ended ([`tended`]).
 
 pub mod input;
 pub mod job;
 pub mod launch;
 pub mod preview;
 
-pub use job::pod_finished;
+pub use job::tended;
