@@ -78,11 +78,11 @@ fn a_wrong_yaml_is_told_with_its_line_and_column() {
         &["bad.yaml:8:5: spec.containers[0]: unknown field `imagee`: did you mean `image`?"],
     );
     run(
-        &format!("{head}    livenessProbe: {{tcpSocket: {{port: 80}}}}\n"),
-        &["bad.yaml:8:5: spec.containers[0].livenessProbe is not honoured yet: remove it"],
+        &format!("{head}    volumeDevices: [{{name: d, devicePath: /dev/x}}]\n"),
+        &["bad.yaml:8:5: spec.containers[0].volumeDevices is block storage"],
     );
     run(&format!("{head}    image: y\n"), &["bad.yaml:8:5: the key `image` stands here twice: first on line 7"]);
-    run("apiVersion: apps/v1\nkind: Deployment\n", &["bad.yaml:2:1: kind Deployment is not supported yet"]);
+    run("apiVersion: batch/v1\nkind: CronJob\n", &["bad.yaml:2:1: kind CronJob is not done here"]);
     run("", &["bad.yaml:1:1: the file holds no document"]);
     run(&head.replace("name: bad", "name: Bad_Name"), &["metadata.name: \"Bad_Name\" must consist of"]);
     run(&head.replace("image: x", "image: UPPER/x"), &["spec.containers[0].image: "]);
@@ -98,7 +98,7 @@ fn a_wrong_yaml_is_told_with_its_line_and_column() {
 fn a_valid_file_can_be_checked_without_running_it() {
     let machine = Machine::new();
     let path = pulls(&machine, "localhost:1/none");
-    assert_eq!(machine.ok(&["run", "--dry-run", &path]), "pod pulls is valid\n");
+    assert!(machine.ok(&["run", "--dry-run", &path]).starts_with("pod pulls is valid\n"));
     assert!(machine.pods().is_empty());
 }
 

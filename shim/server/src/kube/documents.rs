@@ -141,7 +141,7 @@ pub fn read(sources: &[Source]) -> Result<Documents, Fault> {
     match out.pods.is_empty() && out.objects.is_empty() && out.workloads.is_empty() && out.notes.is_empty() {
         true => {
             let name = sources.first().map_or("", |source| source.name.as_str());
-            let text = "holds no document: expected one such as a Pod (apiVersion: v1, kind: Pod)";
+            let text = "the file holds no document: expected one such as a Pod (apiVersion: v1, kind: Pod)";
             Err(Fault::new(1, 1, text).in_file(name))
         }
         false => Ok(out),

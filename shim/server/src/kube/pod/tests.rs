@@ -36,8 +36,8 @@ fn a_plain_pod_gets_kubernetes_defaults() {
 #[test]
 fn unhonoured_and_unknown_fields_are_told_apart_with_their_place() {
     assert_eq!(
-        fault(&with("    livenessProbe: {tcpSocket: {port: 80}}\n")),
-        "web.yaml:8:5: spec.containers[0].livenessProbe is not honoured yet: remove it"
+        fault(&with("    volumeDevices: [{name: d, devicePath: /dev/x}]\n")),
+        "web.yaml:8:5: spec.containers[0].volumeDevices is block storage, which is not done here: mount a directory"
     );
     assert_eq!(
         fault(&with("    imagee: x\n")),

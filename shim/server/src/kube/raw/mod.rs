@@ -338,9 +338,9 @@ mod tests {
     }
 
     #[test]
-    fn a_field_not_honoured_yet_is_refused_by_name_and_place() {
-        let fault = container("name: web\nlivenessProbe:\n  tcpSocket: {port: 1}\n").unwrap_err();
-        assert_eq!(fault, "f:2:1: livenessProbe is not honoured yet: remove it");
+    fn a_field_that_is_not_done_is_refused_by_name_and_place() {
+        let fault = container("name: web\nvolumeDevices:\n- {name: d}\n").unwrap_err();
+        assert_eq!(fault, "f:2:1: volumeDevices is block storage, which is not done here: mount a directory");
     }
 
     #[test]
@@ -360,7 +360,7 @@ mod tests {
 
     #[test]
     fn null_and_what_kubectl_leaves_empty_are_absent() {
-        let read = container("name: web\nimage: null\nlivenessProbe: {}\nenvFrom: []\n").unwrap();
+        let read = container("name: web\nimage: null\nvolumeDevices: []\nenvFrom: []\n").unwrap();
         assert!(read.image.is_none());
     }
 }
