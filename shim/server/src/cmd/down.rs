@@ -13,6 +13,7 @@ use crate::app::{App, Found};
 use crate::exit::Coded;
 use crate::objects::{AnyObject, Objects};
 use crate::out::{self, Format};
+use crate::pod::volume::claim;
 use crate::workload::input::Input;
 use crate::workload::{job, launch};
 
@@ -77,7 +78,7 @@ impl Down {
         let claims = documents.workloads.iter().flat_map(|workload| workload.claims());
         let claims: Vec<AnyObject> = claims.map(AnyObject::PersistentVolumeClaim).collect();
         for object in documents.objects.iter().rev().chain(&claims) {
-            self.object(&objects, object, &mut deleted)?;
+            self.object(&engine, &objects, object, &mut deleted)?;
         }
         self.tell(&deleted)?;
         Ok(ExitCode::SUCCESS)
@@ -95,12 +96,15 @@ impl Down {
         Ok(())
     }
 
-    fn object(&self, objects: &Objects, object: &AnyObject, deleted: &mut Vec<Deleted>) -> Result<()> {
+    fn object(&self, engine: &Engine, objects: &Objects, object: &AnyObject, deleted: &mut Vec<Deleted>) -> Result<()> {
         let is_volume = matches!(object, AnyObject::PersistentVolumeClaim(_) | AnyObject::PersistentVolume(_));
         if is_volume && !self.volumes {
             return Ok(());
         }
         if object.delete(objects)? {
+            if let AnyObject::PersistentVolumeClaim(claim) = object {
+                claim::discard(engine.paths(), &claim.meta.namespace, &claim.meta.name)?;
+            }
             deleted.push(Deleted { name: object.to_string(), namespace: object.meta().namespace.clone() });
         }
         Ok(())

@@ -128,11 +128,12 @@ fn volumes_and_mounts_are_checked() {
     assert_eq!(good.volumes[1].source, source);
     assert!(fault(&spec("{name: none, mountPath: /a}")).contains("the pod has no volume \"none\""));
     assert!(fault(&spec("{name: v, mountPath: /a}, {name: h, mountPath: /a/}")).contains("a second volume is mounted"));
-    assert!(fault(&spec("{name: v, mountPath: /a, subPath: b}")).contains("subPath is not honoured yet"));
+    assert!(fault(&spec("{name: v, mountPath: /a, subPath: ../b}")).contains("subPath: must not contain '..'"));
     assert!(fault(&spec("{name: v, mountPath: /a/../b}")).contains("'..'"));
     assert!(fault(&spec("{name: v, mountPath: /, readOnly: true}")).contains("whole filesystem"));
     assert!(
-        fault(&format!("  volumes: [{{name: v, configMap: {{name: x}}}}]\n{}", with(""))).contains("configMap is not")
+        fault(&format!("  volumes: [{{name: v, configMap: {{optional: true}}}}]\n{}", with("")))
+            .contains("configMap: name is missing")
     );
     assert!(fault(&format!("  volumes: [{{name: v, hostPath: {{path: /a/../b}}}}]\n{}", with(""))).contains("'..'"));
 }
@@ -154,8 +155,9 @@ fn security_contexts_merge_and_conflicts_are_refused() {
     assert!(bad("runAsNonRoot: true, runAsUser: 0").contains("runAsNonRoot forbids"));
     assert!(bad("runAsUser: -1").contains("is not an id"));
     assert!(bad("capabilities: {add: [NET_ADMN]}").contains("did you mean NET_ADMIN?"));
-    assert!(bad("seccompProfile: {type: Localhost}").contains("Localhost is not honoured yet"));
-    assert!(bad("seLinuxOptions: {level: s0}").contains("seLinuxOptions is not honoured yet"));
+    assert!(bad("seccompProfile: {type: Localhost}").contains("localhostProfile is missing"));
+    assert!(bad("seccompProfile: {type: Unconfined, localhostProfile: a}").contains("with the type Localhost alone"));
+    assert!(bad("windowsOptions: {hostProcess: true}").contains("windowsOptions is for Windows"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ROOT/claims/NAMESPACE/NAME/          the directory of a claim that no PersistentVolume fits: on disk, so that it
-//!                                      outlives pods and reboots; nothing here removes it
+//!                                      outlives pods and reboots; removed by [`discard`] alone
 //! STATE/claims/VOLUME.json             who has a PersistentVolume: one claim, for as long as both exist
 //! STATE/claims/lock                    held while a claim looks for its volume
 //! ```
@@ -58,6 +58,16 @@ pub fn directory(paths: &Paths, objects: &Objects, namespace: &str, name: &str) 
             Ok(Directory { path, owned: volume.local, read_only })
         }
         None => Ok(Directory { path: provision(paths, namespace, name)?, owned: true, read_only }),
+    }
+}
+
+/// Removes the directory that was made for a claim, with its data, once the claim is deleted. PersistentVolumes keep
+/// theirs: it was there before them.
+pub fn discard(paths: &Paths, namespace: &str, name: &str) -> Result<()> {
+    let path = paths.root.join("claims").join(namespace).join(name);
+    match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed.with_context(|| format!("remove the directory {}", path.display())),
     }
 }
 

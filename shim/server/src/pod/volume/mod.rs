@@ -17,7 +17,7 @@
 
 mod atomic;
 mod beneath;
-mod claim;
+pub mod claim;
 mod host;
 mod keeper;
 mod owner;
