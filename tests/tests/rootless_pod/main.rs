@@ -30,7 +30,8 @@ fn a_pod_lives_through_all_commands_of_its_user() {
     assert_eq!((state.uid(), state.permissions().mode() & 0o7777), (UID, 0o1700));
     assert_eq!(fs::metadata(user.path("home/.local/share/coracle")).unwrap().uid(), UID);
     user.ok(&["stop", "web"]);
-    assert!(user.ok(&["ps", "-a"]).contains("Error"), "its trap ends it with 3");
+    let list: serde_json::Value = serde_json::from_str(&user.ok(&["ps", "-a", "-o", "json"])).unwrap();
+    assert_eq!(list[0]["containers"][0]["exitCode"], 3, "its trap was run: {list}");
     user.ok(&["rm", "web"]);
     user.ok(&["rmi", coracle_tests::machine::IMAGE]);
     user.assert_gone();

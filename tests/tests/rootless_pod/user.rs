@@ -19,7 +19,7 @@ pub const COUNT: u32 = 65_536;
 const BECOME: &str = "dir=$1; uid=$2; programs=$3; shift 3
 for name in passwd group subuid subgid; do mount --bind $dir/etc/$name /etc/$name || exit 125; done
 mount --bind $programs $dir/bin && mount --bind $dir/tun /dev/net/tun || exit 125
-exec setpriv --reuid $uid --regid $uid --clear-groups --inh-caps=-all -- \"$@\"";
+exec setpriv --reuid $uid --regid $uid --clear-groups --inh-caps=-all -- env PATH=$SEARCH \"$@\"";
 
 /// An ordinary user with a home and a runtime directory, in a network of his own.
 pub struct User {
@@ -80,7 +80,7 @@ impl User {
         command.args(["--mount", "--propagation", "slave", "--", "/bin/sh", "-c", BECOME, "become"]);
         command.arg(self.dir.path()).arg(UID.to_string()).arg(programs.parent().expect("a folder"));
         command.arg(self.path("bin/coracle")).args(args).current_dir(self.path("home")).stdin(Stdio::null());
-        command.env("HOME", self.path("home")).env("USER", "rower").env("PATH", &self.search);
+        command.env("HOME", self.path("home")).env("USER", "rower").env("SEARCH", &self.search);
         command.env("XDG_RUNTIME_DIR", self.path("run")).env_remove("XDG_DATA_HOME").env_remove("XDG_CONFIG_HOME");
         let (out, err) = (tempfile::NamedTempFile::new().expect("file"), tempfile::NamedTempFile::new().expect("file"));
         let again = |file: &tempfile::NamedTempFile| File::options().append(true).open(file.path()).expect("open");

@@ -95,9 +95,12 @@ pub fn generate(input: &Input<'_>) -> Result<(Value, ContainerUser)> {
     let user = user::resolve(input.view, image_user, security)?;
     let caps = caps::resolve(security, caps::available())?;
     let labels = lsm::Host::new(Path::new("/")).labels(security, input.sandbox.selinux.as_ref(), input.pod_id)?;
+    // The primary group alone is there without being set.
+    let unset = user.groups == [user.gid] && !userns::sets_groups();
+    let groups: &[u32] = if unset { &[] } else { &user.groups };
     let mut process = json!({
         "terminal": config.tty,
-        "user": { "uid": user.uid, "gid": user.gid, "additionalGids": user.groups },
+        "user": { "uid": user.uid, "gid": user.gid, "additionalGids": groups },
         "args": process::args(config, input.image)?,
         "env": process::env(config, input.image, input.hostname, &user.home)?,
         "cwd": process::cwd(config, input.image)?,

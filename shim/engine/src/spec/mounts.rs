@@ -67,7 +67,12 @@ fn own(input: &Input<'_>) -> Vec<Value> {
     let cgroup = ["nosuid", "noexec", "nodev", "relatime", access];
     let gid = format!("gid={TTY_GROUP}");
     let mut devpts = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
-    if sandbox.user_namespace.as_ref().is_none_or(|n| userns::host_id(&n.gids, TTY_GROUP).is_some()) {
+    let terminals = match &sandbox.user_namespace {
+        Some(namespace) => userns::host_id(&namespace.gids, TTY_GROUP).is_some(),
+        // An ordinary user without further ids has none but his own.
+        None => !coracle_rootfs::in_user_namespace() || userns::own_group(TTY_GROUP),
+    };
+    if terminals {
         devpts.push(&gid);
     }
     // sysfs shows the network namespace, and only who owns that may mount it.

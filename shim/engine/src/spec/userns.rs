@@ -62,6 +62,20 @@ pub(super) fn host_id(maps: &[IdMapping], id: u32) -> Option<u32> {
     found.host_id.checked_add(id - found.container_id)
 }
 
+/// Whether this process's own user namespace has a group.
+pub(super) fn own_group(id: u32) -> bool {
+    let map = std::fs::read_to_string("/proc/self/gid_map").unwrap_or_default();
+    map.lines().any(|line| {
+        let numbers: Vec<u32> = line.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+        matches!(numbers[..], [first, _, count] if id.checked_sub(first).is_some_and(|offset| offset < count))
+    })
+}
+
+/// Whether this process may set groups: who maps but his own id may never.
+pub(super) fn sets_groups() -> bool {
+    std::fs::read_to_string("/proc/self/setgroups").map_or(true, |word| word.trim() != "deny")
+}
+
 /// In the OCI specification's words.
 pub(super) fn oci(maps: &[IdMapping]) -> Value {
     let one = |m: &IdMapping| json!({ "containerID": m.container_id, "hostID": m.host_id, "size": m.length });
