@@ -273,7 +273,7 @@ impl Identity {
     fn become_user(&self) -> Result<()> {
         match setgroups(&self.groups) {
             // A user namespace may deny it; then there is nothing to give up either.
-            Err(Errno::EPERM) if self.groups.is_empty() && self.in_user_namespace => {}
+            Err(Errno::EPERM) if self.groups.is_empty() && (self.in_user_namespace || groups_are_denied()) => {}
             result => result.op(|| format!("set the additional groups {:?}", self.groups))?,
         }
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
@@ -412,6 +412,11 @@ fn home_in(passwd: &str, uid: u32) -> String {
         .map(|line| line.split(':').collect::<Vec<_>>())
         .find(|fields| fields.len() >= 6 && fields[2].parse() == Ok(uid) && !fields[5].is_empty())
         .map_or_else(|| "/".to_owned(), |fields| fields[5].to_owned())
+}
+
+/// Whether this process's own user namespace, made by whoever called the runtime, denies setting groups for good.
+fn groups_are_denied() -> bool {
+    std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|word| word.trim() == "deny")
 }
 
 #[cfg(test)]
