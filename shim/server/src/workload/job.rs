@@ -315,7 +315,8 @@ pub async fn end_others(engine: &Engine, kept: &Kept) -> Result<()> {
         return Ok(());
     };
     for found in launch::owned(engine, &workload)? {
-        if found.kept.as_ref().is_some_and(|other| other.uid != kept.uid) && !found.folder.is_stopping() {
+        let runs = engine.sandbox_status(&found.sandbox)?.state == SandboxState::Ready;
+        if runs && found.kept.as_ref().is_some_and(|other| other.uid != kept.uid) && !found.folder.is_stopping() {
             crate::cmd::stop::stop(engine, &found, None).await?;
         }
     }
