@@ -42,7 +42,7 @@ impl Arguments {
     /// Reads the command line, without the program's name.
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self> {
         let mut arguments = Arguments::default();
-        let (mut namespace, mut address, mut publish_binary) = Default::default();
+        let (mut namespace, mut address) = Default::default();
         let mut words = words.into_iter();
         while let Some(word) = words.next() {
             let word = word.into_string().map_err(|word| anyhow::anyhow!("{word:?} is not UTF-8"))?;
@@ -70,9 +70,9 @@ impl Arguments {
                 "bundle" => arguments.bundle = Some(value()?.into()),
                 "namespace" => namespace = value()?,
                 "address" => address = value()?,
-                "publish-binary" => publish_binary = value()?,
-                // Where to listen and to be debugged: of containerd's own shims, for themselves.
-                "socket" | "debug-socket" => drop(value()?),
+                // Its own program, to publish events by where it has no socket for them, which it has long had. Where to
+                // listen and to be debugged: of containerd's own shims, for themselves.
+                "publish-binary" | "socket" | "debug-socket" => drop(value()?),
                 "debug" => arguments.debug = flag == "debug" || value()? == "true",
                 "info" => arguments.action = Action::Info,
                 "v" | "version" => arguments.action = Action::Version,
@@ -84,7 +84,7 @@ impl Arguments {
             if namespace.is_empty() {
                 bail!("-address is given, but no -namespace");
             }
-            arguments.containerd = Some(Containerd::new(namespace, address.into(), publish_binary.into()));
+            arguments.containerd = Some(Containerd::new(namespace, address.into()));
         }
         Ok(arguments)
     }

@@ -55,9 +55,6 @@ fn adopt(params: BootstrapParams, containerd: &mut Containerd) -> Option<Any> {
         let address = params.containerd_ttrpc_address;
         containerd.ttrpc_address = address.strip_prefix("unix://").unwrap_or(&address).into();
     }
-    if !params.containerd_binary.is_empty() {
-        containerd.publish_binary = params.containerd_binary.into();
-    }
     let mut values = params.extensions.into_iter().filter_map(|extension| extension.value);
     values.find(|value| any::is::<runc::Options>(value) || any::is::<runtime_options::Options>(value))
 }
@@ -104,7 +101,6 @@ mod tests {
         assert!(known.bootstrap);
         assert_eq!(known.socket_folder.unwrap(), std::path::Path::new("/run/s"));
         assert_eq!(known.ttrpc_address, std::path::Path::new("/t.sock"));
-        assert_eq!(known.publish_binary, std::path::Path::new("/usr/bin/containerd"));
         // Another container's are no parameters of ours, and no options either.
         assert!(read(bytes.as_slice(), "other", &mut containerd()).is_err());
     }

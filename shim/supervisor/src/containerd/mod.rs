@@ -27,8 +27,6 @@ pub struct Containerd {
     pub address: PathBuf,
     /// Its ttrpc socket, where events go; empty if it has told of none.
     pub ttrpc_address: PathBuf,
-    /// Its own program, which publishes events where there is no such socket; empty if it has told of none.
-    pub publish_binary: PathBuf,
     /// The newest version of shims it knows; containerd 1.6, which knows but one, does not tell.
     pub max_version: Option<u32>,
     /// It wrote parameters to our standard input, and reads the answer to them.
@@ -39,12 +37,12 @@ pub struct Containerd {
 
 impl Containerd {
     /// From the flags, completed by the environment.
-    pub fn new(namespace: String, address: PathBuf, publish_binary: PathBuf) -> Containerd {
+    pub fn new(namespace: String, address: PathBuf) -> Containerd {
         let variable = |name: &str| std::env::var_os(name).unwrap_or_default();
         let max_version = variable("MAX_SHIM_VERSION").to_str().and_then(|text| text.parse().ok());
         let ttrpc_address = variable("TTRPC_ADDRESS").into();
         let (bootstrap, socket_folder) = (false, None);
-        Containerd { namespace, address, ttrpc_address, publish_binary, max_version, bootstrap, socket_folder }
+        Containerd { namespace, address, ttrpc_address, max_version, bootstrap, socket_folder }
     }
 
     #[cfg(test)]
@@ -53,7 +51,6 @@ impl Containerd {
             namespace: namespace.into(),
             address: address.into(),
             ttrpc_address: PathBuf::new(),
-            publish_binary: PathBuf::new(),
             max_version: None,
             bootstrap: false,
             socket_folder: None,
