@@ -4,7 +4,7 @@ use serde_json::json;
 
 use coracle_tests::machine::Machine;
 
-use crate::{config_map, lines, pod, secret};
+use crate::{config_map, lines, pod, secret, until};
 
 #[test]
 fn variables_come_from_objects_and_fields_and_expand_in_order() {
@@ -26,24 +26,25 @@ fn variables_come_from_objects_and_fields_and_expand_in_order() {
 }
 
 #[test]
-fn a_reference_to_nothing_is_told_in_kubelets_words_and_nothing_is_left() {
+fn a_container_waits_for_what_it_refers_to_and_says_so_in_kubelets_words() {
     let machine = Machine::new();
     config_map(&machine, "settings", json!({ "A": "1" }));
-    let before = machine.traces();
-    for (field, words) in [
-        ("envFrom: [{configMapRef: {name: none}}]", "CreateContainerConfigError: configmap \"none\" not found"),
+    for (name, field, words) in [
+        ("map", "envFrom: [{configMapRef: {name: none}}]", "configmap \"none\" not found"),
         (
+            "key",
             "env: [{name: X, valueFrom: {configMapKeyRef: {name: settings, key: B}}}]",
-            "CreateContainerConfigError: couldn't find key B in ConfigMap default/settings",
+            "couldn't find key B in ConfigMap default/settings",
         ),
-        (
-            "env: [{name: X, valueFrom: {secretKeyRef: {name: none, key: B}}}]",
-            "CreateContainerConfigError: secret \"none\" not found",
-        ),
+        ("secret", "env: [{name: X, valueFrom: {secretKeyRef: {name: none, key: B}}}]", "secret \"none\" not found"),
     ] {
-        let line = machine.fails(&["run", "-d", &pod(&machine, "bad", "true", &format!("    {field}\n"), "")]);
-        assert!(line.contains(words), "{line}");
+        machine.ok(&["run", "-d", &pod(&machine, name, "echo $X", &format!("    {field}\n"), "")]);
+        assert_eq!(machine.view(name)["status"], "CreateContainerConfigError");
+        let events = machine.ok(&["events"]);
+        assert!(events.contains(&format!("Error: {words}")), "{events}");
     }
-    // What happened is told for a while.
-    machine.assert_traces(&before, |trace| trace.contains("/state/events"));
+    config_map(&machine, "settings", json!({ "A": "1", "B": "here now" }));
+    until("the container that waited", || machine.view("key")["phase"] == "Succeeded");
+    assert_eq!(machine.ok(&["logs", "key"]), "here now\n");
+    machine.ok(&["rm", "-f", "map", "key", "secret"]);
 }

@@ -42,24 +42,28 @@ fn files_follow_their_objects_but_for_those_of_sub_paths() {
 }
 
 #[test]
-fn a_missing_object_of_a_volume_is_told_in_kubelets_words() {
+fn a_pod_waits_for_the_objects_of_its_volumes_and_says_so_in_kubelets_words() {
     let machine = Machine::new();
     config_map(&machine, "settings", json!({ "color": "blue" }));
-    let before = machine.traces();
-    for (source, words) in [
-        ("configMap: {name: none}", "MountVolume.SetUp failed for volume \"v\" : configmap \"none\" not found"),
-        ("secret: {secretName: none}", "MountVolume.SetUp failed for volume \"v\" : secret \"none\" not found"),
+    for (name, source, words) in [
+        ("map", "configMap: {name: none}", "configmap \"none\" not found"),
+        ("secret", "secret: {secretName: none}", "secret \"none\" not found"),
         (
+            "key",
             "configMap: {name: settings, items: [{key: size, path: size}]}",
-            "MountVolume.SetUp failed for volume \"v\" : configmap references non-existent config key: size",
+            "configmap references non-existent config key: size",
         ),
-        ("persistentVolumeClaim: {claimName: none}", "persistentvolumeclaim \"none\" not found"),
+        ("claim", "persistentVolumeClaim: {claimName: none}", "persistentvolumeclaim \"none\" not found"),
     ] {
         let volumes = format!("  volumes: [{{name: v, {source}}}]\n");
         let mounts = "    volumeMounts: [{name: v, mountPath: /v}]\n";
-        let line = machine.fails(&["run", "-d", &pod(&machine, "bad", "true", mounts, &volumes)]);
-        assert!(line.contains(words), "{line}");
+        machine.ok(&["run", "-d", &pod(&machine, name, "cat /v/size", mounts, &volumes)]);
+        assert_eq!(machine.view(name)["status"], "ContainerCreating");
+        let events = machine.ok(&["events"]);
+        assert!(events.contains(&format!("MountVolume.SetUp failed for volume \"v\" : {words}")), "{events}");
     }
-    // What happened is told for a while.
-    machine.assert_traces(&before, |trace| trace.contains("/state/events"));
+    config_map(&machine, "settings", json!({ "color": "blue", "size": "seven" }));
+    until("the pod that waited", || machine.view("key")["phase"] == "Succeeded");
+    assert_eq!(machine.ok(&["logs", "key"]), "seven");
+    machine.ok(&["rm", "-f", "map", "secret", "key", "claim"]);
 }

@@ -5,7 +5,7 @@ use coracle_tests::machine::Machine;
 use coracle_tests::registry::{Options, Registry};
 use serde_json::json;
 
-use crate::{lines, pod, put, secret};
+use crate::{apply, lines, pod, secret, until};
 
 /// Runs a test with a registry for one user, with an image `app:v1`, on the loopback of the test's machine.
 fn with_registry(test: impl FnOnce(&Machine, &Registry) + Send) {
@@ -58,12 +58,40 @@ fn a_pull_secret_opens_the_registry_and_none_is_told() {
 }
 
 #[test]
+fn a_restart_whose_pull_fails_waits_as_kubelet_does() {
+    let machine = Machine::new();
+    machine.run(|| {
+        let registry = registry(&machine);
+        let image = registry.name("app:v1");
+        secret(&machine, "right", "kubernetes.io/dockerconfigjson", ".dockerconfigjson", &login(&registry, "pw"));
+        let spec = format!(
+            "  imagePullSecrets: [{{name: right}}]\n  containers:\n  - {{name: main, image: '{image}', \
+             imagePullPolicy: Always, command: [sh, -c, 'sleep 3; exit 1']}}\n"
+        );
+        machine.ok(&["run", "-d", &machine.pod("again", &spec)]);
+        drop(registry);
+        until("the delay", || machine.view("again")["status"] == "ImagePullBackOff");
+        let events = machine.ok(&["events"]);
+        for words in [
+            format!("Successfully pulled image \"{image}\" in "),
+            format!("Failed to pull image \"{image}\": "),
+            "Error: ErrImagePull".to_owned(),
+            format!("Back-off pulling image \"{image}\""),
+            "Error: ImagePullBackOff".to_owned(),
+        ] {
+            assert!(events.contains(&words), "{words}: {events}");
+        }
+        machine.ok(&["rm", "-f", "again"]);
+    });
+}
+
+#[test]
 fn a_service_account_carries_secrets_for_pods_that_name_none() {
     with_registry(|machine, registry| {
         let image = registry.name("app:v1");
         let old = json!({ registry.host(): { "username": "ann", "password": "pw" } }).to_string();
         secret(machine, "old", "kubernetes.io/dockercfg", ".dockercfg", &old);
-        put(machine, "ServiceAccount", "default", json!({ "pull_secrets": ["old"] }));
+        apply(machine, "default", json!({ "kind": "ServiceAccount", "imagePullSecrets": [{ "name": "old" }] }));
         assert_eq!(lines(machine, &app(machine, "account", &image, "IfNotPresent", "")), ["from the registry"]);
     });
 }

@@ -7,7 +7,6 @@ mod images;
 mod places;
 
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use coracle_tests::machine::{IMAGE, Machine};
@@ -41,32 +40,20 @@ fn lines(machine: &Machine, file: &str) -> Vec<String> {
     said.out.lines().map(str::to_owned).collect()
 }
 
-/// Puts an object of the namespace `default` into the machine's store, as the commands keep it.
-fn put(machine: &Machine, kind: &str, name: &str, fields: Value) {
-    let namespace = machine.state().join("objects/default");
-    let mut object = json!({ "meta": { "name": name, "namespace": "default" } });
-    for (key, value) in fields.as_object().expect("fields") {
-        object[key] = value.clone();
-    }
-    write(&namespace.join(kind).join(format!("{name}.json")), &object.to_string());
-    let version = namespace.join("version");
-    let number: u64 = fs::read_to_string(&version).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    write(&version, &(number + 1).to_string());
-}
-
-fn write(path: &Path, text: &str) {
-    fs::create_dir_all(path.parent().expect("a folder")).expect("make a folder");
-    let draft = path.with_extension("new");
-    fs::write(&draft, text).expect("write a file");
-    fs::rename(&draft, path).expect("put it in its place");
+/// Applies an object; its document without `metadata` is JSON.
+fn apply(machine: &Machine, name: &str, mut object: Value) {
+    object["metadata"] = json!({ "name": name });
+    object["apiVersion"] = "v1".into();
+    let file = machine.path(&format!("{name}.object.yaml"));
+    fs::write(&file, object.to_string()).expect("write the object");
+    machine.ok(&["apply", &file.display().to_string()]);
 }
 
 fn config_map(machine: &Machine, name: &str, data: Value) {
-    put(machine, "ConfigMap", name, json!({ "data": data, "binary": {}, "immutable": false }));
+    apply(machine, name, json!({ "kind": "ConfigMap", "data": data }));
 }
 
 /// A Secret of this type with one key.
 fn secret(machine: &Machine, name: &str, kind: &str, key: &str, text: &str) {
-    let data = coracle_tests::machine::sh(&format!("printf %s '{text}' | base64 -w0"));
-    put(machine, "Secret", name, json!({ "kind": kind, "data": { key: data.trim() }, "immutable": false }));
+    apply(machine, name, json!({ "kind": "Secret", "type": kind, "stringData": { key: text } }));
 }

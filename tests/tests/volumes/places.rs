@@ -3,7 +3,7 @@
 use coracle_tests::machine::{IMAGE, Machine};
 use serde_json::json;
 
-use crate::{lines, pod, put, until};
+use crate::{apply, lines, pod, until};
 
 #[test]
 fn an_empty_dir_in_memory_is_a_tmpfs_of_its_size() {
@@ -23,22 +23,47 @@ fn an_empty_dir_over_its_limit_has_its_pod_evicted() {
     let script = "dd if=/dev/zero of=/e/x bs=64k count=64 2>/dev/null; sync; sleep 600";
     machine.ok(&["run", "-d", &pod(&machine, "fat", script, mounts, volumes)]);
     until("the eviction", || machine.view("fat")["phase"] == "Failed");
-    assert_eq!(machine.view("fat")["status"], "Evicted");
+    let events = machine.ok(&["events"]);
+    assert!(
+        events.contains("Evicted") && events.contains("Usage of EmptyDir volume \"e\" exceeds the limit"),
+        "{events}"
+    );
     machine.ok(&["rm", "-f", "fat"]);
 }
 
 #[test]
 fn a_claims_directory_outlives_its_pods() {
     let machine = Machine::new();
-    let claim = json!({ "modes": ["ReadWriteOnce"], "storage": "1Gi", "volume_name": null, "storage_class": null,
-        "selector": { "labels": {} } });
-    put(&machine, "PersistentVolumeClaim", "data", claim);
+    let spec = json!({ "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } });
+    apply(&machine, "data", json!({ "kind": "PersistentVolumeClaim", "spec": spec }));
     let volumes = "  volumes: [{name: d, persistentVolumeClaim: {claimName: data}}]\n";
     let mounts = "    volumeMounts: [{name: d, mountPath: /d}, {name: d, mountPath: /r, readOnly: true}]\n";
     lines(&machine, &pod(&machine, "one", "echo kept > /d/file", mounts, volumes));
     let script = "cat /r/file; touch /r/x 2>/dev/null || echo readonly";
     assert_eq!(lines(&machine, &pod(&machine, "two", script, mounts, volumes)), ["kept", "readonly"]);
     assert!(machine.path("root/claims/default/data/file").exists());
+}
+
+#[test]
+fn a_claim_takes_the_smallest_volume_that_fits_and_nobody_else_gets_it() {
+    let machine = Machine::new();
+    for (name, size) in [("large", "10Gi"), ("fits", "2Gi"), ("small", "1Mi")] {
+        let path = machine.path(name);
+        std::fs::create_dir(&path).expect("make a folder");
+        let spec =
+            json!({ "accessModes": ["ReadWriteOnce"], "capacity": { "storage": size }, "hostPath": { "path": path } });
+        apply(&machine, name, json!({ "kind": "PersistentVolume", "spec": spec }));
+    }
+    for name in ["one", "two"] {
+        let spec = json!({ "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } });
+        apply(&machine, name, json!({ "kind": "PersistentVolumeClaim", "spec": spec }));
+        let volumes = format!("  volumes: [{{name: d, persistentVolumeClaim: {{claimName: {name}}}}}]\n");
+        let mounts = "    volumeMounts: [{name: d, mountPath: /d}]\n";
+        for pod_name in ["first", "again"] {
+            lines(&machine, &pod(&machine, pod_name, &format!("touch /d/{name}"), mounts, &volumes));
+        }
+    }
+    assert!(machine.path("fits/one").exists() && machine.path("large/two").exists());
 }
 
 #[test]
