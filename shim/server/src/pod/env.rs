@@ -250,13 +250,13 @@ mod tests {
             "resources: {limits: {memory: 64Mi}}\n    env: [{name: M, valueFrom: {configMapKeyRef: {name: settings, key: A}}}, \
              {name: S, valueFrom: {secretKeyRef: {name: keys, key: A}}}, \
              {name: O, valueFrom: {secretKeyRef: {name: none, key: A, optional: true}}}, \
-             {name: N, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, \
+             {name: WHO, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, \
              {name: L, valueFrom: {fieldRef: {fieldPath: \"metadata.labels['app']\"}}}, \
              {name: I, valueFrom: {fieldRef: {fieldPath: status.podIP}}}, \
              {name: R, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}]",
         );
         let expected =
-            [("M", "from map"), ("S", "from secret"), ("N", "web"), ("L", "shop"), ("I", "10.1.2.3"), ("R", "64")];
+            [("M", "from map"), ("S", "from secret"), ("WHO", "web"), ("L", "shop"), ("I", "10.1.2.3"), ("R", "64")];
         for (name, value) in expected {
             assert_eq!(get(&c, name), Some(value), "{name}");
         }

@@ -1,14 +1,14 @@
 //! Images: got by the policy of each container, with kubelet's errors, events and delays.
 //!
-//! | policy | `coracle run`, before anything of the pod exists | at each later start of a container |
+//! | policy | `run`, `apply`: before anything of the pod exists | at each later start of a container |
 //! |---|---|---|
 //! | Always | the registry is asked | the registry is asked, and must answer: ErrImagePull |
 //! | IfNotPresent | what the store lacks is pulled | the same |
 //! | Never | must be in the store: ErrImageNeverPull | the same |
 //!
-//! A person who runs a pod is told at once what is wrong with an image, and nothing of the pod is left. Whoever tends a
-//! pod without one (`apply`, a folder of pods, a restart) waits and tries again: 10 s after the first failure, then twice
-//! as long each time, up to 5 minutes; in between the container's reason is ImagePullBackOff.
+//! Who runs a pod is told at once what is wrong with an image, and nothing of the pod is left. Later, at a restart, the
+//! container waits and its pull is tried again: 10 s after the first failure, then twice as long each time, up to 5
+//! minutes; in between its reason is ImagePullBackOff.
 //!
 //! Credentials: those of the pod's imagePullSecrets first, of its ServiceAccount's where it names none (as the API
 //! server fills them in), then the machine's own.
