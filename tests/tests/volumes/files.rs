@@ -57,13 +57,13 @@ fn a_pod_waits_for_the_objects_of_its_volumes_and_says_so_in_kubelets_words() {
     ] {
         let volumes = format!("  volumes: [{{name: v, {source}}}]\n");
         let mounts = "    volumeMounts: [{name: v, mountPath: /v}]\n";
-        machine.ok(&["run", "-d", &pod(&machine, name, "cat /v/size", mounts, &volumes)]);
+        machine.ok(&["run", "-d", &pod(&machine, name, "cat /v/size; echo", mounts, &volumes)]);
         assert_eq!(machine.view(name)["status"], "ContainerCreating");
         let events = machine.ok(&["events"]);
         assert!(events.contains(&format!("MountVolume.SetUp failed for volume \"v\" : {words}")), "{events}");
     }
     config_map(&machine, "settings", json!({ "color": "blue", "size": "seven" }));
     until("the pod that waited", || machine.view("key")["phase"] == "Succeeded");
-    assert_eq!(machine.ok(&["logs", "key"]), "seven");
+    assert_eq!(machine.ok(&["logs", "key"]), "seven\n");
     machine.ok(&["rm", "-f", "map", "secret", "key", "claim"]);
 }
