@@ -32,10 +32,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     cri()
 }
 
-/// The CRI, with its services; see the feature `cri`.
+/// The CRI and the gRPC health check, with their services; see the feature `cri`.
 #[cfg(feature = "cri")]
 fn cri() -> Result<(), Box<dyn Error>> {
-    let descriptors = protox::compile(["cri.proto"], ["proto"])?;
+    let descriptors = protox::compile(["cri.proto", "health.proto"], ["proto"])?;
     tonic_prost_build::configure().build_client(true).compile_fds(descriptors)?;
     Ok(())
 }

@@ -27,6 +27,13 @@ pub mod cri {
     include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
 }
 
+/// `grpc.health.v1`: what gRPC probes ask.
+#[cfg(feature = "cri")]
+#[allow(missing_docs, clippy::all)]
+pub mod health {
+    include!(concat!(env!("OUT_DIR"), "/grpc.health.v1.rs"));
+}
+
 /// `containerd.runtime.bootstrap.v1`: how containerd since 2.3 starts a shim.
 pub use generated::containerd::runtime::bootstrap::v1 as bootstrap;
 /// `containerd.runtime.sandbox.v1`: messages of the sandbox service.

@@ -31,6 +31,15 @@ pub struct ExecOutcome {
     pub code: i32,
 }
 
+/// What becomes of output beyond the limit.
+#[derive(Clone, Copy)]
+enum Excess {
+    /// The command is killed, and the call fails.
+    Fails,
+    /// Nobody wants it.
+    Dropped,
+}
+
 /// Why a command is not waited for.
 enum Cut {
     Late,
@@ -45,6 +54,27 @@ impl Engine {
         cmd: Vec<String>,
         timeout: Option<Duration>,
         limit: usize,
+    ) -> Result<ExecOutcome> {
+        self.exec_to_end(container, cmd, timeout, (limit, Excess::Fails)).await
+    }
+
+    /// The same, with only the first bytes of each stream kept.
+    pub async fn exec_first(
+        &self,
+        container: &str,
+        cmd: Vec<String>,
+        timeout: Option<Duration>,
+        kept: usize,
+    ) -> Result<ExecOutcome> {
+        self.exec_to_end(container, cmd, timeout, (kept, Excess::Dropped)).await
+    }
+
+    async fn exec_to_end(
+        &self,
+        container: &str,
+        cmd: Vec<String>,
+        timeout: Option<Duration>,
+        limit: (usize, Excess),
     ) -> Result<ExecOutcome> {
         if cmd.is_empty() {
             return Err(Error::invalid("cmd", "no command is given"));
@@ -106,21 +136,22 @@ async fn end(engine: &Engine, control: &SessionControl) {
     let _ = timeout(engine.config().deadlines.kill, control.wait()).await;
 }
 
-async fn collect(mut session: Session, limit: usize, what: &str) -> Result<ExecOutcome> {
+async fn collect(mut session: Session, (limit, excess): (usize, Excess), what: &str) -> Result<ExecOutcome> {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     while let Some(piece) = session.output.next().await? {
         let (whole, bytes, name) = match piece {
             Output::Stdout(bytes) => (&mut stdout, bytes, "output"),
             Output::Stderr(bytes) => (&mut stderr, bytes, "error"),
         };
-        if whole.len() + bytes.len() > limit {
+        let room = limit - whole.len();
+        if bytes.len() > room && matches!(excess, Excess::Fails) {
             return Err(Error::Rpc {
                 operation: what.to_owned(),
                 code: Code::ResourceExhausted as i32,
                 message: format!("its standard {name} is longer than {limit} bytes; the command was killed"),
             });
         }
-        whole.extend_from_slice(&bytes);
+        whole.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
     let code = session.control.wait().await?;
     Ok(ExecOutcome { stdout, stderr, code })

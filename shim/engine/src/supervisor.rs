@@ -80,6 +80,7 @@ fn options(record: &SandboxRecord, hostname: &str) -> Result<coracle::SandboxOpt
         on_exit: config.on_exit.clone(),
         log_max_bytes: config.log_max_bytes,
         user_namespace: config.user_namespace.as_ref().map(user_namespace),
+        tender_stays: config.tender_stays,
     })
 }
 

@@ -181,6 +181,8 @@ pub struct SandboxConfig {
     pub log_directory: Option<PathBuf>,
     /// Started by the supervisor after an exit that nobody tends; empty for none.
     pub on_exit: Vec<String>,
+    /// That command stays, and the supervisor sees to it that somebody tends the pod at any time.
+    pub tender_stays: bool,
     /// Bytes after which a container's log file is cut over to a new one; 0 for never.
     pub log_max_bytes: u64,
 }

@@ -7,6 +7,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
 /// The first descriptor that systemd passes (`SD_LISTEN_FDS_START`).
 const FIRST_PASSED: i32 = 3;
 /// Heaps of glibc: each thread beyond that many shares one, instead of making its own that never shrinks.
@@ -52,4 +55,11 @@ pub fn passed_socket() -> io::Result<OwnedFd> {
     }
     // SAFETY: it is open, systemd has passed it to this process for this use, and TAKEN lets only one caller have it.
     Ok(unsafe { OwnedFd::from_raw_fd(FIRST_PASSED) })
+}
+
+/// A descriptor whose readability the event loop tells.
+pub fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open and the same descriptor until it is dropped, and the AsyncFd, which owns it, leaves the
+    // event loop before it drops it.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
 }

@@ -20,7 +20,7 @@ use crate::service::{Outcome, answered, decode, done};
 use crate::shim;
 use crate::supervisor::{Job, Supervisor};
 use crate::task::State;
-use crate::tender;
+use crate::tender::Tender;
 use coracle_proto::coracle::{InfoResponse, NamespaceMode, ReopenLogRequest, SandboxOptions, UpdateSandboxRequest};
 use coracle_proto::ttrpc::Code;
 use coracle_proto::types::Platform;
@@ -85,6 +85,7 @@ pub struct Sandbox {
     options: SandboxOptions,
     /// The network namespace that is there already; empty to make one.
     netns_path: PathBuf,
+    tender: Tender,
     /// The pod's own, that owns its other namespaces.
     user_namespace: Option<OwnedFd>,
     pod_init: i32,
@@ -114,6 +115,7 @@ impl Sandbox {
             deadline: None,
             options: SandboxOptions::default(),
             netns_path: PathBuf::new(),
+            tender: Tender::default(),
             user_namespace: None,
             pod_init: 0,
             created_at: SystemTime::now(),
@@ -182,12 +184,9 @@ impl Sandbox {
     }
 
     /// A container has exited: calls the tender, unless one holds the lock or the pod is being stopped.
-    pub fn call_tender(&self) {
-        if self.phase == Phase::Ready
-            && !self.ending
-            && let Err(error) = tender::call(&self.options.on_exit, &self.bundle, &self.host_namespaces)
-        {
-            eprintln!("call the tender {:?}: {error}", self.options.on_exit);
+    pub fn call_tender(&mut self) {
+        if self.phase == Phase::Ready && !self.ending {
+            self.tender.call(&self.options.on_exit, &self.bundle, &self.host_namespaces);
         }
     }
 
@@ -198,6 +197,23 @@ impl Sandbox {
             init @ 1.. if self.of_containerd() => init as u32,
             _ => std::process::id(),
         }
+    }
+
+    /// When to see whether the tender that is to stay is there.
+    pub fn tender_due(&self) -> Option<Instant> {
+        self.tender.due().filter(|_| self.phase == Phase::Ready && !self.ending)
+    }
+
+    /// Has a tender that is to stay there, once it is due.
+    pub fn tick_tender(&mut self) {
+        if self.tender_due().is_some_and(|due| due <= Instant::now()) {
+            self.call_tender();
+        }
+    }
+
+    /// The tender that was called has died. False if this is another.
+    pub fn tender_died(&mut self, pid: i32, status: u32) -> bool {
+        self.tender.died(pid, status)
     }
 
     fn mode(&self, mode: i32) -> NamespaceMode {
@@ -273,7 +289,10 @@ impl Supervisor {
         let request: sandbox::StartSandboxRequest = decode(payload)?;
         self.sandbox.check_id(&request.sandbox_id)?;
         match self.sandbox.phase {
-            Phase::Created | Phase::Ready => self.sandbox.phase = Phase::Ready,
+            Phase::Created | Phase::Ready => {
+                self.sandbox.phase = Phase::Ready;
+                self.sandbox.tender.stays(self.sandbox.options.tender_stays);
+            }
             Phase::None => {
                 let text = format!("sandbox {} is not created", request.sandbox_id);
                 return Err(Code::FailedPrecondition.failure(text));

@@ -187,6 +187,7 @@ impl Supervisor {
             if let Some(publisher) = &mut self.publisher {
                 publisher.tick(&self.reactor, Instant::now());
             }
+            self.sandbox.tick_tender();
             self.settle();
         }
         Ok(())
@@ -202,8 +203,9 @@ impl Supervisor {
         let deadline = self.sandbox.deadline.map(|at| at.saturating_duration_since(Instant::now()));
         let publisher = self.publisher.as_ref().and_then(Publisher::deadline);
         let publisher = publisher.map(|at| at.saturating_duration_since(Instant::now()));
+        let tender = self.sandbox.tender_due().map(|at| at.saturating_duration_since(Instant::now()));
         let idle = (!self.idle).then_some(IDLE_AFTER);
-        deadline.into_iter().chain(publisher).chain(idle).min()
+        deadline.into_iter().chain(publisher).chain(tender).chain(idle).min()
     }
 
     fn handle(&mut self, event: Ready) {
@@ -351,7 +353,8 @@ impl Supervisor {
     fn reap(&mut self) {
         while let Some((pid, death)) = sys::reap() {
             let exit = Exit::new(death);
-            if self.process_died(pid, exit) || self.sandbox.pod_init_died(pid) {
+            let of_sandbox = self.sandbox.pod_init_died(pid) || self.sandbox.tender_died(pid, exit.status);
+            if of_sandbox || self.process_died(pid, exit) {
                 continue;
             }
             let is_worker = self.workers.iter().any(|(_, worker)| worker.pid == pid);

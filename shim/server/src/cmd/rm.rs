@@ -11,7 +11,7 @@ use coracle_engine::lock::LifeLock;
 use coracle_engine::{ContainerFilter, ContainerState, Engine};
 
 use super::first_error;
-use super::stop::stop;
+use super::stop::kill;
 use crate::app::{self, App, Found};
 use crate::exit::{self, Coded};
 
@@ -56,7 +56,7 @@ impl Rm {
 
 /// Removes a pod; what runs of it is killed.
 pub async fn remove(engine: &Engine, found: &Found) -> Result<()> {
-    stop(engine, found, Some(Duration::ZERO)).await?;
+    kill(engine, found).await?;
     // Whoever tends it sees the wish to stop and leaves; until then it may still be writing into what goes here.
     let _tender = last_tender(engine, &found.sandbox).await;
     let logs = engine.sandbox_status(&found.sandbox)?.config.log_directory;

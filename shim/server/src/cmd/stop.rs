@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use super::first_error;
 use crate::app::{self, App, Found};
 use crate::pod::events::{On, Recorder};
+use crate::pod::tender::{Tender, Unwatched};
 
 /// Stop pods
 ///
@@ -46,14 +47,49 @@ impl Stop {
 
 /// The grace of a pod that another client made and whose is not known.
 const FOREIGN_GRACE: Duration = Duration::from_secs(10);
+/// How long whoever tends the pod may take beyond the grace.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How often is looked whether that one is done.
+const LOOK: Duration = Duration::from_millis(20);
 
-/// Stops a pod: nothing of it starts again, its containers end side by side, and then the sandbox.
+/// Stops a pod: nothing of it starts again, its containers end, and then the sandbox. Whoever tends the pod does it;
+/// if nobody does, this process, and it takes over from one that dies meanwhile. Without any grace all is killed.
 pub async fn stop(engine: &Engine, found: &Found, grace: Option<Duration>) -> Result<()> {
-    let own = found.kept.as_ref().map(|kept| Duration::from_secs(kept.pod.grace));
-    let grace = grace.or(own).unwrap_or(FOREIGN_GRACE);
-    if found.kept.is_some() {
-        found.folder.ask_to_stop()?;
+    let Some(kept) = &found.kept else {
+        return kill_all(engine, found, grace.unwrap_or(FOREIGN_GRACE)).await;
+    };
+    let own = Duration::from_secs(kept.pod.grace);
+    found.folder.ask_to_stop(own, grace)?;
+    let grace = grace.unwrap_or(own);
+    if grace.is_zero() {
+        return kill(engine, found).await;
     }
+    let deadline = tokio::time::Instant::now() + grace + PATIENCE;
+    loop {
+        match Tender::take_to_stop(engine, &found.sandbox, kept.clone()) {
+            Ok(Some(mut tender)) => return tender.tend(true, &mut Unwatched).await.map(drop),
+            Ok(None) => {}
+            // It was removed meanwhile.
+            Err(_) if !found.folder.path().exists() => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return kill(engine, found).await;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Kills a pod at once: nothing of it starts again.
+pub async fn kill(engine: &Engine, found: &Found) -> Result<()> {
+    if let Some(kept) = &found.kept {
+        found.folder.ask_to_stop(Duration::from_secs(kept.pod.grace), Some(Duration::ZERO))?;
+    }
+    kill_all(engine, found, Duration::ZERO).await
+}
+
+/// Ends what runs of a sandbox side by side, and then the sandbox.
+async fn kill_all(engine: &Engine, found: &Found, grace: Duration) -> Result<()> {
     let filter = ContainerFilter { sandbox_id: found.sandbox.clone(), ..ContainerFilter::default() };
     let mut stops = JoinSet::new();
     for status in engine.list_containers(&filter)? {

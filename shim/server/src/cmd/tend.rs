@@ -8,7 +8,11 @@ use coracle_engine::SandboxFilter;
 
 use crate::app::App;
 use crate::pod::keep::Folder;
-use crate::pod::tender::{Tender, Unwatched};
+use crate::pod::tender::{End, Tender, Unwatched};
+use crate::workload;
+
+/// The exit code of one that found the pod tended (`EX_TEMPFAIL`).
+const BUSY: u8 = 75;
 
 /// Apply a pod's restart policy, then leave
 #[derive(Debug, Args)]
@@ -30,9 +34,14 @@ impl Tend {
             // Its maker has not got so far, and tends it.
             return Ok(ExitCode::SUCCESS);
         };
-        if let Some(mut tender) = Tender::take(app, &engine, &sandbox.id, kept)? {
-            tender.tend(false, &mut Unwatched).await?;
+        let end = match Tender::take(app, &engine, &sandbox.id, kept.clone())? {
+            Some(mut tender) => tender.tend(false, &mut Unwatched).await?,
+            None => End::Busy,
+        };
+        if end == End::Finished {
+            workload::pod_finished(app, &engine, &kept).await?;
         }
-        Ok(ExitCode::SUCCESS)
+        // The supervisor of a pod that somebody has to be there for calls again.
+        Ok(if end == End::Busy { ExitCode::from(BUSY) } else { ExitCode::SUCCESS })
     }
 }

@@ -8,20 +8,7 @@ use super::raw::At;
 pub const WHY: &str = "is not honoured yet: remove it";
 
 /// Fields, as `Type.field`.
-const FIELDS: &[&str] = &[
-    "Container.lifecycle",
-    "Container.livenessProbe",
-    "Container.readinessProbe",
-    "Container.restartPolicy",
-    "Container.restartPolicyRules",
-    "Container.startupProbe",
-    "Container.terminationMessagePath",
-    "Container.terminationMessagePolicy",
-    "PodSpec.activeDeadlineSeconds",
-    "PodSpec.hostnameOverride",
-    "PodSpec.setHostnameAsFQDN",
-    "PodSpec.subdomain",
-];
+const FIELDS: &[&str] = &["PodSpec.hostnameOverride", "PodSpec.setHostnameAsFQDN", "PodSpec.subdomain"];
 
 /// Values of fields that are done otherwise.
 const VALUES: &[&str] = &[];

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use coracle_engine::{ContainerFilter, ContainerState, ContainerStatus, Engine};
 
-use super::keep::{Kept, Tended};
-use super::policy::{self, Past, Plan, Seen};
+use super::keep::{Kept, Memory, Tended};
+use super::policy::{self, Kind, Past, Plan, Seen, View};
 use crate::kube::container::Container;
+use crate::kube::pod::Pod;
+use crate::time::SECOND;
 
 /// The exit code of a container that could not be started, as containerd and kubelet have it.
 const CANNOT_START: i32 = 128;
@@ -58,31 +60,67 @@ impl Observed {
         self.containers.values().filter_map(|history| history.latest.as_ref())
     }
 
+    /// What is remembered of the latest incarnation of a container: nothing of one that nobody has looked at yet.
+    pub fn memory<'t>(&self, name: &str, tended: &'t Tended) -> Option<&'t Memory> {
+        let latest = self.latest(name)?;
+        tended.containers.get(name).filter(|memory| memory.id == latest.id)
+    }
+
     /// What a container has been through.
-    pub fn seen(&self, name: &str, tended: &Tended) -> Seen {
-        let memory = tended.containers.get(name);
+    pub fn seen(&self, kept: &Kept, container: &Container, tended: &Tended) -> Seen {
+        let name = &container.name;
+        let kept_memory = tended.containers.get(name);
+        let failure = kept_memory.and_then(|memory| memory.failure.as_ref());
         let mut past = self.latest(name).map_or(Past::NeverRun, past);
-        if let Some(failure) = memory.and_then(|memory| memory.failure.as_ref()) {
+        if let Some(failure) = failure {
             past = Past::Ended { code: CANNOT_START, at: failure.at };
         }
-        Seen { past, backoff: memory.map(|memory| memory.backoff).unwrap_or_default() }
+        let kind = kind(&kept.pod, container);
+        let memory = self.memory(name, tended);
+        let hook = container.lifecycle.post_start.is_some();
+        let hooked = !hook || memory.is_some_and(|memory| memory.hooked);
+        Seen {
+            past,
+            backoff: kept_memory.map(|memory| memory.backoff).unwrap_or_default(),
+            kind,
+            again: matches!(past, Past::Ended { code, .. } if starts_again(&kept.pod, container, code)),
+            hook,
+            hooked,
+            started: hooked && (container.startup.is_none() || memory.is_some_and(|memory| memory.started)),
+            blocked: failure.and_then(|failure| failure.retry_at),
+        }
+    }
+
+    /// Whether traffic may come to a container.
+    pub fn ready(&self, kept: &Kept, container: &Container, tended: &Tended) -> bool {
+        let seen = self.seen(kept, container, tended);
+        let told = || self.memory(&container.name, tended).is_some_and(|memory| memory.ready);
+        seen.past == Past::Running && seen.started && (container.readiness.is_none() || told())
     }
 
     /// What to do now.
     pub fn decide(&self, kept: &Kept, tended: &Tended, stopping: bool, now: i64) -> Plan {
-        let seen = |container: &Container| self.seen(&container.name, tended);
+        let seen = |container: &Container| self.seen(kept, container, tended);
         let init: Vec<Seen> = kept.pod.init.iter().map(seen).collect();
         let containers: Vec<Seen> = kept.pod.containers.iter().map(seen).collect();
-        policy::decide(kept.pod.restart, &init, &containers, stopping, now)
+        let seconds = kept.pod.deadline.filter(|_| tended.begun > 0);
+        let deadline = seconds.map(|seconds| {
+            let nanos = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(SECOND);
+            tended.begun.saturating_add(nanos)
+        });
+        let doomed = tended.over.is_some();
+        policy::decide(&View { init: &init, containers: &containers, stopping, doomed, deadline }, now)
     }
 
     /// The exit code of the first container, in the order of the file, that failed; 0 if none did.
     pub fn outcome(&self, kept: &Kept, tended: &Tended) -> i32 {
-        let code = |container: &Container| match self.seen(&container.name, tended).past {
+        let code = |container: &Container| match self.seen(kept, container, tended).past {
             Past::Ended { code, .. } => code,
             _ => 0,
         };
-        kept.pod.all_containers().map(code).find(|code| *code != 0).unwrap_or(0)
+        // A sidecar is killed when the others are done: how it ends says nothing of the pod.
+        let count = kept.pod.all_containers().filter(|container| kind(&kept.pod, container) != Kind::Sidecar);
+        count.map(code).find(|code| *code != 0).unwrap_or(0)
     }
 }
 
@@ -101,6 +139,21 @@ impl History {
             Some(status) => status.config.attempt,
         }
     }
+}
+
+/// What a container is in its pod.
+pub fn kind(pod: &Pod, container: &Container) -> Kind {
+    match pod.init.iter().any(|init| init.name == container.name) {
+        false => Kind::Main,
+        true if container.is_sidecar(true) => Kind::Sidecar,
+        true => Kind::Init,
+    }
+}
+
+/// Whether a container that ended with this code starts again.
+pub fn starts_again(pod: &Pod, container: &Container, code: i32) -> bool {
+    let by_rule = container.restart_rules.iter().any(|rule| rule.codes.contains(&code) != rule.not);
+    by_rule || policy::restarts(container.restart.unwrap_or(pod.restart), code, kind(pod, container))
 }
 
 /// Whether a container was started. One that is half made was left by a tender that died: only the holder of the

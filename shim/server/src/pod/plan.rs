@@ -9,9 +9,10 @@ use coracle_engine::{
     ContainerConfig, DnsConfig, HostAlias, NamespaceMode, Paths, PortMapping, Protocol, SandboxConfig,
 };
 
-use super::{qos, secure};
+use super::{needs, qos, secure};
 use crate::kube::container::{Container, Protocol as KubeProtocol};
 use crate::kube::pod::{PidMode, Pod};
+use crate::objects::Objects;
 
 /// The machine's resolver settings.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -50,6 +51,7 @@ pub fn sandbox(pod: &Pod, uid: &str, paths: &Paths, on_exit: Vec<String>) -> Res
         sysctls: pod.sysctls.iter().cloned().collect(),
         log_directory: Some(log_directory(paths, pod, uid)),
         on_exit,
+        tender_stays: needs::stays(pod, &Objects::open(paths)),
         ..SandboxConfig::default()
     })
 }

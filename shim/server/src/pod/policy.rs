@@ -1,13 +1,20 @@
-//! When which container starts, and what the pod is meanwhile: one pure function of what is seen.
+//! When which container starts, when the pod is over, and what it is meanwhile: one pure function of what is seen.
 //!
 //! ```text
-//!  init containers, one after another          containers, all at once
-//!  never run -> start                          never run -> start
+//!  init containers, one after another          containers, in the order of the file
+//!  never run -> start                          never run -> start, unless an earlier one's postStart still runs
 //!  running   -> wait                           running   -> leave it
 //!  exited 0  -> the next one                   exited    -> restartPolicy: start again when the delay is over,
 //!  exited !0 -> restartPolicy: start again,                 else it is done
 //!               or the pod has Failed          all done  -> Succeeded, or Failed if one exited with another code than 0
+//!
+//!  sidecars (init containers with restartPolicy Always) stand among the init containers
+//!  never run -> start       started (hook and startup probe done) -> the next one
+//!  exited    -> start again, whatever the pod's policy, for as long as the pod is not over
 //! ```
+//!
+//! A pod that is over (stopped, past its deadline, its containers done, an init container failed) is ended first: what
+//! still runs of it is killed, and then it has its last phase. Sidecars do not count for that phase.
 //!
 //! The delay is kubelet's: none before the first restart, then 10 s, doubling up to 5 minutes, and none again for a
 //! container that ran for 10 minutes.
@@ -16,6 +23,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::kube::pod::RestartPolicy;
 use crate::time::SECOND;
+
+#[cfg(test)]
+mod tests;
 
 /// The delay before the second restart.
 const FIRST_DELAY: i64 = 10 * SECOND;
@@ -51,6 +61,18 @@ pub enum Past {
         /// When.
         at: i64,
     },
+}
+
+/// What a container is in its pod.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Runs to its end before the others.
+    Init,
+    /// An init container that stays.
+    Sidecar,
+    /// One of `containers`.
+    #[default]
+    Main,
 }
 
 /// The restart delay of one container; it is kept beside the pod.
@@ -92,6 +114,33 @@ pub struct Seen {
     pub past: Past,
     /// Its restart delay.
     pub backoff: Backoff,
+    /// What it is.
+    pub kind: Kind,
+    /// It ended, and its restart policy has it start again.
+    pub again: bool,
+    /// It has a postStart hook.
+    pub hook: bool,
+    /// Its postStart hook is done, or it has none: it counts as running.
+    pub hooked: bool,
+    /// Its startup probe has succeeded too, or it has none: what comes after it may start.
+    pub started: bool,
+    /// It was not even made, and is tried again then, whatever its restart policy.
+    pub blocked: Option<i64>,
+}
+
+/// A pod as it is seen now.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'v> {
+    /// Its init containers and sidecars.
+    pub init: &'v [Seen],
+    /// Its containers.
+    pub containers: &'v [Seen],
+    /// The user's wish that nothing runs any more.
+    pub stopping: bool,
+    /// It has failed as a whole: nothing starts any more.
+    pub doomed: bool,
+    /// When it will have.
+    pub deadline: Option<i64>,
 }
 
 /// What to do now.
@@ -99,6 +148,10 @@ pub struct Seen {
 pub struct Plan {
     /// The containers to start, by their index: init containers first, then the others.
     pub start: Vec<usize>,
+    /// What runs is to be ended: the pod is over.
+    pub end: bool,
+    /// The deadline has passed: the pod is to be called doomed.
+    pub exceeded: bool,
     /// When to look again even if nothing happens.
     pub wake_at: Option<i64>,
     /// The pod's phase.
@@ -112,203 +165,159 @@ impl Plan {
     }
 
     fn phase(phase: Phase) -> Plan {
-        Plan { start: Vec::new(), wake_at: None, phase }
+        Plan { start: Vec::new(), end: false, exceeded: false, wake_at: None, phase }
+    }
+
+    fn wake(&mut self, at: i64) {
+        self.wake_at = Some(self.wake_at.map_or(at, |other| other.min(at)));
+    }
+
+    /// Starts a container again: now if its delay is over, else there is a time to wake. Whether it starts now.
+    fn again(&mut self, index: usize, seen: &Seen, ended_at: i64, now: i64) -> bool {
+        let due = seen.blocked.unwrap_or_else(|| seen.backoff.due(ended_at));
+        match due <= now {
+            true => self.start.push(index),
+            false => self.wake(due),
+        }
+        due <= now
     }
 }
 
 /// Whether an ended container starts again. An init container has done its part once it succeeded.
-pub fn restarts(policy: RestartPolicy, code: i32, init: bool) -> bool {
-    match policy {
-        RestartPolicy::Never => false,
-        RestartPolicy::OnFailure => code != 0,
-        RestartPolicy::Always => code != 0 || !init,
+pub fn restarts(policy: RestartPolicy, code: i32, kind: Kind) -> bool {
+    match (kind, policy) {
+        (Kind::Sidecar, _) => true,
+        (_, RestartPolicy::Never) => false,
+        (_, RestartPolicy::OnFailure) => code != 0,
+        (kind, RestartPolicy::Always) => code != 0 || kind == Kind::Main,
     }
 }
 
-/// Decides what to do; `stopping` is the user's wish that nothing starts any more.
-pub fn decide(policy: RestartPolicy, init: &[Seen], containers: &[Seen], stopping: bool, now: i64) -> Plan {
-    if stopping {
-        return decide_stopping(init, containers);
-    }
-    // Once the containers were started, the init containers are history.
-    if containers.iter().all(|seen| seen.past == Past::NeverRun)
-        && let Some(plan) = decide_init(policy, init, now)
-    {
-        return plan;
-    }
-    decide_containers(policy, init.len(), containers, now)
-}
-
-/// The plan while init containers are not done; None once they are.
-fn decide_init(policy: RestartPolicy, init: &[Seen], now: i64) -> Option<Plan> {
-    for (index, seen) in init.iter().enumerate() {
-        let mut plan = Plan::phase(Phase::Pending);
-        match seen.past {
-            Past::Ended { code: 0, .. } => continue,
-            Past::Running => {}
-            Past::NeverRun => plan.start.push(index),
-            Past::Ended { code, at } if restarts(policy, code, true) => plan.again(index, seen, at, now),
-            Past::Ended { .. } => plan.phase = Phase::Failed,
+/// Decides what to do.
+pub fn decide(view: &View<'_>, now: i64) -> Plan {
+    let mut plan = decide_alive(view, now);
+    if let Some(deadline) = view.deadline.filter(|_| !view.stopping && !view.doomed && !plan.finished()) {
+        if deadline <= now {
+            return Plan { exceeded: true, ..Plan::phase(plan.phase) };
         }
-        return Some(plan);
+        plan.wake(deadline);
     }
-    None
-}
-
-fn decide_containers(policy: RestartPolicy, first: usize, containers: &[Seen], now: i64) -> Plan {
-    let mut plan = Plan::phase(Phase::Pending);
-    let (mut done, mut failed) = (true, false);
-    for (index, seen) in (first..).zip(containers) {
-        match seen.past {
-            Past::NeverRun => {
-                plan.start.push(index);
-                done = false;
-            }
-            Past::Running => done = false,
-            Past::Ended { code, at } if restarts(policy, code, false) => {
-                plan.again(index, seen, at, now);
-                done = false;
-            }
-            Past::Ended { code, .. } => failed |= code != 0,
-        }
-    }
-    plan.phase = match (done, failed) {
-        (true, true) => Phase::Failed,
-        (true, false) => Phase::Succeeded,
-        (false, _) if containers.iter().any(|seen| seen.past == Past::NeverRun) => Phase::Pending,
-        (false, _) => Phase::Running,
-    };
     plan
 }
 
-fn decide_stopping(init: &[Seen], containers: &[Seen]) -> Plan {
-    let all = || init.iter().chain(containers);
-    if all().any(|seen| seen.past == Past::Running) {
-        return Plan::phase(Phase::Running);
+fn decide_alive(view: &View<'_>, now: i64) -> Plan {
+    if view.doomed {
+        return over(view, Phase::Failed);
     }
-    let well = containers.iter().all(|seen| matches!(seen.past, Past::Ended { code: 0, .. }));
-    Plan::phase(if well { Phase::Succeeded } else { Phase::Failed })
+    let done = |seen: &Seen| matches!(seen.past, Past::Ended { .. }) && !seen.again && seen.blocked.is_none();
+    let all_done = !view.containers.is_empty() && view.containers.iter().all(done);
+    if view.stopping || all_done {
+        let well = view.containers.iter().all(|seen| matches!(seen.past, Past::Ended { code: 0, .. }));
+        return over(view, if well { Phase::Succeeded } else { Phase::Failed });
+    }
+    // Once the containers were started, the init containers are history; their sidecars are not.
+    if view.containers.iter().all(|seen| seen.past == Past::NeverRun) {
+        match walk_init(view.init, now) {
+            Walk::Failed => return over(view, Phase::Failed),
+            Walk::Wait(plan) => return plan,
+            Walk::Done(plan) => return decide_containers(plan, view, now),
+        }
+    }
+    let mut plan = Plan::phase(Phase::Running);
+    for (index, seen) in view.init.iter().enumerate().filter(|(_, seen)| seen.kind == Kind::Sidecar) {
+        if let Past::Ended { at, .. } = seen.past {
+            plan.again(index, seen, at, now);
+        }
+    }
+    decide_containers(plan, view, now)
 }
 
-impl Plan {
-    /// Starts a container again: now if its delay is over, else there is a time to wake.
-    fn again(&mut self, index: usize, seen: &Seen, ended_at: i64, now: i64) {
-        let due = seen.backoff.due(ended_at);
-        match due <= now {
-            true => self.start.push(index),
-            false => self.wake_at = Some(self.wake_at.map_or(due, |at| at.min(due))),
-        }
+/// The end of a pod: what runs is ended, and then it has this phase.
+fn over(view: &View<'_>, last: Phase) -> Plan {
+    let runs = view.init.iter().chain(view.containers).any(|seen| seen.past == Past::Running);
+    match runs {
+        false => Plan::phase(last),
+        true => Plan { end: true, ..Plan::phase(phase_of(view.containers)) },
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+/// Where the init containers stand.
+enum Walk {
+    /// One of them has failed for good.
+    Failed,
+    /// The containers' turn has not come.
+    Wait(Plan),
+    /// It has; the plan may start sidecars again.
+    Done(Plan),
+}
 
-    use super::*;
-
-    fn seen(past: Past) -> Seen {
-        Seen { past, backoff: Backoff::default() }
-    }
-
-    fn ended(code: i32) -> Seen {
-        seen(Past::Ended { code, at: 0 })
-    }
-
-    const NEW: Past = Past::NeverRun;
-    const RUNS: Past = Past::Running;
-
-    #[test]
-    fn init_containers_run_one_after_another_before_the_others() {
-        let policy = RestartPolicy::Always;
-        let plan = |init: &[Seen]| decide(policy, init, &[seen(NEW), seen(NEW)], false, 0);
-        assert_eq!(plan(&[seen(NEW), seen(NEW)]).start, [0]);
-        assert_eq!(plan(&[seen(RUNS), seen(NEW)]).start, [0usize; 0]);
-        assert_eq!(plan(&[ended(0), seen(NEW)]).start, [1]);
-        assert_eq!(plan(&[ended(0), ended(0)]).start, [2, 3]);
-        assert_eq!(plan(&[ended(0), ended(1)]).start, [1], "it starts again");
-        assert_eq!(plan(&[ended(0), seen(RUNS)]).phase, Phase::Pending);
-    }
-
-    #[test]
-    fn a_failed_init_container_fails_a_pod_that_never_restarts() {
-        let plan = decide(RestartPolicy::Never, &[ended(3)], &[seen(NEW)], false, 0);
-        assert_eq!((plan.phase, plan.start.len()), (Phase::Failed, 0));
-    }
-
-    #[test]
-    fn the_policy_says_which_exit_codes_start_again() {
-        let starts = |policy, code| decide(policy, &[], &[ended(code)], false, 0).start.len();
-        assert_eq!((starts(RestartPolicy::Always, 0), starts(RestartPolicy::Always, 1)), (1, 1));
-        assert_eq!((starts(RestartPolicy::OnFailure, 0), starts(RestartPolicy::OnFailure, 1)), (0, 1));
-        assert_eq!((starts(RestartPolicy::Never, 0), starts(RestartPolicy::Never, 1)), (0, 0));
-    }
-
-    #[test]
-    fn phases_are_those_of_kubernetes() {
-        let phase = |containers: &[Seen]| decide(RestartPolicy::Never, &[], containers, false, 0).phase;
-        assert_eq!(phase(&[ended(0), ended(0)]), Phase::Succeeded);
-        assert_eq!(phase(&[ended(0), ended(1)]), Phase::Failed);
-        assert_eq!(phase(&[ended(1), seen(RUNS)]), Phase::Running);
-        assert_eq!(phase(&[seen(RUNS), seen(NEW)]), Phase::Pending);
-    }
-
-    #[test]
-    fn delays_double_up_to_five_minutes_and_are_forgotten_after_ten() {
-        let mut backoff = Backoff::default();
-        let (mut now, mut delays) = (0, Vec::new());
-        for _ in 0..8 {
-            let due = backoff.due(now);
-            delays.push((due - now) / SECOND);
-            backoff = backoff.restarted(now, due);
-            now = due + SECOND;
+fn walk_init(init: &[Seen], now: i64) -> Walk {
+    let mut plan = Plan::phase(Phase::Pending);
+    let last_begun = init.iter().rposition(|seen| seen.past != Past::NeverRun);
+    for (index, seen) in init.iter().enumerate() {
+        // A sidecar that ended after others had begun does not hold them up again.
+        let passed = last_begun.is_some_and(|last| index < last);
+        match (seen.kind, seen.past) {
+            (_, Past::NeverRun) => {
+                plan.start.push(index);
+                return Walk::Wait(plan);
+            }
+            (_, Past::Ended { at, .. }) if seen.blocked.is_some() => {
+                plan.again(index, seen, at, now);
+                return Walk::Wait(plan);
+            }
+            (Kind::Sidecar, Past::Running) if seen.started || passed => {}
+            (Kind::Sidecar, Past::Ended { at, .. }) => {
+                plan.again(index, seen, at, now);
+                if !passed {
+                    return Walk::Wait(plan);
+                }
+            }
+            (_, Past::Running) => return Walk::Wait(plan),
+            (_, Past::Ended { code: 0, .. }) => {}
+            (_, Past::Ended { at, .. }) if seen.again => {
+                plan.again(index, seen, at, now);
+                return Walk::Wait(plan);
+            }
+            (_, Past::Ended { .. }) => return Walk::Failed,
         }
-        assert_eq!(delays, [0, 10, 20, 40, 80, 160, 300, 300]);
-        let later = now + FORGET_AFTER + 1;
-        assert_eq!(backoff.due(later), later);
-        assert_eq!(backoff.restarted(later, later).due(later + 1), later + 1 + FIRST_DELAY);
     }
+    Walk::Done(plan)
+}
 
-    #[test]
-    fn a_container_waits_for_its_delay() {
-        let backoff = Backoff::default().restarted(0, 0);
-        let waiting = Seen { past: Past::Ended { code: 1, at: 5 }, backoff };
-        let plan = decide(RestartPolicy::Always, &[], &[waiting], false, 6);
-        assert_eq!((plan.start.len(), plan.wake_at, plan.phase), (0, Some(5 + FIRST_DELAY), Phase::Running));
-        assert_eq!(decide(RestartPolicy::Always, &[], &[waiting], false, 5 + FIRST_DELAY).start, [0]);
+fn decide_containers(mut plan: Plan, view: &View<'_>, now: i64) -> Plan {
+    plan.phase = phase_of(view.containers);
+    // kubelet starts a container only after the postStart of the one before it.
+    let mut held = false;
+    for (index, seen) in view.containers.iter().enumerate() {
+        let index = view.init.len() + index;
+        let starts = match seen.past {
+            Past::Running => {
+                held |= !seen.hooked;
+                false
+            }
+            _ if held => false,
+            Past::NeverRun => {
+                plan.start.push(index);
+                true
+            }
+            Past::Ended { at, .. } if seen.again || seen.blocked.is_some() => plan.again(index, seen, at, now),
+            Past::Ended { .. } => false,
+        };
+        held |= starts && seen.hook;
     }
+    plan
+}
 
-    fn any_seen() -> impl Strategy<Value = Seen> {
-        let past = prop_oneof![
-            Just(NEW),
-            Just(RUNS),
-            (0i32..3, 0i64..1_000_000_000_000).prop_map(|(code, at)| Past::Ended { code, at })
-        ];
-        (past, 0i64..600, 0i64..1_000_000_000_000)
-            .prop_map(|(past, delay, at)| Seen { past, backoff: Backoff { delay: delay * SECOND, restarted_at: at } })
-    }
-
-    proptest! {
-        #[test]
-        fn what_runs_is_never_started_and_what_is_stopping_never_starts(
-            init in prop::collection::vec(any_seen(), 0..4),
-            containers in prop::collection::vec(any_seen(), 1..4),
-            stopping: bool,
-            policy in prop_oneof![Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Never)],
-            now in 0i64..2_000_000_000_000,
-        ) {
-            let plan = decide(policy, &init, &containers, stopping, now);
-            let all: Vec<Seen> = init.iter().chain(&containers).copied().collect();
-            prop_assert!(plan.start.iter().all(|index| all[*index].past != Past::Running));
-            prop_assert!(!stopping || plan.start.is_empty());
-            prop_assert!(!plan.finished() || (plan.start.is_empty() && plan.wake_at.is_none()));
-            prop_assert!(plan.wake_at.is_none_or(|at| at > now));
-            // Nothing is forgotten: an unfinished pod runs, starts something, or knows when to look again.
-            let alive = all.iter().any(|seen| seen.past == Past::Running) || !plan.start.is_empty() || plan.wake_at.is_some();
-            prop_assert!(plan.finished() || alive);
-            // At most one init container at a time, and never beside the others.
-            let starts_init = plan.start.iter().filter(|index| **index < init.len()).count();
-            prop_assert!(starts_init <= 1 && (starts_init == 0 || plan.start.len() == 1));
-        }
+/// The phase of a pod that is not over.
+fn phase_of(containers: &[Seen]) -> Phase {
+    let waits = |seen: &Seen| match seen.past {
+        Past::NeverRun => true,
+        Past::Running => !seen.hooked,
+        Past::Ended { .. } => seen.blocked.is_some(),
+    };
+    match containers.iter().any(waits) {
+        true => Phase::Pending,
+        false => Phase::Running,
     }
 }

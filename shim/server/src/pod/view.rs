@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use coracle_engine::{ContainerState, ContainerStatus, Engine, SandboxState, SandboxStatus};
+use coracle_engine::{ContainerState, ContainerStatus, Engine, Paths, SandboxState, SandboxStatus};
 use serde::Serialize;
 
 use anyhow::Result;
 
 use super::keep::{Folder, Kept, Tended};
 use super::observe::Observed;
-use super::policy::{Past, Phase};
+use super::policy::{Kind, Past, Phase};
+use super::{condition, message};
 use crate::kube::container::Container;
 use crate::time;
 
@@ -62,6 +63,22 @@ pub struct Condition {
     pub kind: &'static str,
     /// Whether it is.
     pub status: bool,
+    /// Why not, in a word.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub reason: &'static str,
+    /// Why not, in a sentence.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Since when: RFC 3339.
+    #[serde(rename = "lastTransitionTime", skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+}
+
+impl From<condition::Condition> for Condition {
+    fn from(condition: condition::Condition) -> Condition {
+        let condition::Condition { kind, status, reason, message, since } = condition;
+        Condition { kind, status, reason, message, since: Some(since).filter(|at| *at > 0).map(time::rfc3339) }
+    }
 }
 
 /// A container of a pod.
@@ -127,6 +144,7 @@ struct Facts<'f> {
     kept: &'f Kept,
     tended: &'f Tended,
     observed: &'f Observed,
+    paths: &'f Paths,
     stopping: bool,
 }
 
@@ -143,12 +161,18 @@ impl PodView {
             // Nothing can run or start again without a sandbox: what was not done is lost.
             plan.phase = Phase::Failed;
         }
-        let facts = Facts { kept: &kept, tended: &tended, observed: &observed, stopping };
+        let facts = Facts { kept: &kept, tended: &tended, observed: &observed, paths: engine.paths(), stopping };
         let init = kept.pod.init.iter().map(|container| facts.container(container, true));
         let containers: Vec<ContainerView> =
             init.chain(kept.pod.containers.iter().map(|container| facts.container(container, false))).collect();
         let status = facts.status(plan.phase, &containers);
-        Ok(PodView { phase: plan.phase, status, containers, ..PodView::foreign(sandbox, &observed) }.counted())
+        let mut view =
+            PodView { phase: plan.phase, status, containers, ..PodView::foreign(sandbox, &observed) }.counted();
+        let finished = plan.finished().then_some(plan.phase == Phase::Succeeded);
+        let alive = sandbox.state == SandboxState::Ready;
+        let conditions = condition::of(&kept, &tended, &observed, alive, finished, stopping || !alive);
+        view.conditions = conditions.into_iter().map(Condition::from).collect();
+        Ok(view)
     }
 
     /// A sandbox that another client made: its phase is all that can be told.
@@ -194,7 +218,7 @@ impl PodView {
         let began = of(false).any(|container| container.id.is_some());
         let initialized = began || of(true).all(|container| container.ready);
         let ready = self.phase == Phase::Running && initialized && of(false).all(|container| container.ready);
-        let condition = |kind, status| Condition { kind, status };
+        let condition = |kind, status| Condition { kind, status, reason: "", message: String::new(), since: None };
         vec![
             condition("PodScheduled", true),
             condition("Initialized", initialized),
@@ -247,15 +271,27 @@ impl Facts<'_> {
         let memory = self.tended.containers.get(name);
         if let Some(failure) = memory.and_then(|memory| memory.failure.as_ref()) {
             view.state = "waiting";
-            view.reason = Some("StartError".into());
+            let reason = failure.reason.as_str();
+            view.reason = Some(if reason.is_empty() { "StartError" } else { reason }.into());
             view.message = Some(failure.message.clone());
-        } else if !self.stopping && self.backs_off(name, init) {
+        } else if !self.stopping && self.backs_off(container) {
             view.state = "waiting";
             view.reason = Some("CrashLoopBackOff".into());
         }
-        view.ready = match init {
-            true => view.state == "terminated" && view.exit_code == Some(0),
-            false => view.state == "running",
+        let seen = self.observed.seen(self.kept, container, self.tended);
+        if view.state == "running" && !seen.hooked {
+            // Its postStart hook holds it back.
+            view.state = "waiting";
+            view.reason = Some(if init { "PodInitializing" } else { "ContainerCreating" }.into());
+        }
+        if let Some(status) = self.observed.latest(name).filter(|status| status.exit.is_some()) {
+            let message = message::of(self.paths, &self.kept.pod, container, status);
+            view.message =
+                Some(message).filter(|message| !message.is_empty() && view.state == "terminated").or(view.message);
+        }
+        view.ready = match seen.kind {
+            Kind::Init => view.state == "terminated" && view.exit_code == Some(0),
+            _ => self.observed.ready(self.kept, container, self.tended),
         };
         // What waits to be started again tells how it ended as its last state, as the one before a running one does.
         let earlier = self.observed.history(name);
@@ -267,10 +303,10 @@ impl Facts<'_> {
     }
 
     /// Whether a container ended and waits for its delay.
-    fn backs_off(&self, name: &str, init: bool) -> bool {
-        let seen = self.observed.seen(name, self.tended);
-        let Past::Ended { code, at } = seen.past else { return false };
-        super::policy::restarts(self.kept.pod.restart, code, init) && seen.backoff.due(at) > time::now()
+    fn backs_off(&self, container: &Container) -> bool {
+        let seen = self.observed.seen(self.kept, container, self.tended);
+        let Past::Ended { at, .. } = seen.past else { return false };
+        seen.again && seen.backoff.due(at) > time::now()
     }
 
     /// kubectl's STATUS column.
@@ -292,6 +328,9 @@ impl Facts<'_> {
         match (telling, phase) {
             (Some(reason), _) => reason.to_owned(),
             (None, Phase::Succeeded) => "Completed".into(),
+            (None, Phase::Failed) if self.tended.over.is_some() => {
+                self.tended.over.as_ref().map(|over| over.reason.clone()).unwrap_or_default()
+            }
             (None, phase) => format!("{phase:?}"),
         }
     }
@@ -300,11 +339,11 @@ impl Facts<'_> {
     fn init_status(&self, containers: &[ContainerView]) -> Option<String> {
         let init: Vec<&ContainerView> = containers.iter().filter(|container| container.init).collect();
         let others_began = containers.iter().any(|container| !container.init && container.id.is_some());
-        let pending = init.iter().find(|container| container.exit_code != Some(0))?;
+        let pending = init.iter().find(|container| !container.ready)?;
         if others_began {
             return None;
         }
-        let done = init.iter().filter(|container| container.exit_code == Some(0)).count();
+        let done = init.iter().filter(|container| container.ready).count();
         match (pending.state, pending.reason.as_deref()) {
             ("waiting" | "terminated", Some(reason)) => Some(format!("Init:{reason}")),
             _ => Some(format!("Init:{done}/{}", init.len())),
