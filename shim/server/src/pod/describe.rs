@@ -5,18 +5,16 @@ mod volume;
 
 use std::io;
 
-use coracle_engine::Qos;
-
 use self::sheet::Sheet;
 use super::events::Event;
 use super::keep::Kept;
+use super::qos;
 use super::view::{ContainerView, Last, PodView};
 use crate::cmd::events::{COMPONENT, age, colour};
-use crate::kube::container::{Container, Port, Resources};
+use crate::kube::container::{Container, Port};
 use crate::kube::env::{EnvFrom, EnvSource, EnvValue, EnvVar, FieldPath};
 use crate::kube::lifecycle::{HttpGet, Probe, ProbeAction};
 use crate::kube::mount::Mount;
-use crate::kube::pod::Pod;
 use crate::kube::quantity::{Quantities, Quantity};
 use crate::out::{self, Cell, Table};
 use crate::time;
@@ -62,7 +60,7 @@ pub fn text(subject: &Subject<'_>) -> String {
                 volumes.iter().for_each(|one| volume::put(s, one));
             }
         }
-        s.put(0, "QoS Class", format!("{:?}", qos(&kept.pod)));
+        s.put(0, "QoS Class", format!("{:?}", qos::class(&kept.pod)));
     }
     let events = events(subject.events);
     format!("{}{events}", sheet.render())
@@ -296,27 +294,6 @@ fn mount_text(mount: &Mount) -> String {
     let mut flags = vec![if mount.read_only { "ro".to_owned() } else { "rw".to_owned() }];
     flags.extend(mount.sub_path.iter().chain(&mount.sub_path_expr).map(|path| format!("path={path:?}")));
     format!("{} from {} ({})", mount.path, mount.volume, flags.join(","))
-}
-
-/// Kubernetes' class of a pod by what it asks for.
-fn qos(pod: &Pod) -> Qos {
-    let of_containers: Vec<&Resources> = pod.all_containers().map(|container| &container.resources).collect();
-    let all = pod.resources.as_ref().map_or(of_containers, |resources| vec![resources]);
-    let names = ["cpu", "memory"];
-    let asks = |resources: &&Resources| {
-        names.iter().any(|name| resources.limits.contains_key(*name) || resources.requests.contains_key(*name))
-    };
-    let is_fixed = |resources: &&Resources| {
-        names.iter().all(|name| {
-            let limit = resources.limits.get(*name);
-            limit.is_some() && resources.requests.get(*name) == limit
-        })
-    };
-    match () {
-        () if !all.iter().any(asks) => Qos::BestEffort,
-        () if all.iter().all(is_fixed) => Qos::Guaranteed,
-        () => Qos::Burstable,
-    }
 }
 
 fn truth(value: bool) -> &'static str {
