@@ -41,7 +41,6 @@ use crate::kube::mount::{self, RecursiveReadOnly};
 use crate::kube::pod::Pod;
 use crate::kube::quantity::Quantity;
 use crate::kube::volume::{Source, Volume};
-use crate::objects::Objects;
 
 pub use self::keeper::{Keeper, needs_tender};
 use self::usage::{is_limited, over_limit};

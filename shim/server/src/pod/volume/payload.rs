@@ -39,16 +39,19 @@ pub fn payload(source: &Source, facts: &Facts<'_>) -> Result<Option<Payload>> {
 
 /// The objects that a volume shows, by kind and name; they may change while it is mounted.
 pub fn objects(source: &Source) -> Vec<(&'static str, &str)> {
-    let of = |projected| match projected {
-        &Projected::ConfigMap(ref keys) => Some(("ConfigMap", keys.name.as_str())),
-        Projected::Secret(keys) => Some(("Secret", keys.name.as_str())),
-        Projected::DownwardApi(_) => None,
-    };
     match source {
         Source::ConfigMap(keys) => vec![("ConfigMap", keys.name.as_str())],
         Source::Secret(keys) => vec![("Secret", keys.name.as_str())],
-        Source::Projected { sources, .. } => sources.iter().filter_map(of).collect(),
+        Source::Projected { sources, .. } => sources.iter().filter_map(of_projected).collect(),
         _ => Vec::new(),
+    }
+}
+
+fn of_projected(source: &Projected) -> Option<(&'static str, &str)> {
+    match source {
+        Projected::ConfigMap(keys) => Some(("ConfigMap", &keys.name)),
+        Projected::Secret(keys) => Some(("Secret", &keys.name)),
+        Projected::DownwardApi(_) => None,
     }
 }
 
