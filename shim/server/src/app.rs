@@ -84,6 +84,8 @@ impl App {
         NetConfig {
             bridge: network.bridge.clone(),
             subnet: network.subnet,
+            service_subnet: network.service_subnet,
+            cluster_domain: network.cluster_domain.clone(),
             masquerade: network.masquerade,
             mtu: network.mtu,
             cni_conf_dir: network.cni_conf_dir.clone(),

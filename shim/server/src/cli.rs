@@ -107,6 +107,9 @@ pub enum Command {
     /// Apply a pod's restart policy once (started by its supervisor)
     #[command(hide = true)]
     Tend(cmd::tend::Tend),
+    /// Answer names of services and pods (started when a pod needs it)
+    #[command(hide = true)]
+    Dns(cmd::dns::Dns),
 }
 
 const EXAMPLES: &str = "\

@@ -10,6 +10,7 @@ mod cli;
 mod cmd;
 mod config;
 mod copy;
+mod dns;
 mod exit;
 mod kube;
 mod objects;

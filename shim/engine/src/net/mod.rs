@@ -88,6 +88,10 @@ pub struct NetConfig {
     pub subnet: Subnet,
     /// Addresses of the subnet never given to a pod.
     pub reserved: Vec<Ipv4Addr>,
+    /// Where the cluster addresses of local pods' services come from.
+    pub service_subnet: Subnet,
+    /// The domain that services and local pods have their names in.
+    pub cluster_domain: String,
     /// Whether what leaves the subnet carries the host's address.
     pub masquerade: bool,
     /// The MTU of bridge and pods; `None` takes that of the host's default route.
@@ -120,6 +124,8 @@ impl Default for NetConfig {
         NetConfig {
             bridge: "coracle0".to_owned(),
             subnet: Subnet::new(Ipv4Addr::new(10, 88, 0, 0), 16),
+            service_subnet: Subnet::new(Ipv4Addr::new(10, 96, 0, 0), 16),
+            cluster_domain: "cluster.local".to_owned(),
             reserved: Vec::new(),
             masquerade: true,
             mtu: None,

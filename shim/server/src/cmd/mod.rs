@@ -13,6 +13,7 @@ pub mod completion;
 pub mod config;
 pub mod cp;
 pub mod describe;
+pub mod dns;
 pub mod doctor;
 pub mod down;
 pub mod events;
@@ -110,6 +111,7 @@ async fn dispatch(app: &App, command: Command) -> Result<ExitCode> {
             crate::workload::tended(app, &args.uid).await?;
             Ok(code)
         }
+        Command::Dns(args) => args.run(app).await,
     }
 }
 

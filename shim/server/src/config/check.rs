@@ -190,6 +190,18 @@ fn network(config: &Config, problems: &mut Problems) {
     if network.cni_timeout.is_zero() {
         problems.add(&["network", "cni_timeout"], "no plugin is done in no time");
     }
+    const LONGEST_SERVICE_PREFIX: u8 = 27; // the DNS server's is the tenth
+    if !(8..=LONGEST_SERVICE_PREFIX).contains(&network.service_subnet.prefix()) {
+        let why = format!("{}: the prefix must be 8 to {LONGEST_SERVICE_PREFIX}", network.service_subnet);
+        problems.add(&["network", "service_subnet"], why);
+    }
+    if network.service_subnet.overlaps(network.subnet) {
+        let why = format!("{} overlaps the pods' subnet {}", network.service_subnet, network.subnet);
+        problems.add(&["network", "service_subnet"], why);
+    }
+    if let Err(why) = crate::kube::names::subdomain(&network.cluster_domain) {
+        problems.add(&["network", "cluster_domain"], why);
+    }
     let bridge = &network.bridge;
     let plain = !bridge.is_empty() && !bridge.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
     if !plain || bridge.len() > MAX_IFNAME {

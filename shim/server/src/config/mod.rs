@@ -167,6 +167,10 @@ pub struct Network {
     pub bridge: String,
     /// Its addresses.
     pub subnet: Subnet,
+    /// The cluster addresses of local pods' services.
+    pub service_subnet: Subnet,
+    /// The domain that services and local pods have their names in.
+    pub cluster_domain: String,
     /// Its MTU; `None` for that of the default route.
     pub mtu: Option<u32>,
     /// Whether pods reach the world with the machine's address.
@@ -185,6 +189,8 @@ impl Default for Network {
             cni_for_local_pods: net.cni_for_local_pods,
             bridge: net.bridge,
             subnet: net.subnet,
+            service_subnet: net.service_subnet,
+            cluster_domain: net.cluster_domain,
             mtu: net.mtu,
             masquerade: net.masquerade,
         }
