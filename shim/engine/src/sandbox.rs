@@ -500,7 +500,11 @@ fn write_hosts(pod: &Path, record: &SandboxRecord, hostname: &str) -> Result<()>
             let host = fs::read_to_string("/etc/hosts").unwrap_or_default();
             files::hosts_on_host_network(&host, &config.host_aliases)
         }
-        _ => files::hosts(hostname, &config.domainname, &record.ips, &config.host_aliases),
+        _ => {
+            let domain = if config.host_domain.is_empty() { &config.domainname } else { &config.host_domain };
+            let short = hostname.strip_suffix(domain.as_str()).and_then(|name| name.strip_suffix('.'));
+            files::hosts(short.unwrap_or(hostname), domain, &record.ips, &config.host_aliases)
+        }
     };
     record::write_file(&pod.join("hosts"), text.as_bytes(), 0o644)
 }

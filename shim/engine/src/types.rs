@@ -139,6 +139,8 @@ pub struct SandboxConfig {
     pub exclusive_name: bool,
     /// The hostname; empty means the host's for [`NamespaceMode::Node`] networks, else the pod's name.
     pub hostname: String,
+    /// The domain of the pod's name in its hosts file, if any. A host name that ends with it is already the whole name.
+    pub host_domain: String,
     /// The NIS domain name, if any.
     pub domainname: String,
     /// Labels.

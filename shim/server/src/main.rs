@@ -19,6 +19,7 @@ mod pod;
 mod pull;
 mod rootless;
 mod serve;
+mod service;
 mod statics;
 mod sys;
 mod time;

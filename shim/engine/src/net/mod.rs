@@ -64,7 +64,7 @@ pub use ip::{IpNet, Subnet};
 pub use orphans::Orphan;
 pub use service::{ServicePort, Services};
 
-use crate::types::{DnsConfig, PortMapping};
+use crate::types::{DnsConfig, PortMapping, Protocol};
 use cni::Cni;
 use embedded::Embedded;
 use kernel::Pool;
@@ -306,6 +306,12 @@ impl Network {
     /// everything back. Doing it again costs next to nothing.
     pub fn set_services(&self, services: Option<&Services>) -> Result<bool, Error> {
         self.embedded.set_services(services)
+    }
+
+    /// Whether a program of the machine has a port.
+    pub fn has_listener(&self, port: u16, protocol: Protocol) -> bool {
+        let asked = PortMapping { host_ip: None, host_port: port, container_port: port, protocol };
+        port::listener(&asked).is_some()
     }
 
     /// The bridge's own address, on a bridge that is there once this returns: what listens on it is reached by all pods.

@@ -16,6 +16,7 @@ use crate::kube::workload::Kind;
 use crate::objects::{AnyObject, Objects, Puts};
 use crate::out::{self, Format};
 use crate::pod::keep::Kept;
+use crate::service;
 use crate::workload::input::Input;
 use crate::workload::launch::{self, Started};
 use crate::workload::{job, preview};
@@ -70,7 +71,10 @@ impl Apply {
         }
         let engine = app.engine()?;
         let objects = Objects::open(engine.paths());
+        service::check(&engine, &documents.objects)?;
         let puts = Puts::all(&objects, run::stored(&objects, &documents)?)?;
+        // The variables of a pod tell the addresses that Services are given here.
+        service::refresh(&engine).await?;
         let wish = wish(&engine, &objects, &documents)?;
         let pods: Vec<Pod> = wish.start.iter().map(|(pod, _)| pod.clone()).collect();
         let mut told: Vec<Done> = puts.changes().map(|(object, change)| done(object, change.as_str())).collect();
@@ -78,6 +82,7 @@ impl Apply {
         if let Err(error) = start(app, &engine, wish.start).await {
             job::not_made(&engine, &pods)?;
             puts.take_back()?;
+            service::refresh(&engine).await?;
             return Err(error);
         }
         for found in wish.remove {

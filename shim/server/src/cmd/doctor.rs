@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::exit;
 use crate::out::{self, Format};
+use crate::service;
 
 /// Tell what crashes have left and what this machine lacks
 ///
@@ -40,6 +41,7 @@ impl Doctor {
     pub async fn run(&self, app: &App) -> Result<ExitCode> {
         let engine = app.engine()?;
         let mut report = Report { machine: machine(), findings: engine.doctor().await?, images: Vec::new() };
+        report.machine.extend(service::troubles(&engine)?);
         if self.images {
             report.images = engine.store().verify()?.iter().map(ToString::to_string).collect();
         }

@@ -14,6 +14,7 @@ use crate::exit::Coded;
 use crate::objects::{AnyObject, Objects};
 use crate::out::{self, Format};
 use crate::pod::volume::claim;
+use crate::service;
 use crate::workload::input::Input;
 use crate::workload::{job, launch};
 
@@ -80,6 +81,7 @@ impl Down {
         for object in documents.objects.iter().rev().chain(&claims) {
             self.object(&engine, &objects, object, &mut deleted)?;
         }
+        service::refresh(&engine).await?;
         self.tell(&deleted)?;
         Ok(ExitCode::SUCCESS)
     }

@@ -10,7 +10,7 @@ use coracle_engine::{Engine, EngineConfig, Finding};
 use coracle_rootfs::{GcOptions, GcReport};
 
 use crate::app::App;
-use crate::{exit, out};
+use crate::{exit, out, service};
 
 /// Remove what crashes and removals have left, and layers that nothing uses
 ///
@@ -39,6 +39,10 @@ impl Gc {
         }
         if self.all && !self.dry_run && engine.network().remove()? {
             out::line(format!("removed bridge {}", engine.network().bridge()))?;
+        }
+        if !self.dry_run {
+            // What it found of Services, and their DNS server if it died.
+            service::refresh(&engine).await?;
         }
         let options = GcOptions { dry_run: self.dry_run, dangling_images: true, unused_images: self.all };
         self.report(&engine.store().gc(&options)?)?;

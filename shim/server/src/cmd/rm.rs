@@ -14,6 +14,7 @@ use super::first_error;
 use super::stop::kill;
 use crate::app::{self, App, Found};
 use crate::exit::{self, Coded};
+use crate::service;
 
 /// Remove pods
 ///
@@ -70,7 +71,8 @@ pub async fn remove(engine: &Engine, found: &Found) -> Result<()> {
             _ => {}
         }
     }
-    Ok(engine.remove_sandbox(&found.sandbox).await?)
+    engine.remove_sandbox(&found.sandbox).await?;
+    service::refresh(engine).await
 }
 
 /// Waits until nobody tends the pod any more, and holds that off. One who does not leave is not waited for for ever.

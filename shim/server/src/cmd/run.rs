@@ -25,6 +25,7 @@ use crate::pod::observe::Observed;
 use crate::pod::plan;
 use crate::pod::print::{Printer, Style};
 use crate::pod::tender::{End, Tender, Watch};
+use crate::service;
 use crate::workload::input::Input;
 use crate::workload::launch::{self, Started};
 use crate::workload::{job, preview};
@@ -76,12 +77,16 @@ impl Run {
         }
         let engine = app.engine()?;
         let objects = Objects::open(engine.paths());
+        service::check(&engine, &documents.objects)?;
         let puts = Puts::all(&objects, stored(&objects, &documents)?)?;
+        // The variables of a pod tell the addresses that Services are given here.
+        service::refresh(&engine).await?;
         let result = self.start(app, &engine, &documents).await;
         let (started, refused, interrupts) = match result {
             Ok(started) => started,
             Err(error) => {
                 puts.take_back()?;
+                service::refresh(&engine).await?;
                 return Err(error);
             }
         };
@@ -91,6 +96,7 @@ impl Run {
                 let code = self.stay(app, &engine, started, interrupts).await;
                 if self.rm {
                     clean_up(&objects, puts)?;
+                    service::refresh(&engine).await?;
                 }
                 code
             }

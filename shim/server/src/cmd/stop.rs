@@ -12,6 +12,7 @@ use super::first_error;
 use crate::app::{self, App, Found};
 use crate::pod::events::{On, Recorder};
 use crate::pod::tender::{Tender, Unwatched};
+use crate::service;
 
 /// Stop pods
 ///
@@ -60,6 +61,8 @@ pub async fn stop(engine: &Engine, found: &Found, grace: Option<Duration>) -> Re
     };
     let own = Duration::from_secs(kept.pod.grace);
     found.folder.ask_to_stop(own, grace)?;
+    // No more traffic while it ends.
+    service::refresh(engine).await?;
     let grace = grace.unwrap_or(own);
     if grace.is_zero() {
         return kill(engine, found).await;
@@ -67,7 +70,10 @@ pub async fn stop(engine: &Engine, found: &Found, grace: Option<Duration>) -> Re
     let deadline = tokio::time::Instant::now() + grace + PATIENCE;
     loop {
         match Tender::take_to_stop(engine, &found.sandbox, kept.clone()) {
-            Ok(Some(mut tender)) => return tender.tend(true, &mut Unwatched).await.map(drop),
+            Ok(Some(mut tender)) => {
+                tender.tend(true, &mut Unwatched).await?;
+                return service::refresh(engine).await;
+            }
             Ok(None) => {}
             // It was removed meanwhile.
             Err(_) if !found.folder.path().exists() => return Ok(()),
@@ -111,5 +117,6 @@ async fn kill_all(engine: &Engine, found: &Found, grace: Duration) -> Result<()>
         first = first.and(result);
     }
     first?;
-    Ok(engine.stop_sandbox(&found.sandbox).await?)
+    engine.stop_sandbox(&found.sandbox).await?;
+    service::refresh(engine).await
 }

@@ -9,7 +9,7 @@ use coracle_engine::SandboxFilter;
 use crate::app::App;
 use crate::pod::keep::Folder;
 use crate::pod::tender::{End, Tender, Unwatched};
-use crate::workload;
+use crate::service;
 
 /// The exit code of one that found the pod tended (`EX_TEMPFAIL`).
 const BUSY: u8 = 75;
@@ -34,13 +34,13 @@ impl Tend {
             // Its maker has not got so far, and tends it.
             return Ok(ExitCode::SUCCESS);
         };
-        let end = match Tender::take(app, &engine, &sandbox.id, kept.clone())? {
+        // A container has ended, so its pod may answer no more; and then it may again.
+        service::refresh(&engine).await?;
+        let end = match Tender::take(app, &engine, &sandbox.id, kept)? {
             Some(mut tender) => tender.tend(false, &mut Unwatched).await?,
             None => End::Busy,
         };
-        if end == End::Finished {
-            workload::pod_finished(app, &engine, &kept).await?;
-        }
+        service::refresh(&engine).await?;
         // The supervisor of a pod that somebody has to be there for calls again.
         Ok(if end == End::Busy { ExitCode::from(BUSY) } else { ExitCode::SUCCESS })
     }

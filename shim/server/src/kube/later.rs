@@ -8,7 +8,7 @@ use super::raw::At;
 pub const WHY: &str = "is not honoured yet: remove it";
 
 /// Fields, as `Type.field`.
-const FIELDS: &[&str] = &["PodSpec.hostnameOverride", "PodSpec.setHostnameAsFQDN", "PodSpec.subdomain"];
+const FIELDS: &[&str] = &[];
 
 /// Values of fields that are done otherwise.
 const VALUES: &[&str] = &[];

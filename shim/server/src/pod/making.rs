@@ -15,9 +15,8 @@ use super::volume::Volumes;
 use super::{env, images, plan, secure};
 use crate::app::App;
 use crate::kube::container::Container;
-use crate::kube::pod::Pod;
-use crate::kube::service::Service;
 use crate::objects::Objects;
+use crate::service;
 use crate::time::{self, SECOND};
 
 /// After this long, what blocked a container is looked at again: as kubelet does after an error.
@@ -74,7 +73,7 @@ impl Making<'_> {
         let on = On::container(pod, &container.name);
         let objects = Objects::open(engine.paths());
         let status = engine.sandbox_status(sandbox)?;
-        let services = service_variables(&objects, pod)?;
+        let services = service::variables(&objects, &pod.namespace, pod.service_links)?;
         let facts = Facts { pod, uid: &kept.uid, objects: &objects, ips: &status.ips, services };
         let volumes = Volumes { engine, sandbox, facts: &facts, namespace: status.config.user_namespace.as_ref() };
         volumes.prepare().inspect_err(|error| match error.downcast_ref::<Blocked>() {
@@ -130,10 +129,4 @@ impl Making<'_> {
         let id = images::at_start(self.app, self.engine, objects, &kept.pod, recorder, wanted, pulls).await?;
         Ok((id, of_volumes))
     }
-}
-
-/// The variables of the Services that have an address, of the pod's namespace.
-fn service_variables(objects: &Objects, pod: &Pod) -> Result<Vec<(String, String)>> {
-    let services = if pod.service_links { objects.list::<Service>(Some(&pod.namespace))? } else { Vec::new() };
-    Ok(services.iter().flat_map(Service::variables).collect())
 }

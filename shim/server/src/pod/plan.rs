@@ -1,28 +1,22 @@
 //! From a Pod's meaning to what the engine is asked for.
 
-use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use coracle_engine::{
-    ContainerConfig, DnsConfig, HostAlias, NamespaceMode, Paths, PortMapping, Protocol, SandboxConfig,
-};
+use coracle_engine::{ContainerConfig, HostAlias, NamespaceMode, Paths, PortMapping, Protocol, SandboxConfig};
 
 use super::{needs, qos, secure};
 use crate::kube::container::{Container, Protocol as KubeProtocol};
 use crate::kube::pod::{PidMode, Pod};
 use crate::objects::Objects;
 
-/// The machine's resolver settings.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
-
 /// The folder of a pod's logs, laid out as kubelet's are.
 pub fn log_directory(paths: &Paths, pod: &Pod, uid: &str) -> PathBuf {
     paths.logs.join(format!("{}_{}_{uid}", pod.namespace, pod.name))
 }
 
-/// The sandbox of a pod; `on_exit` is the command that tends it when nobody does.
+/// The sandbox of a pod, without its names ([`crate::service::dress`]); `on_exit` is the command that tends it when nobody does.
 pub fn sandbox(pod: &Pod, uid: &str, paths: &Paths, on_exit: Vec<String>) -> Result<SandboxConfig> {
     let mode = |node| if node { NamespaceMode::Node } else { NamespaceMode::Pod };
     Ok(SandboxConfig {
@@ -46,7 +40,6 @@ pub fn sandbox(pod: &Pod, uid: &str, paths: &Paths, on_exit: Vec<String>) -> Res
         qos: qos::class(pod),
         resources: qos::pod_resources(pod),
         port_mappings: port_mappings(pod)?,
-        dns: dns(pod)?,
         host_aliases: host_aliases(pod)?,
         sysctls: pod.sysctls.iter().cloned().collect(),
         log_directory: Some(log_directory(paths, pod, uid)),
@@ -88,45 +81,6 @@ fn host_aliases(pod: &Pod) -> Result<Vec<HostAlias>> {
     pod.host_aliases.iter().map(alias).collect()
 }
 
-/// The pod's own resolver settings, after the machine's unless it wants only its own; None for just the machine's.
-fn dns(pod: &Pod) -> Result<Option<DnsConfig>> {
-    let own = &pod.dns;
-    if !own.only_these && own.nameservers.is_empty() && own.searches.is_empty() && own.options.is_empty() {
-        return Ok(None);
-    }
-    let mut config = DnsConfig::default();
-    if !own.only_these {
-        let text = fs::read_to_string(RESOLV_CONF).with_context(|| format!("read {RESOLV_CONF}"))?;
-        config = resolv_conf(&text);
-    }
-    config.servers.extend(own.nameservers.iter().cloned());
-    config.searches.extend(own.searches.iter().cloned());
-    for option in &own.options {
-        // An option that the pod sets replaces the machine's of that name.
-        let name = option.split(':').next().unwrap_or(option);
-        config.options.retain(|other| other.split(':').next() != Some(name));
-        config.options.push(option.clone());
-    }
-    Ok(Some(config))
-}
-
-fn resolv_conf(text: &str) -> DnsConfig {
-    let mut config = DnsConfig::default();
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        let key = words.next();
-        let words = words.map(str::to_owned);
-        match key {
-            Some("nameserver") => config.servers.extend(words.take(1)),
-            // The last of these lines counts, as in the resolver.
-            Some("search" | "domain") => config.searches = words.collect(),
-            Some("options") => config.options.extend(words),
-            _ => {}
-        }
-    }
-    config
-}
-
 /// A container's `attempt`th incarnation, from an image of the store, but for its environment and mounts.
 pub fn container(pod: &Pod, container: &Container, attempt: u32, image_id: &str) -> Result<ContainerConfig> {
     Ok(ContainerConfig {
@@ -163,12 +117,5 @@ mod tests {
         assert_eq!(mappings[0].host_ip, Some("127.0.0.1".parse().unwrap()));
         let host = "{hostNetwork: true, containers: [{name: c, image: b, ports: [{containerPort: 80, hostPort: 80}]}]}";
         assert!(port_mappings(&pod(host)).unwrap().is_empty());
-    }
-
-    #[test]
-    fn the_machines_resolver_settings_are_read_as_the_resolver_does() {
-        let config = resolv_conf("# x\nnameserver 1.1.1.1\nsearch a\ndomain b\noptions ndots:2 edns0\n");
-        assert_eq!((config.servers, config.searches), (vec!["1.1.1.1".to_owned()], vec!["b".to_owned()]));
-        assert_eq!(config.options, ["ndots:2", "edns0"]);
     }
 }

@@ -221,10 +221,18 @@ impl Tender {
         let finished = plan.finished().then_some(plan.phase == Phase::Succeeded);
         let conditions = condition::of(&kept, &self.tended, observed, true, finished, stopping);
         condition::note(&mut self.tended, &conditions, time::now());
-        match self.tended == before {
-            true => Ok(()),
-            false => self.save(),
+        if self.tended == before {
+            return Ok(());
         }
+        self.save()?;
+        if self.tended.ready != before.ready {
+            // Beside the tending: what fails here is found by `doctor`, and the next change tries again.
+            let engine = self.reach.engine.clone();
+            tokio::task::spawn_local(async move {
+                let _ = crate::service::refresh(&engine).await;
+            });
+        }
+        Ok(())
     }
 
     fn save(&self) -> Result<()> {

@@ -161,7 +161,7 @@ mod tests {
         };
         let value = match (key, value) {
             ("streaming_address" | "metrics_address", _) => "'127.0.0.1:77'",
-            ("subnet", _) => "'10.1.0.0/16'",
+            ("subnet" | "service_subnet", _) => "'10.1.0.0/16'",
             ("cni_timeout" | "stop_timeout" | "stream_idle_timeout" | "pull_progress_interval", _) => "'77s'",
             (_, "true") => "false",
             (_, "false") => "true",

@@ -84,7 +84,13 @@ pub fn ports(services: &[Service], allocated: &[Allocated], pods: &[Backend]) ->
 }
 
 /// The server's part.
-pub fn table(domain: &str, services: &[Service], allocated: &[Allocated], pods: &[Backend], users: usize) -> zone::Table {
+pub fn table(
+    domain: &str,
+    services: &[Service],
+    allocated: &[Allocated],
+    pods: &[Backend],
+    users: usize,
+) -> zone::Table {
     let named = |name: &str, protocol: Protocol, port: u16| zone::Port {
         name: name.to_owned(),
         protocol: protocol.to_string().to_lowercase(),
@@ -145,7 +151,8 @@ mod tests {
         let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {spec}\n");
         let services = crate::kube::service::services(&text).unwrap();
         let dns = Ipv4Addr::new(10, 96, 0, 10);
-        let given = super::super::allocate::allocate(&services, &[], "10.96.0.0/16".parse().unwrap(), dns, |_, _| false);
+        let given =
+            super::super::allocate::allocate(&services, &[], "10.96.0.0/16".parse().unwrap(), dns, |_, _| false);
         (services, given)
     }
 
@@ -159,7 +166,10 @@ mod tests {
     fn ready_pods_whose_labels_match_are_behind_a_service() {
         let spec = "{selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}";
         let other = Backend { namespace: "else".into(), ..pod(7, true) };
-        assert_eq!(backends(spec, &[pod(6, true), pod(5, true), other, pod(8, false)]), ["10.88.0.5:8080", "10.88.0.6:8080"]);
+        assert_eq!(
+            backends(spec, &[pod(6, true), pod(5, true), other, pod(8, false)]),
+            ["10.88.0.5:8080", "10.88.0.6:8080"]
+        );
         assert!(backends("{selector: {app: web, tier: x}, ports: [{port: 80}]}", &[pod(5, true)]).is_empty());
         assert!(backends("{ports: [{port: 80}]}", &[pod(5, true)]).is_empty(), "without a selector");
         let all = "{selector: {app: web}, publishNotReadyAddresses: true, ports: [{port: 80}]}";
@@ -177,7 +187,8 @@ mod tests {
 
     #[test]
     fn names_stand_for_a_headless_services_pods() {
-        let (services, given) = services("{clusterIP: None, selector: {app: web}, ports: [{name: http, port: 80, targetPort: http}]}");
+        let (services, given) =
+            services("{clusterIP: None, selector: {app: web}, ports: [{name: http, port: 80, targetPort: http}]}");
         let table = table("cluster.local", &services, &given, &[pod(6, true), pod(5, true)], 2);
         let web = &table.services[0];
         assert!(web.ip.is_none() && table.users == 2 && table.pods.len() == 2);

@@ -22,6 +22,7 @@ use crate::pod::observe::Observed;
 use crate::pod::policy::Past;
 use crate::pod::tender::{Tender, Unwatched};
 use crate::pod::{class, images, observe, plan};
+use crate::service;
 
 /// A pod that was started, still held by us.
 pub struct Started {
@@ -110,13 +111,19 @@ pub async fn start(app: &App, engine: &Engine, kept: Kept) -> Result<Option<Star
         eprintln!("coracle: {}: {why}", kept.pod.name);
         return Ok(None);
     }
+    for note in service::dress(engine, &kept.pod, &mut config)? {
+        Recorder::of(engine.paths(), &kept).warning(On::Pod, "DNSConfigForming", note);
+    }
     let sandbox = engine.run_sandbox(config).await?.id;
     let folder = Folder::of(engine.paths(), &sandbox);
     // Tended by us from before the first container: its end must not call for another.
     folder.write_pod(&kept)?;
+    // Its name server answers before its first container asks.
+    service::refresh(engine).await?;
     let tender = Tender::take(app, engine, &sandbox, kept.clone())?;
     let mut tender = tender.context("another process tends the new pod")?;
     tender.first_start(&mut Unwatched).await?;
+    service::refresh(engine).await?;
     let found = Found { sandbox, folder, kept: Some(kept.clone()) };
     Ok(Some(Started { found, kept, tender }))
 }
