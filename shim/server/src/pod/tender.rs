@@ -26,6 +26,7 @@ use super::{condition, needs};
 use crate::app::App;
 use crate::kube::container::Container;
 use crate::objects::Objects;
+use crate::service;
 use crate::time::{self, SECOND};
 
 /// How often a pod is looked at of which nothing was told.
@@ -132,7 +133,12 @@ impl Tender {
             if !plan.finished() && !self.folder.is_stopping() {
                 self.check_sandbox()?;
             }
+            let was_ready = self.tended.ready;
             self.note(&plan, &observed)?;
+            if self.tended.ready != was_ready {
+                // What cannot be told now is told with the next change; the pod itself goes on.
+                let _ = service::refresh(&self.reach.engine).await;
+            }
             if plan.exceeded {
                 self.fail("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")?;
                 continue;
