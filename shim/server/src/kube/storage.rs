@@ -53,6 +53,7 @@ pub struct PersistentVolume {
 }
 
 /// `accessModes`.
+#[allow(clippy::enum_variant_names, reason = "they are Kubernetes' own names")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AccessMode {
     /// Pods of one node write.

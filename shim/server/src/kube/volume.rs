@@ -29,11 +29,13 @@ impl Volume {
         let lists: Vec<&[DownwardItem]> = match &self.source {
             Source::DownwardApi { items, .. } => vec![items],
             Source::Projected { sources, .. } => {
-                let of_source = |source| match source {
-                    &Projected::DownwardApi(ref items) => Some(items.as_slice()),
-                    _ => None,
-                };
-                sources.iter().filter_map(of_source).collect()
+                let mut lists = Vec::new();
+                for source in sources {
+                    if let Projected::DownwardApi(items) = source {
+                        lists.push(items.as_slice());
+                    }
+                }
+                lists
             }
             _ => Vec::new(),
         };

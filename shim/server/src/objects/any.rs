@@ -13,6 +13,7 @@ use crate::kube::storage::{PersistentVolume, PersistentVolumeClaim};
 use crate::kube::workload::Workload;
 
 /// An object that is kept in the store.
+#[allow(clippy::large_enum_variant, reason = "there are a few of them, and none for long")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum AnyObject {
