@@ -70,14 +70,21 @@ fn a_failed_hook_after_the_start_kills_the_container_which_starts_again() {
     let scene = Scene::new();
     let more = format!(
         "    lifecycle: {{postStart: {{{}}}, preStop: {{{}}}}}\n",
-        exec("echo x >> /h/tries; exit 3"),
+        exec("echo x >> /h/tries; echo wrong >&2; exit 3"),
         exec("echo x >> /h/before")
     );
     let head = "  terminationGracePeriodSeconds: 1\n";
     let file = scene.pod("bad", head, &container("main", "sleep 600", &more));
     scene.machine.ok(&["run", "-d", &file]);
     until("the second try", || scene.file("tries").lines().count() >= 2);
-    assert!(scene.has_event("bad", "FailedPostStartHook PostStartHook failed"), "{:?}", scene.events("bad"));
+    let told =
+        scene.events("bad").into_iter().find(|event| event.starts_with("FailedPostStartHook ")).expect("the event");
+    assert!(
+        told.contains("Exec lifecycle hook ([sh -c ") && told.contains("exited with 3: wrong, message: \"wrong\""),
+        "{told}"
+    );
+    let described = scene.machine.ok(&["describe", "bad"]);
+    assert!(described.contains("for Container \"main\" in Pod \"bad_default("), "{described}");
     assert!(scene.has_event("bad", "Killing FailedPostStartHook"), "{:?}", scene.events("bad"));
     assert!(!scene.file("before").is_empty(), "its preStop is called");
     until("the delay", || scene.machine.view("bad")["status"] == "CrashLoopBackOff");
@@ -95,7 +102,13 @@ fn a_failed_hook_before_the_end_is_an_event_and_the_end_comes() {
     scene.machine.ok(&["run", "-d", &file]);
     until("the container to run", || scene.container("rude", "main")["state"] == "running");
     scene.machine.ok(&["stop", "rude"]);
-    assert!(scene.has_event("rude", "FailedPreStopHook PreStopHook failed"), "{:?}", scene.events("rude"));
+    let told = "FailedPreStopHook Http lifecycle hook (/) for Container \"main\" in Pod \"rude_default(";
+    assert!(scene.has_event("rude", told), "{:?}", scene.events("rude"));
+    assert!(
+        scene.events("rude").iter().any(|event| event.ends_with("connection refused")),
+        "{:?}",
+        scene.events("rude")
+    );
     assert_eq!(scene.container("rude", "main")["exitCode"], 0);
 }
 
@@ -126,7 +139,7 @@ fn the_next_container_starts_once_the_hook_of_the_one_before_is_done() {
 #[test]
 fn hooks_ask_servers_open_connections_and_sleep() {
     let scene = Scene::new();
-    let server = "mkdir -p /www/cgi-bin; printf '#!/bin/sh\necho asked >> /h/asked; echo; echo ok\n' > /www/cgi-bin/quit; \
+    let server = "mkdir -p /www/cgi-bin; printf '#!/bin/sh\\necho asked >> /h/asked; echo; echo ok\\n' > /www/cgi-bin/quit; \
                   chmod +x /www/cgi-bin/quit; httpd -p 80 -h /www; trap 'exit 0' TERM; while :; do sleep 0.1; done";
     let hooks = "    lifecycle:\n      postStart: {sleep: {seconds: 1}}\n      preStop: {httpGet: {path: /cgi-bin/quit, port: web}}\n";
     let ports = "    ports: [{name: web, containerPort: 80}]\n";

@@ -3,6 +3,7 @@
 //! In the foreground the command itself tends the pods: it applies their restart policies and writes their logs until
 //! they have ended. With `-d` it leaves once they are started, and their supervisors call `coracle tend`.
 
+use std::collections::HashSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -248,7 +249,7 @@ pub(super) fn workload_pods(engine: &Engine, workload: &Workload) -> Result<Vec<
 
 /// Tends a pod until it has ended; the answer is what follows it, if it is a Job's.
 async fn tend(app: App, engine: Engine, kept: Kept, mut tender: Tender) -> Result<Vec<Started>> {
-    let mut watch = Teller { pod: kept.pod.name.clone() };
+    let mut watch = Teller::new(&kept.pod.name);
     let end = tender.tend(true, &mut watch).await?;
     drop(tender);
     if end != End::Finished {
@@ -326,13 +327,25 @@ async fn outcome(engine: &Engine, pods: &[(Found, Kept)]) -> u8 {
     exit::OK
 }
 
+/// More different failures are not remembered as told.
+const MAX_FAILURES: usize = 64;
+
 /// Tells on standard error what the logs do not.
 pub(super) struct Teller {
     pod: String,
+    /// Why containers could not be started, as told since their last start: each try would tell the same.
+    failures: HashSet<(String, String)>,
+}
+
+impl Teller {
+    fn new(pod: &str) -> Teller {
+        Teller { pod: pod.to_owned(), failures: HashSet::new() }
+    }
 }
 
 impl Watch for Teller {
     fn started(&mut self, container: &str, attempt: u32) {
+        self.failures.retain(|(name, _)| name != container);
         if attempt > 0 {
             eprintln!("coracle: {}: container {container} was started again ({attempt})", self.pod);
         }
@@ -345,7 +358,12 @@ impl Watch for Teller {
     }
 
     fn failed(&mut self, container: &str, message: &str) {
-        eprintln!("coracle: {}: container {container}: {message}", self.pod);
+        if self.failures.len() >= MAX_FAILURES {
+            self.failures.clear();
+        }
+        if self.failures.insert((container.to_owned(), message.to_owned())) {
+            eprintln!("coracle: {}: container {container}: {message}", self.pod);
+        }
     }
 }
 

@@ -234,7 +234,7 @@ pub async fn at_start(
             let message =
                 format!("Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {error}");
             recorder.warning(on, "InspectFailed", &message);
-            return Err(blocked("InvalidImageName", message).into());
+            return Err(Blocked::lasting("InvalidImageName", message).into());
         }
     };
     match (wanted.policy, engine.store().image(name)?) {

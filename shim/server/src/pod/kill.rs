@@ -88,9 +88,8 @@ async fn stop(reach: &Reach, victim: &Victim, grace: Duration) -> Result<()> {
 async fn pre_stop(reach: &Reach, victim: &Victim) {
     let Victim { container, id, .. } = victim;
     let Some(action) = container.lifecycle.pre_stop.as_ref().filter(|_| !victim.pre_stopped) else { return };
-    if hook::run(reach, container, id, action).await.is_err() {
-        // As with kubelet, why is not told: it may hold a secret of the server's.
-        reach.recorder.warning(reach.on(&container.name), "FailedPreStopHook", "PreStopHook failed");
+    if let Err(why) = hook::run(reach, container, id, action).await {
+        reach.recorder.warning(reach.on(&container.name), "FailedPreStopHook", why);
     }
 }
 

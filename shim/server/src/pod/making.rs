@@ -31,12 +31,19 @@ pub struct Blocked {
     pub message: String,
     /// When to try again.
     pub retry_at: i64,
+    /// Only another Pod or image would help: a pod's first start fails by it. Later it waits like any.
+    pub lasting: bool,
 }
 
 impl Blocked {
     /// Blocked for the usual time.
     pub fn new(reason: &'static str, message: String) -> Blocked {
-        Blocked { reason, message, retry_at: time::now().saturating_add(RETRY) }
+        Blocked { reason, message, retry_at: time::now().saturating_add(RETRY), lasting: false }
+    }
+
+    /// The same by what cannot heal by itself.
+    pub fn lasting(reason: &'static str, message: String) -> Blocked {
+        Blocked { lasting: true, ..Blocked::new(reason, message) }
     }
 }
 
@@ -89,7 +96,7 @@ impl Making<'_> {
         };
         let user = engine.store().image(&image)?.and_then(|image| image.config.config().as_ref()?.user().clone());
         if let Some(why) = secure::root_refused(pod, &kept.uid, container, &user.unwrap_or_default()) {
-            let blocked = Blocked::new("CreateContainerConfigError", why).into();
+            let blocked = Blocked::lasting("CreateContainerConfigError", why).into();
             told(&blocked);
             return Err(blocked);
         }

@@ -318,11 +318,9 @@ impl Tender {
                 self.tasks.hooked(&of.id);
                 self.with(&of, |memory| memory.hooked = true);
             }
-            Told::Hooked(of, Err(_)) => {
+            Told::Hooked(of, Err(why)) => {
                 self.tasks.hooked(&of.id);
-                // As with kubelet, why is not told: it may hold a secret of a server's.
-                let on = self.reach.on(&of.name);
-                self.reach.recorder.warning(on, "FailedPostStartHook", "PostStartHook failed");
+                self.reach.recorder.warning(self.reach.on(&of.name), "FailedPostStartHook", why);
                 self.kill(&of, "FailedPostStartHook".to_owned(), None);
             }
             Told::Probed(of, Which::Readiness, ready) => self.with(&of, |memory| memory.ready = ready),

@@ -13,10 +13,12 @@ use crate::pod::policy::Past;
 use crate::time;
 
 impl Tender {
-    /// Starts a container of a new pod. What blocks it may pass, and is remembered; anything else is an error.
+    /// Starts a container of a new pod. What blocks it and may pass is remembered; anything else is an error.
     pub(super) async fn start_first(&mut self, index: usize, observed: &Observed, watch: &mut dyn Watch) -> Result<()> {
         match self.start(index, observed, watch).await {
-            Err(error) if error.downcast_ref::<Blocked>().is_some() => self.remember(index, &error),
+            Err(error) if error.downcast_ref::<Blocked>().is_some_and(|blocked| !blocked.lasting) => {
+                self.remember(index, &error)
+            }
             result => result,
         }
     }
@@ -41,7 +43,7 @@ impl Tender {
     fn remember(&mut self, index: usize, error: &anyhow::Error) -> Result<()> {
         let name = self.container(index).name.clone();
         let failure = match error.downcast_ref::<Blocked>() {
-            Some(Blocked { reason, message, retry_at }) => Failure {
+            Some(Blocked { reason, message, retry_at, .. }) => Failure {
                 at: time::now(),
                 reason: (*reason).into(),
                 message: message.clone(),
