@@ -1,4 +1,4 @@
-//! Connecting to a port inside a pod, as port-forward does.
+//! Connecting to a port inside a pod, as port-forward does, and to an address as seen from there.
 //!
 //! A socket belongs to the network namespace it was made in, wherever it is connected from. So a short-lived thread
 //! enters the pod's namespace and only makes the sockets; connecting waits in the event loop, where it can be given up.
@@ -47,6 +47,16 @@ impl Engine {
         }
         let (address, source) = refused.unwrap_or((SocketAddr::new(TARGETS[0], port), io::ErrorKind::NotFound.into()));
         Err(Error::Io { operation: "connect to", path: PathBuf::from(format!("{object} ({address})")), source })
+    }
+
+    /// Connects to an address as a program in the pod does, which reaches also what the machine cannot.
+    pub async fn dial_address(&self, sandbox: &str, address: SocketAddr) -> Result<TcpStream> {
+        let sandbox = self.find_sandbox(sandbox)?;
+        let [v4, v6] = self.pod_sockets(&sandbox).await?;
+        let made = if address.is_ipv4() { v4 } else { v6 };
+        let connected = async { made.map(TcpSocket::from_std_stream)?.connect(address).await };
+        let object = PathBuf::from(format!("{address} in sandbox {}", id::short(&sandbox)));
+        connected.await.map_err(Error::io("connect to", &object))
     }
 
     /// A socket for each of [`TARGETS`], made in the pod's network namespace.

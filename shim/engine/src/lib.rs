@@ -12,7 +12,7 @@
 //! | the tree of pods' cgroups, ids for pods' user namespaces | `qos`, `ranges` |
 //! | what runs the containers | [`handler`], `program` |
 //! | what containers and pods use | [`stats`] |
-//! | commands in it, its streams, connections into its pod | `exec`, `exec_sync`, `family`, `dial` |
+//! | commands in it, its streams, connections into its pod | `exec`, `exec_sync`, `family`, `dial`, `dial_address` |
 //! | what happens to them, told as it happens | [`events`] |
 //! | what a crash leaves | `doctor`, `recover`, `cgroup` |
 

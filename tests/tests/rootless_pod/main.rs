@@ -58,10 +58,15 @@ fn a_host_port_leads_into_a_pod_with_a_network_of_its_own() {
     let script = "mkdir /www; echo rowed > /www/index.html; httpd -h /www -p 80; ip -4 -o addr show eth0; cat \
                   /etc/resolv.conf; exec sleep 1000";
     let ports = "    ports: [{containerPort: 80, hostPort: 8080}]\n";
-    user.ok(&["run", "-d", &user.pod("web", script, ports, "")]);
+    let probes = "    readinessProbe: {httpGet: {port: 80}, periodSeconds: 1}\n    \
+                  livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, initialDelaySeconds: 2}\n    \
+                  lifecycle: {postStart: {sleep: {seconds: 1}}}\n";
+    user.ok(&["run", "-d", &user.pod("web", script, &format!("{ports}{probes}"), "")]);
     until("the server answers", || user.sh("curl -s http://127.0.0.1:8080/ || true") == "rowed\n");
     let log = user.ok(&["logs", "web"]);
     assert!(log.contains("inet 10.0.2.100/24") && log.contains("nameserver 10.0.2.3"), "{log}");
+    let list = || -> serde_json::Value { serde_json::from_str(&user.ok(&["ps", "-a", "-o", "json"])).unwrap() };
+    until("its probe has reached the pod's address", || list()[0]["ready"] == 1);
     let taken = user.pod("second", LONG, ports, "");
     user.fails(&["run", "-d", &taken], "hostPort 8080");
     user.ok(&["rm", "-f", "web"]);

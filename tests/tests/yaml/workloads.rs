@@ -41,6 +41,18 @@ fn a_stateful_set_starts_in_order_and_a_daemon_set_once() {
 }
 
 #[test]
+fn the_next_pod_of_a_stateful_set_waits_until_the_one_before_is_ready() {
+    let machine = Machine::new();
+    let set = workload("StatefulSet", "db", "replicas: 2, ", "", "sleep 4; touch /ready; exec sleep 600");
+    let ready = "readinessProbe: {exec: {command: [test, -e, /ready]}, periodSeconds: 1}";
+    let set = set.replace("imagePullPolicy: Never", &format!("imagePullPolicy: Never, {ready}"));
+    let said = machine.coracle(&["run", "-d", &file(&machine, "set.yaml", &set)]);
+    assert_eq!((code(&said), said.out.as_str()), (0, "started db-0\nstarted db-1\n"), "{}", said.err);
+    assert_eq!(said.err, "coracle: db-1 starts once db-0 is ready (within 600 s)\n");
+    assert_eq!(machine.view("db-0")["ready"], 1);
+}
+
+#[test]
 fn an_indexed_job_runs_each_index_to_success() {
     let machine = Machine::new();
     let fields = "completions: 3, parallelism: 1, completionMode: Indexed, ";

@@ -165,7 +165,7 @@ async fn start(app: &App, engine: &Engine, wished: Vec<(Pod, bool)>) -> Result<(
     let mut error = None;
     for (pod, replaces) in wished {
         let name = pod.name.clone();
-        match one_pod(app, engine, pod, replaces, &mut replaced).await {
+        match one_pod(app, engine, pod, replaces, &mut replaced, &mut made).await {
             Ok(started) => made.extend(started),
             Err(failed) => {
                 error = Some(failed.context(format!("apply {name}")));
@@ -201,7 +201,9 @@ async fn one_pod(
     pod: Pod,
     replaces: bool,
     replaced: &mut Vec<Kept>,
+    made: &mut [Started],
 ) -> Result<Vec<Started>> {
+    launch::wait_for_the_one_before(engine, &pod, made).await?;
     // Its images first: what runs is not stopped for one that cannot be had.
     let kept = launch::make_ready(app, engine, pod).await?;
     if replaces && let Some(found) = launch::existing(engine, &kept.pod.namespace, &kept.pod.name)? {

@@ -1,5 +1,6 @@
 //! How whoever tends a pod reaches its containers, as hooks and probes do: by commands in them, and by requests to the
-//! pod's address from the machine. Errors are sentences in kubelet's words, for events.
+//! pod's address. These come from the machine, as kubelet's do; an ordinary user's machine does not reach the networks of
+//! his pods, so there they come from within the pod. Errors are sentences in kubelet's words, for events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +9,12 @@ use coracle_engine::{Engine, Error, ExecOutcome};
 
 use super::events::{On, Recorder};
 use super::keep::Kept;
-use super::probe::dial;
+use super::probe::dial::Dialer;
 use super::probe::http::{self, Answer, MAX_BODY};
 use super::probe::url::{Scheme, Url};
 use crate::kube::container::{Container, PortRef};
 use crate::kube::lifecycle::HttpGet;
+use crate::rootless::Rootless;
 
 /// The address of a pod in the machine's network.
 const LOOPBACK: &str = "127.0.0.1";
@@ -45,12 +47,23 @@ impl Reach {
     pub async fn get(&self, container: &Container, get: &HttpGet, agent: &str) -> Result<Answer, String> {
         let scheme = if get.https { Scheme::Https } else { Scheme::Http };
         let url = Url::new(scheme, &self.host(get.host.as_deref())?, port(container, &get.port)?, &get.path);
-        http::get(url, &get.headers, agent).await
+        http::get(&self.dialer(get.host.as_deref())?, url, &get.headers, agent).await
     }
 
     /// Opens a connection and closes it.
     pub async fn connect(&self, container: &Container, host: Option<&str>, at: &PortRef) -> Result<(), String> {
-        dial::connect(&self.host(host)?, port(container, at)?).await.map(drop)
+        self.dialer(host)?.connect(&self.host(host)?, port(container, at)?).await.map(drop)
+    }
+
+    /// From where a host is reached: the one given, else the pod's address.
+    pub fn dialer(&self, given: Option<&str>) -> Result<Dialer, String> {
+        if self.kept.pod.host_network || given.is_some_and(|host| !host.is_empty()) {
+            return Ok(Dialer::Machine);
+        }
+        match Rootless::of(&self.engine.paths().state).map_err(|error| format!("{error:#}"))? {
+            None => Ok(Dialer::Machine),
+            Some(_) => Ok(Dialer::Pod { engine: self.engine.clone(), sandbox: self.sandbox.clone() }),
+        }
     }
 
     /// The host that is asked: the one given, else the pod's address.

@@ -4,10 +4,10 @@
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{self, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use coracle_engine::{Engine, SandboxFilter};
+use coracle_engine::{Engine, SandboxFilter, SandboxState};
 
 use crate::app::{App, Found};
 use crate::cmd::rm;
@@ -19,9 +19,8 @@ use crate::objects::Objects;
 use crate::pod::events::{On, Recorder};
 use crate::pod::keep::{Folder, Kept};
 use crate::pod::observe::Observed;
-use crate::pod::policy::Past;
 use crate::pod::tender::{Tender, Unwatched};
-use crate::pod::{class, images, observe, plan};
+use crate::pod::{class, condition, images, plan};
 use crate::service;
 
 /// A pod that was started, still held by us.
@@ -140,9 +139,8 @@ pub async fn start_all(
     for kept in kept {
         let context = format!("{verb} {}", kept.pod.name);
         let uid = kept.uid.clone();
-        let waits = waits_for_the_one_before(engine, &kept)?;
         let result = tokio::select! {
-            result = one_more(app, engine, kept, &mut started, waits) => result.context(context),
+            result = one_more(app, engine, kept, &mut started) => result.context(context),
             error = ended() => Err(error.context(context)),
         };
         match result {
@@ -157,56 +155,74 @@ pub async fn start_all(
 }
 
 /// Starts a pod, once the one before it is ready if it has to be.
-async fn one_more(
-    app: &App,
-    engine: &Engine,
-    kept: Kept,
-    started: &mut [Started],
-    waits: bool,
-) -> Result<Option<Started>> {
-    if let Some(last) = started.last_mut().filter(|_| waits) {
-        wait_ready(app, engine, last).await.with_context(|| format!("wait for {}", last.kept.pod.name))?;
-    }
+async fn one_more(app: &App, engine: &Engine, kept: Kept, started: &mut [Started]) -> Result<Option<Started>> {
+    wait_for_the_one_before(engine, &kept.pod, started).await?;
     start(app, engine, kept).await
-}
-
-/// Whether the pod is one of a StatefulSet whose pods start in order.
-fn waits_for_the_one_before(engine: &Engine, kept: &Kept) -> Result<bool> {
-    let Some(key) = kept.pod.annotations.get(OWNER).and_then(|owner| Workload::key_of(owner)) else {
-        return Ok(false);
-    };
-    let workload: Option<Workload> = Objects::open(engine.paths()).get(&kept.pod.namespace, &key)?;
-    let Some(Workload { kind: Kind::StatefulSet { ordered: true, first, .. }, name, .. }) = workload else {
-        return Ok(false);
-    };
-    Ok(kept.pod.name != format!("{name}-{first}"))
 }
 
 /// How long a pod of a StatefulSet may take until it is ready and the next one starts.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// After this long, who waits for it is told so.
+const TELL: Duration = Duration::from_secs(2);
 
-/// Waits until all containers of a pod run, and tends it meanwhile.
-async fn wait_ready(_app: &App, engine: &Engine, started: &mut Started) -> Result<()> {
-    let Started { found, kept, tender } = started;
-    let mut unwatched = Unwatched;
-    let ready = async {
-        loop {
-            let observed = Observed::look(engine, &found.sandbox).await?;
-            let runs = |name: &str| observed.latest(name).is_some_and(|status| observe::past(status) == Past::Running);
-            if kept.pod.containers.iter().all(|container| runs(&container.name)) {
-                return Ok(());
-            }
-            tokio::time::sleep(LOOK).await;
+/// Waits until the pod is ready after which this one starts, if there is one: where its StatefulSet starts its pods in
+/// order. One that we have started is tended meanwhile.
+pub async fn wait_for_the_one_before(engine: &Engine, pod: &Pod, started: &mut [Started]) -> Result<()> {
+    let Some(before) = the_one_before(engine, pod)? else { return Ok(()) };
+    let ours =
+        started.iter_mut().find(|other| other.kept.pod.namespace == pod.namespace && other.kept.pod.name == before);
+    let context = || format!("wait for {before}");
+    if let Some(Started { found, kept, tender }) = ours {
+        let mut unwatched = Unwatched;
+        return tokio::select! {
+            ready = wait_ready(engine, &found.sandbox, &found.folder, kept, &pod.name) => ready,
+            end = tender.tend(true, &mut unwatched) => end.and_then(|end| bail!("it ended before it was ready ({end:?})")),
         }
+        .with_context(context);
+    }
+    let Some(Found { sandbox, folder, kept: Some(kept) }) = existing(engine, &pod.namespace, &before)? else {
+        return Ok(());
     };
-    tokio::select! {
-        ready = tokio::time::timeout(MAX_WAIT, ready) => match ready {
-            Ok(ready) => ready,
-            Err(_) => bail!("it is not ready after {} s", MAX_WAIT.as_secs()),
-        },
-        end = tender.tend(true, &mut unwatched) => bail!("it ended before it was ready ({:?})", end?),
+    // One that the user has stopped is not waited for: nobody starts it again.
+    match engine.sandbox_status(&sandbox)?.state == SandboxState::Ready && !folder.is_stopping() {
+        true => wait_ready(engine, &sandbox, &folder, &kept, &pod.name).await.with_context(context),
+        false => Ok(()),
+    }
+}
+
+/// The name of the pod that has to be ready before this one of a StatefulSet starts.
+fn the_one_before(engine: &Engine, pod: &Pod) -> Result<Option<String>> {
+    let key = pod.annotations.get(OWNER).and_then(|owner| Workload::key_of(owner));
+    let Some(key) = key else { return Ok(None) };
+    let workload: Option<Workload> = Objects::open(engine.paths()).get(&pod.namespace, &key)?;
+    let Some(Workload { kind: Kind::StatefulSet { ordered: true, first, .. }, name, .. }) = workload else {
+        return Ok(None);
+    };
+    let number = pod.name.strip_prefix(&format!("{name}-")).and_then(|number| number.parse::<u32>().ok());
+    Ok(number.filter(|number| *number > first).map(|number| format!("{name}-{}", number - 1)))
+}
+
+/// Waits until whoever tends a pod has found it ready.
+async fn wait_ready(engine: &Engine, sandbox: &str, folder: &Folder, kept: &Kept, next: &str) -> Result<()> {
+    let began = Instant::now();
+    let mut told = false;
+    loop {
+        let tended = folder.read_tended()?;
+        if tended.ready {
+            return Ok(());
+        }
+        if began.elapsed() >= MAX_WAIT {
+            let observed = Observed::look(engine, sandbox).await?;
+            let unready = condition::unready(kept, &tended, &observed).join(", ");
+            bail!("it is not ready after {} s: containers that are not: {unready}", MAX_WAIT.as_secs());
+        }
+        if began.elapsed() >= TELL && !told {
+            eprintln!("coracle: {next} starts once {} is ready (within {} s)", kept.pod.name, MAX_WAIT.as_secs());
+            told = true;
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

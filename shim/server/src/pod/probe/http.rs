@@ -15,7 +15,7 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature,
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error as TlsError, SignatureScheme};
 
-use super::dial;
+use super::dial::Dialer;
 use super::url::{Scheme, Url};
 
 /// No more of a body is kept, as with kubelet.
@@ -35,13 +35,13 @@ pub struct Answer {
 }
 
 /// Asks for a URL. `agent` is the User-Agent unless the headers name one; an error is in Go's words.
-pub async fn get(url: Url, headers: &[(String, String)], agent: &str) -> Result<Answer, String> {
+pub async fn get(dialer: &Dialer, url: Url, headers: &[(String, String)], agent: &str) -> Result<Answer, String> {
     let first = url.to_string();
     let told = |why: String| format!("Get \"{first}\": {why}");
     let headers = header_map(headers, agent).map_err(told)?;
     let mut url = url;
     for _ in 0..MAX_REDIRECTS {
-        let response = ask(&url, &headers).await.map_err(|why| format!("Get \"{url}\": {why}"))?;
+        let response = ask(dialer, &url, &headers).await.map_err(|why| format!("Get \"{url}\": {why}"))?;
         let status = response.status().as_u16();
         let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
         let next = match (matches!(status, 301 | 302 | 303 | 307 | 308), location) {
@@ -81,14 +81,14 @@ fn header_map(given: &[(String, String)], agent: &str) -> Result<HeaderMap, Stri
     Ok(headers)
 }
 
-async fn ask(url: &Url, headers: &HeaderMap) -> Result<Response<Incoming>, String> {
+async fn ask(dialer: &Dialer, url: &Url, headers: &HeaderMap) -> Result<Response<Incoming>, String> {
     let mut request = Request::builder().uri(&url.path).body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
     *request.headers_mut() = headers.clone();
     if !headers.contains_key(HOST) {
         let host = HeaderValue::from_str(&url.authority()).map_err(|_| format!("invalid host {:?}", url.host))?;
         request.headers_mut().insert(HOST, host);
     }
-    let stream = dial::connect(&url.host, url.port).await?;
+    let stream = dialer.connect(&url.host, url.port).await?;
     match url.scheme {
         Scheme::Http => exchange(stream, request).await,
         Scheme::Https => {
@@ -218,7 +218,7 @@ mod tests {
     async fn a_request_says_what_kubelets_says_and_what_the_user_adds() {
         let (port, serving) = serve(vec!["HTTP/1.1 204 No Content\r\n\r\n".into()]).await;
         let headers = [("X-One".to_owned(), "1".to_owned()), ("Accept".to_owned(), String::new())];
-        let answer = get(url(port, "/up?x"), &headers, "kube-probe/x").await.unwrap();
+        let answer = get(&Dialer::Machine, url(port, "/up?x"), &headers, "kube-probe/x").await.unwrap();
         assert_eq!((answer.status, answer.led_away), (204, false));
         let request = serving.await.unwrap().remove(0).to_lowercase();
         assert!(request.starts_with("get /up?x http/1.1\r\n"), "{request}");
@@ -231,14 +231,14 @@ mod tests {
         let to = |place: &str| format!("HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n");
         let done = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned();
         let (port, serving) = serve(vec![to("/next"), done]).await;
-        let answer = get(url(port, "/"), &[], "a").await.unwrap();
+        let answer = get(&Dialer::Machine, url(port, "/"), &[], "a").await.unwrap();
         assert_eq!((answer.status, answer.body.as_slice()), (200, &b"ok"[..]));
         assert!(serving.await.unwrap()[1].starts_with("GET /next "));
         let (port, _serving) = serve(vec![to("http://example.com/")]).await;
-        let answer = get(url(port, "/"), &[], "a").await.unwrap();
+        let answer = get(&Dialer::Machine, url(port, "/"), &[], "a").await.unwrap();
         assert_eq!((answer.status, answer.led_away), (302, true));
         let (port, _serving) = serve(vec![to("/again"); 20]).await;
-        let told = get(url(port, "/"), &[], "a").await.unwrap_err();
+        let told = get(&Dialer::Machine, url(port, "/"), &[], "a").await.unwrap_err();
         assert!(told.ends_with("stopped after 10 redirects"), "{told}");
     }
 
@@ -246,13 +246,16 @@ mod tests {
     async fn a_long_body_is_cut_and_a_bad_server_is_told_of() {
         let long = format!("HTTP/1.1 500 Oh\r\nContent-Length: 100000\r\n\r\n{}", "x".repeat(100_000));
         let (port, _serving) = serve(vec![long]).await;
-        let answer = get(url(port, "/"), &[], "a").await.unwrap();
+        let answer = get(&Dialer::Machine, url(port, "/"), &[], "a").await.unwrap();
         assert_eq!((answer.status, answer.body.len()), (500, MAX_BODY));
         let (port, _serving) = serve(vec![String::new()]).await;
-        assert_eq!(get(url(port, "/"), &[], "a").await.unwrap_err(), format!("Get \"http://127.0.0.1:{port}/\": EOF"));
+        assert_eq!(
+            get(&Dialer::Machine, url(port, "/"), &[], "a").await.unwrap_err(),
+            format!("Get \"http://127.0.0.1:{port}/\": EOF")
+        );
         let (port, _serving) = serve(vec!["HTTP/1.1 400 Bad Request\r\n\r\n".into()]).await;
         let https = Url { scheme: Scheme::Https, ..url(port, "/") };
-        let told = get(https, &[], "a").await.unwrap_err();
+        let told = get(&Dialer::Machine, https, &[], "a").await.unwrap_err();
         assert!(told.contains("server gave HTTP response to HTTPS client"), "{told}");
     }
 }

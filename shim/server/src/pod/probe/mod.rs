@@ -147,8 +147,11 @@ async fn look(reach: &Reach, probed: &Probed, probe: &Probe) -> Look {
                 Ok(host) => host,
                 Err(why) => return Look::Error(why),
             };
-            let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-            match grpc::check(&address, service, AGENT, timeout).await {
+            let dialer = match reach.dialer(None) {
+                Ok(dialer) => dialer,
+                Err(why) => return Look::Error(why),
+            };
+            match grpc::check(grpc::Target { dialer, host, port: *port }, service, AGENT, timeout).await {
                 Ok(()) => Look::Success,
                 Err(why) => Look::Failure(why),
             }
