@@ -297,7 +297,8 @@ impl Machine {
     }
 
     /// Everything of the machine's that is there, a line each: mounts, cgroups, processes, interfaces, nftables rules
-    /// and elements, files. Files of the image store and of the scratch place itself are left out.
+    /// and elements, files. Files of the image store, of the scratch place itself and of events, which outlive their pods, are
+    /// left out.
     pub fn traces(&self) -> BTreeSet<String> {
         self.learn_ids();
         let mut traces = BTreeSet::new();
@@ -310,8 +311,11 @@ impl Machine {
         traces.extend(self.sh("ip -o link").lines().filter_map(named));
         traces.extend(self.sh("nft list ruleset").lines().map(|line| format!("nft {line}")));
         for folder in ["state", "root/pods", "root/leases", "logs"] {
+            let events = self.state().join("events");
             walk(&self.path(folder), &mut |path| {
-                traces.insert(format!("file {}", path.display()));
+                if !path.starts_with(&events) {
+                    traces.insert(format!("file {}", path.display()));
+                }
             });
         }
         traces

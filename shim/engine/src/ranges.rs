@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn two_pods_never_overlap() {
-        let mut taken = vec![0x7000_0000 + 5..0x7000_0000 + 10];
+        let mut taken: Vec<Range<u64>> = std::iter::once(0x7000_0005..0x7000_000a).collect();
         for _ in 0..50 {
             let first = u64::from(chosen("", "", ALL, &taken).unwrap());
             let range = first..first + LENGTH;

@@ -118,6 +118,8 @@ pub enum Act {
         exec: String,
         /// The file that counts OOM kills.
         oom_file: String,
+        /// The process, which becomes our child when its shim dies.
+        pid: i32,
     },
 }
 

@@ -109,7 +109,7 @@ impl Shim {
             Act::CloseInput { exec } => {
                 self.empty(method::CLOSE_IO, &task::CloseIoRequest { id: id_only(), exec_id: exec, stdin: true })
             }
-            Act::Wait { exec, oom_file } => self.wait(id, exec, &oom_file),
+            Act::Wait { exec, oom_file, pid } => self.wait(id, exec, &oom_file, pid),
         }
     }
 
@@ -198,11 +198,12 @@ impl Shim {
 
     /// Waits for a process to end, keeps what tells of its OOM kills, and has the shim forget it: which it does when it
     /// has passed on all output.
-    fn wait(&self, id: &str, exec: String, oom_file: &str) -> Result<Vec<u8>, Failure> {
+    fn wait(&self, id: &str, exec: String, oom_file: &str, pid: i32) -> Result<Vec<u8>, Failure> {
         let request = task::WaitRequest { id: id.to_owned(), exec_id: exec.clone() };
         // This may take as long as the pod lives.
         crate::sys::forget_own_text();
-        let ended: task::WaitResponse = self.client()?.call(method::WAIT, &request, None)?;
+        let ended = self.client().and_then(|mut client| client.call(method::WAIT, &request, None));
+        let ended: task::WaitResponse = ended.inspect_err(|_| waits::await_inheritance(pid))?;
         if exec.is_empty() && !oom_file.is_empty() {
             // With the container goes its cgroup.
             let _ = fs::copy(oom_file, self.oom_note());

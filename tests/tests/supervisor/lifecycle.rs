@@ -90,8 +90,9 @@ fn requests_out_of_order_get_the_codes_of_containerds_shims() {
     assert_eq!(code(pod.delete("web", "")), Code::FailedPrecondition);
     assert_eq!(code(pod.start("web", "nobody")), Code::NotFound);
     assert_eq!(code(pod.create("../up", &["true"], &Wish::default())), Code::InvalidArgument);
-    let checkpoint = CheckpointTaskRequest { id: "web".into(), ..Default::default() };
-    assert_eq!(code(pod.task::<Empty>(method::CHECKPOINT, &checkpoint)), Code::Unimplemented);
+    let checkpoint = |id: &str| CheckpointTaskRequest { id: id.into(), ..Default::default() };
+    assert_eq!(code(pod.task::<Empty>(method::CHECKPOINT, &checkpoint("nobody"))), Code::NotFound);
+    assert_eq!(code(pod.task::<Empty>(method::CHECKPOINT, &checkpoint("web"))), Code::InvalidArgument, "no path");
     assert_eq!(code(pod.kill("web", "", 1000, false)), Code::InvalidArgument);
     pod.add_exec("web", "twice", &["true"], false).unwrap();
     assert_eq!(code(pod.add_exec("web", "twice", &["true"], false)), Code::AlreadyExists);

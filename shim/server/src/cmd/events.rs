@@ -60,8 +60,11 @@ impl Events {
             }
             (json, _) => self.print(&logs, json, true)?,
         }
+        if !self.watch {
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut seen = HashMap::new();
-        while self.watch {
+        loop {
             for log in &logs {
                 let last = log.events.iter().map(|event| event.number).max().unwrap_or(0);
                 seen.insert(log.owner.uid.clone(), last);
@@ -75,7 +78,6 @@ impl Events {
             }
             self.print(&new, self.output.is_some(), false)?;
         }
-        Ok(ExitCode::SUCCESS)
     }
 
     /// The pods asked for, by what the user may call them: those that are there by their uids, too.

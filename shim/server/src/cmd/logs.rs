@@ -98,13 +98,21 @@ impl Logs {
             (None, 0 | 1) => printer.print_new()?,
             (tail, _) => printer.print_sorted(tail)?,
         };
-        if !read_on || !self.follow {
+        if !read_on {
+            return Ok(ExitCode::SUCCESS);
+        }
+        if !self.follow {
+            printer.finish()?;
             return Ok(ExitCode::SUCCESS);
         }
         let mut looks = 0;
         loop {
             let over = looks % LOOKS == 0 && are_over(&engine, &found).await;
-            if !printer.print_new()? || over {
+            if !printer.print_new()? {
+                return Ok(ExitCode::SUCCESS);
+            }
+            if over {
+                printer.finish()?;
                 return Ok(ExitCode::SUCCESS);
             }
             looks += 1;

@@ -200,6 +200,7 @@ impl Run {
             first_error = first_error.or(error);
         }
         printer.print_new()?;
+        printer.finish()?;
         let outcome = outcome(engine, &pods).await;
         if self.rm {
             for (found, _) in &pods {

@@ -40,8 +40,9 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Told on standard error: something was left out, and the rest goes on. A container chose the name: it is quoted.
-fn warn(path: &Path, why: &str) {
+fn left_out(path: &Path, why: &str) -> Result<()> {
     eprintln!("coracle: cp: {path:?} is left out: {why}");
+    Ok(())
 }
 
 /// The namespaces of a container and who it runs as: what a helper needs to enter it.

@@ -15,7 +15,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
 use tar::{Builder, EntryType, Header};
 
-use super::warn;
+use super::left_out;
 
 /// Folders in folders: each level holds a descriptor.
 const MAX_DEPTH: usize = 400;
@@ -51,9 +51,9 @@ impl<W: Write> Packer<'_, W> {
             SFlag::S_IFREG => self.file(fd, path, &stat),
             SFlag::S_IFDIR => self.folder(fd, path, &stat, depth),
             SFlag::S_IFLNK => self.link(fd, path, &stat),
-            SFlag::S_IFIFO => Ok(warn(path, "it is a pipe")),
-            SFlag::S_IFSOCK => Ok(warn(path, "it is a socket")),
-            _ => Ok(warn(path, "it is a device")),
+            SFlag::S_IFIFO => left_out(path, "it is a pipe"),
+            SFlag::S_IFSOCK => left_out(path, "it is a socket"),
+            _ => left_out(path, "it is a device"),
         }
     }
 
@@ -86,7 +86,7 @@ impl<W: Write> Packer<'_, W> {
         }
         let opened = self.open(fd, path, OFlag::O_DIRECTORY)?;
         if depth > 0 && is_of_the_kernel(opened.as_fd()) {
-            return Ok(warn(path, "it is the kernel's own (name it to copy it)"));
+            return left_out(path, "it is the kernel's own (name it to copy it)");
         }
         let mut header = header(EntryType::Directory, stat);
         self.tar.append_data(&mut header, path, io::empty()).with_context(|| format!("copy {path:?}"))?;

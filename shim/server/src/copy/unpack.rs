@@ -18,7 +18,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 use tar::{Archive, Entry, EntryType};
 
-use super::warn;
+use super::left_out;
 
 /// Parts of one path.
 const MAX_PARTS: usize = 400;
@@ -118,7 +118,7 @@ impl Unpacker {
                 let made = self.file(dir.as_fd(), name, &mut entry, mode, time);
                 made.with_context(|| format!("write {path:?}"))
             }
-            _ => Ok(warn(&written, "it is neither a file nor a folder nor a link")),
+            _ => left_out(&written, "it is neither a file nor a folder nor a link"),
         }
     }
 
@@ -191,7 +191,7 @@ impl Unpacker {
         // What stands at the top is what was copied; beside it lies what was there before.
         let own = if self.top == Top::Strip { depth } else { depth.saturating_sub(1) };
         if self.side == Side::Machine && (depth == 0 && self.top != Top::Strip || !stays_beneath(target, own)) {
-            return Ok(warn(path, &format!("it is a link to {target:?}, which is not part of the copy")));
+            return left_out(path, &format!("it is a link to {target:?}, which is not part of the copy"));
         }
         let (new, name) = (self.new_name(), path.file_name().unwrap_or_default());
         let made =

@@ -171,6 +171,16 @@ pub enum Wrong {
     Refuse(u16, Code),
 }
 
+/// A resource record as it lies in a message; its data begins at `start`.
+struct RawRecord<'m> {
+    name: Name,
+    kind: u16,
+    class: u16,
+    ttl: u32,
+    data: &'m [u8],
+    start: usize,
+}
+
 /// A reader of a message.
 struct Reader<'m> {
     message: &'m [u8],
@@ -231,11 +241,11 @@ impl<'m> Reader<'m> {
         Some(Question { name: self.name()?, kind: self.u16()?, class: self.u16()? })
     }
 
-    fn record(&mut self) -> Option<(Name, u16, u16, u32, &'m [u8], usize)> {
+    fn record(&mut self) -> Option<RawRecord<'m>> {
         let (name, kind, class, ttl) = (self.name()?, self.u16()?, self.u16()?, self.u32()?);
         let len = usize::from(self.u16()?);
         let start = self.at;
-        Some((name, kind, class, ttl, self.take(len)?, start))
+        Some(RawRecord { name, kind, class, ttl, data: self.take(len)?, start })
     }
 }
 
@@ -257,7 +267,7 @@ pub fn query(message: &[u8]) -> Result<Query, Wrong> {
     let question = reader.question().ok_or(malformed)?;
     let mut edns = None;
     for _ in 0..usize::from(additional).min(MAX_RECORDS) {
-        let (_, kind, class, ..) = reader.record().ok_or(malformed)?;
+        let RawRecord { kind, class, .. } = reader.record().ok_or(malformed)?;
         if kind == kind::OPT && edns.replace(class).is_some() {
             return Err(malformed);
         }
@@ -533,7 +543,7 @@ pub fn addresses(message: &[u8]) -> Option<(u8, Vec<Record>)> {
     }
     let mut records = Vec::new();
     for _ in 0..usize::from(count).min(MAX_RECORDS) {
-        let (name, kind, class, ttl, data, start) = reader.record()?;
+        let RawRecord { name, kind, class, ttl, data, start } = reader.record()?;
         let data = match kind {
             kind::A => Data::A(<[u8; 4]>::try_from(data).ok()?.into()),
             kind::AAAA => Data::Aaaa(<[u8; 16]>::try_from(data).ok()?.into()),

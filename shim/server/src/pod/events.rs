@@ -11,6 +11,8 @@
 
 mod correlate;
 
+pub use correlate::cut;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;

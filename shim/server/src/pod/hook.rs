@@ -82,7 +82,7 @@ fn cut(text: &str, max: usize) -> String {
     const MARK: &str = "...";
     match text.len() > max {
         false => text.to_owned(),
-        true => format!("{}{MARK}", &text[..text.floor_char_boundary(max - MARK.len())]),
+        true => format!("{}{MARK}", super::events::cut(text, max - MARK.len())),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Containers' lines on the terminal: each in whole, with its container's name in front where there are several.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -37,8 +37,8 @@ pub struct Printer {
     width: usize,
     sources: Vec<Source>,
     colours: (bool, bool),
-    /// The beginnings of lines, by container and stream.
-    parts: HashMap<(usize, bool), Vec<u8>>,
+    /// The beginnings of lines, and when they were written, by container and stream.
+    parts: BTreeMap<(usize, bool), (String, Vec<u8>)>,
     /// Lines before this are passed over: a time as the logs have it.
     since: Option<String>,
     /// Bytes that may still be written; None for any number.
@@ -49,7 +49,7 @@ impl Printer {
     /// A printer of nothing yet.
     pub fn new(style: Style) -> Printer {
         let colours = (out::colours(&io::stdout()), out::colours(&io::stderr()));
-        Printer { style, width: 0, sources: Vec::new(), colours, parts: HashMap::new(), since: None, left: None }
+        Printer { style, width: 0, sources: Vec::new(), colours, parts: BTreeMap::new(), since: None, left: None }
     }
 
     /// Writes only what was written since then, and at most so many bytes of it.
@@ -113,15 +113,35 @@ impl Printer {
             return Ok(true);
         }
         let is_stderr = line.stream == Stream::Stderr;
-        let part = self.parts.entry((index, is_stderr)).or_default();
+        let (time, part) = self.parts.entry((index, is_stderr)).or_default();
         part.extend_from_slice(&line.text);
         if !line.full && part.len() < MAX_LINE {
+            *time = line.time;
             return Ok(true);
         }
         let mut text = std::mem::take(part);
         text.push(b'\n');
+        self.write(index, is_stderr, &line.time, text)
+    }
+
+    /// Writes the last words of those who ended without ending their line. Where lines have names or times in front, the
+    /// line is ended for them; else their output is passed on as it was.
+    pub fn finish(&mut self) -> Result<bool> {
+        let parts = std::mem::take(&mut self.parts);
+        for ((index, is_stderr), (time, mut text)) in parts.into_iter().filter(|(_, (_, text))| !text.is_empty()) {
+            if self.style.names || self.style.times {
+                text.push(b'\n');
+            }
+            if !self.write(index, is_stderr, &time, text)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn write(&mut self, index: usize, is_stderr: bool, time: &str, mut text: Vec<u8>) -> Result<bool> {
         let colours = if is_stderr { self.colours.1 } else { self.colours.0 };
-        let mut bytes = self.head(index, &line.time, colours).into_bytes();
+        let mut bytes = self.head(index, time, colours).into_bytes();
         bytes.append(&mut text);
         if let Some(left) = &mut self.left {
             bytes.truncate(usize::try_from(*left).unwrap_or(usize::MAX));

@@ -16,10 +16,14 @@ use nix::libc::{O_NONBLOCK, SIGKILL};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// The shim's messages are turned over at this size.
 const MAX_LOG: u64 = 1 << 20;
+/// How long a shim whose connection has closed may take to be dead.
+const INHERITANCE: Duration = Duration::from_secs(1);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(2);
 
 impl Supervisor {
     /// Reads the messages of the shim that is about to be started, into a log of their own.
@@ -45,8 +49,9 @@ impl Supervisor {
             return;
         }
         let oom_file = container.oom_file.clone();
+        let pid = self.process(id, exec).map_or(0, |process| process.pid);
         let job = Job::Wait { container: id.to_owned(), exec: exec.to_owned() };
-        if let Err(failure) = self.act(job, id, Act::Wait { exec: exec.to_owned(), oom_file }) {
+        if let Err(failure) = self.act(job, id, Act::Wait { exec: exec.to_owned(), oom_file, pid }) {
             self.shim_lost(id, exec, &failure);
         }
     }
@@ -102,7 +107,7 @@ impl Supervisor {
     fn shim_lost(&mut self, id: &str, exec: &str, failure: &Failure) {
         eprintln!("wait for {id} {exec}: {}", failure.message);
         let Ok(pid) = self.process(id, exec).map(|process| process.pid) else { return };
-        if pid > 0 && is_child(pid) && sys::kill(pid, SIGKILL).is_ok() {
+        if pid > 0 && is_child(pid, std::process::id()) && sys::kill(pid, SIGKILL).is_ok() {
             return;
         }
         self.end_process(id, exec, Exit::unseen());
@@ -120,10 +125,20 @@ impl Supervisor {
     }
 }
 
-/// Whether a process is our own child, by /proc.
-fn is_child(pid: i32) -> bool {
+/// For the worker whose call of a shim has failed: a dying shim's connections close before its children become the
+/// supervisor's.
+pub(super) fn await_inheritance(pid: i32) {
+    let there = || pid > 0 && fs::exists(format!("/proc/{pid}")).unwrap_or(false);
+    let deadline = Instant::now() + INHERITANCE;
+    while there() && !is_child(pid, std::os::unix::process::parent_id()) && Instant::now() < deadline {
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Whether a process is a child of that one, by /proc.
+fn is_child(pid: i32, supervisor: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     // After the name, which may hold anything: the state, then the parent.
     let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
-    parent == Some(std::process::id())
+    parent == Some(supervisor)
 }
