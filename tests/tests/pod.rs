@@ -182,6 +182,30 @@ fn a_foreground_run_that_is_killed_leaves_its_pod_tended() {
 }
 
 #[test]
+fn a_foreground_run_tells_once_why_a_container_waits() {
+    let machine = Machine::new();
+    let file = pod(&machine, "waits", "true", "    envFrom: [{configMapRef: {name: none}}]\n", "");
+    let said = machine.path("said");
+    let mut command = machine.command(&["run", &file]);
+    command.stdout(Stdio::null()).stderr(fs::File::create(&said).expect("make a file"));
+    let mut run = machine.run(|| command.spawn()).expect("start coracle");
+    let lines = || fs::read_to_string(&said).expect("read what it said");
+    until("why it waits", || lines().contains("CreateContainerConfigError"));
+    let tries = || {
+        let events: Value = serde_json::from_str(&machine.ok(&["events", "-o", "json"])).expect("events");
+        let events = events.as_array().expect("a list").clone();
+        let failed = events.iter().find(|event| event["reason"] == "Failed").expect("its event");
+        failed["count"].as_u64()
+    };
+    until("the second try", || tries() >= Some(2));
+    machine.ok(&["stop", "waits"]);
+    run.wait().expect("wait for coracle run");
+    let told = "coracle: waits: container main: start container main: CreateContainerConfigError: configmap \"none\" not found\n";
+    assert_eq!(lines(), told);
+    machine.ok(&["rm", "waits"]);
+}
+
+#[test]
 fn a_foreground_run_ends_when_the_supervisor_dies() {
     let machine = Machine::new();
     let file = pod(&machine, "lost", "sleep 600", "", "");
@@ -331,7 +355,10 @@ fn security_contexts_are_applied() {
 
     let container = "    securityContext: {runAsNonRoot: true}\n";
     let line = machine.fails(&["run", &pod(&machine, "root", "true", container, "")]);
-    assert!(line.contains("run root") && line.contains("root"), "{line}");
+    assert!(
+        line.contains("run root: ") && line.contains("container has runAsNonRoot and image will run as root"),
+        "{line}"
+    );
     assert!(!machine.ok(&["ps", "-a", "-q"]).contains("root"), "nothing is left of it");
 
     let container = "    securityContext: {privileged: true}\n";

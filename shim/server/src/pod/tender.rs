@@ -121,6 +121,7 @@ impl Tender {
     pub async fn tend(&mut self, foreground: bool, watch: &mut dyn Watch) -> Result<End> {
         let mut told = HashSet::new();
         self.tasks.watch(&self.folder);
+        self.tell_waiting(watch);
         loop {
             let seen = self.look().await;
             // Asked after the look: the containers of a pod that was removed look as if they had never run.
@@ -187,6 +188,15 @@ impl Tender {
         }
         let (plan, _) = self.look().await?;
         Ok(!plan.start.is_empty() || plan.finished() || plan.end || plan.wake_at.is_some())
+    }
+
+    /// Tells what containers wait for that could not be made before somebody watched, as their next try tells it.
+    fn tell_waiting(&self, watch: &mut dyn Watch) {
+        for (name, memory) in &self.tended.containers {
+            if let Some(failure) = memory.failure.as_ref().filter(|failure| failure.retry_at.is_some()) {
+                watch.failed(name, &format!("start container {name}: {}: {}", failure.reason, failure.message));
+            }
+        }
     }
 
     fn pod(&self) -> &crate::kube::pod::Pod {
