@@ -1,3 +1,5 @@
+//! What is decided of pods, case by case, and for any pod that there may be.
+
 use proptest::prelude::*;
 
 use super::*;
