@@ -87,7 +87,7 @@ impl Explain {
                 return Err(not_found(word, "field", table.fields.iter().map(|field| field.key)));
             };
             shape = (field.shape)();
-            told = (field.key.to_owned(), field.about, table.fate(field));
+            told = (field.key.to_owned(), field.about, field.fate);
         }
         self.told(known, shape, told)
     }
@@ -118,9 +118,9 @@ impl Explain {
     /// The fields of a type, and of their types; a type within itself is told once.
     fn fields(&self, table: &Table, prefix: &str, within: &mut Vec<&'static str>, out: &mut Vec<Line>) {
         for field in table.fields {
-            out.push(line(table, field, prefix));
+            out.push(line(field, prefix));
             let inner = (field.shape)().table().filter(|inner| !within.contains(&inner.name));
-            let done = table.fate(field) == Fate::Done;
+            let done = field.fate == Fate::Done;
             if let (true, true, Some(inner)) = (self.recursive, done, inner) {
                 within.push(inner.name);
                 self.fields(inner, &format!("{prefix}{}.", field.key), within, out);
@@ -130,8 +130,8 @@ impl Explain {
     }
 }
 
-fn line(table: &Table, field: &Field, prefix: &str) -> Line {
-    let (status, why) = status(table.fate(field));
+fn line(field: &Field, prefix: &str) -> Line {
+    let (status, why) = status(field.fate);
     Line {
         field: format!("{prefix}{}", field.key),
         kind: (field.shape)().describe(),

@@ -260,7 +260,7 @@ fn notes(node: &Node, shape: Shape, path: &str, of: &str, out: &mut Vec<Note>) {
             for (key, value) in entries.iter().filter(|(_, value)| !value.kind.is_empty()) {
                 let Some(field) = table.field(&key.name) else { continue };
                 let path = if path.is_empty() { key.name.clone() } else { format!("{path}.{}", key.name) };
-                match table.fate(field) {
+                match field.fate {
                     Fate::Idle(why) => out.push(Note { of: of.to_owned(), field: path, why }),
                     Fate::Done => notes(value, (field.shape)(), &path, of, out),
                     Fate::Refused(_) => {}

@@ -7,7 +7,7 @@
 //!
 //! - [`yaml`] parses documents into a tree in which each node knows its line and column, within limits.
 //! - [`raw`] lists the fields of the Kubernetes types. Each field that exists is known: it is read, or has no effect on
-//!   one machine, or is refused by name; a name that does not exist gets a suggestion. [`later`] lists what is yet to do.
+//!   one machine, or is refused by name; a name that does not exist gets a suggestion.
 //! - [`pod`] validates as the API server does, fills in the defaults, and gives the only types the rest uses.
 
 pub mod bytes;
@@ -17,7 +17,6 @@ pub mod documents;
 pub mod env;
 pub mod expand;
 pub mod fault;
-pub mod later;
 pub mod lifecycle;
 pub mod meta;
 pub mod mount;

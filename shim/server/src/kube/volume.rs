@@ -11,7 +11,7 @@ use super::env::{self, FieldPath, ResourceField};
 use super::pod::{checked, choice, required, value};
 use super::quantity::Quantity;
 use super::raw::{self, At, List, Place};
-use super::{Fault, config, container, later, names};
+use super::{Fault, config, container, names};
 
 /// A volume of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,10 +243,7 @@ fn source(raw: raw::Volume, place: &Place) -> Result<Source, Fault> {
 
 fn empty_dir(raw: raw::EmptyDir) -> Result<Source, Fault> {
     let memory = match raw.medium {
-        Some(at) if at.value == "Memory" => {
-            later::value("emptyDir.medium: Memory", &at)?;
-            true
-        }
+        Some(at) if at.value == "Memory" => true,
         Some(at) if at.value.starts_with("HugePages") => {
             return Err(at.fault("huge pages are not mounted here: use Memory, or none for the disk"));
         }

@@ -1,10 +1,9 @@
 //! What a file says, field by field: the Kubernetes v1 Pod types, each field known by name.
 //!
 //! A type is a list made by the [`raw!`] macro. Its fields are read; those after `idle` are checked and have no effect
-//! on one machine; those after `refused`, and those that [`super::later`] lists, are errors that name them rather than
-//! settings that are silently not applied. Any other name is unknown, and the nearest known one is suggested. `null` is
-//! the same as absent, and so is an empty list or mapping in a refused field: `kubectl create --dry-run=client -o yaml`
-//! writes several.
+//! on one machine; those after `refused` are errors that name them rather than settings that are silently not applied. Any
+//! other name is unknown, and the nearest known one is suggested. `null` is the same as absent, and so is an empty list or
+//! mapping in a refused field: `kubectl create --dry-run=client -o yaml` writes several.
 
 mod config;
 mod container;

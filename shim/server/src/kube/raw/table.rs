@@ -1,7 +1,6 @@
 //! The tables behind the types: each field's type and what is done with it. The parser reads by them, `coracle explain`
 //! and `--dry-run` tell from them, so that what is told is what is done.
 
-use super::super::later;
 use super::*;
 
 /// What a value looks like.
@@ -60,18 +59,10 @@ impl Table {
 
     /// Why a field may not be used.
     pub fn refusal(&self, key: &str) -> Option<&'static str> {
-        self.field(key).and_then(|field| match self.fate(field) {
+        self.field(key).and_then(|field| match field.fate {
             Fate::Refused(why) => Some(why),
             Fate::Done | Fate::Idle(_) => None,
         })
-    }
-
-    /// What is done with a field of this table.
-    pub fn fate(&self, field: &Field) -> Fate {
-        match later::field(self.name, field.key) {
-            true => Fate::Refused(later::WHY),
-            false => field.fate,
-        }
     }
 }
 
