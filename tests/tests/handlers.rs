@@ -245,7 +245,7 @@ async fn has_the_users_and_privileges_it_asks_for(rig: &Rig, handler: &str) {
 
 async fn keeps_its_log_when_the_file_is_moved(rig: &Rig, handler: &str) {
     let pod = rig.engine.run_sandbox(pod(rig, handler)).await.unwrap();
-    let id = rig.start(&pod.id, script("main", "echo ready; trap 'echo more; exit 0' TERM; sleep 1000 & wait")).await;
+    let id = rig.start(&pod.id, script("main", "trap 'echo more; exit 0' TERM; echo ready; sleep 1000 & wait")).await;
     let id = id.unwrap();
     ready(rig, &id).await;
     let path = rig.engine.container_status(&id).unwrap().log_path.unwrap();
