@@ -15,7 +15,7 @@ const SUPERVISOR_FILES: usize = 32;
 /// they have 2.3 and 2.4 MB; Debian's static glibc adds 0.8.
 const STATIC_PROGRAM_BYTES: u64 = 7 << 19;
 /// The command carries TLS, YAML, the registry client, the CRI server, DNS and probes by gRPC.
-const COMMAND_BYTES: u64 = 24 << 20;
+const COMMAND_BYTES: u64 = 18 << 20;
 
 fn field(pid: Pid, file: &str, name: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/{file}")).expect("read a process's numbers");
