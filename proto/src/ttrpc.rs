@@ -35,6 +35,8 @@ pub mod service {
     pub const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
     /// Our own: log reopening, versions, the pod's limits.
     pub const CONTROL: &str = "coracle.v1.Control";
+    /// Our own: what only the supervisor in a virtual machine does.
+    pub const GUEST: &str = "coracle.v1.Guest";
     /// containerd's end of the event stream.
     pub const EVENTS: &str = "containerd.services.events.ttrpc.v1.Events";
 }
@@ -73,6 +75,13 @@ pub mod method {
     pub const REOPEN_LOG: &str = "ReopenLog";
     pub const INFO: &str = "Info";
     pub const UPDATE_SANDBOX: &str = "UpdateSandbox";
+    pub const CONNECT_NETWORK: &str = "ConnectNetwork";
+
+    pub const SET_UP: &str = "SetUp";
+    pub const MOUNT: &str = "Mount";
+    pub const UNMOUNT: &str = "Unmount";
+    pub const PUT: &str = "Put";
+    pub const FETCH: &str = "Fetch";
 
     pub const FORWARD: &str = "Forward";
 }

@@ -81,6 +81,7 @@ fn options(record: &SandboxRecord, hostname: &str) -> Result<coracle::SandboxOpt
         log_max_bytes: config.log_max_bytes,
         user_namespace: config.user_namespace.as_ref().map(user_namespace),
         tender_stays: config.tender_stays,
+        vm: None,
     })
 }
 

@@ -79,7 +79,7 @@ fn a_folders_pods_come_change_and_go_with_their_files() {
     until("it is as the file says", || machine.coracle(&["logs", "second"]).out == "changed\n");
     fs::remove_file(dir.join("first.yaml")).unwrap();
     until("the pod goes with its file", || names(&machine) == ["second"]);
-    assert!(machine.pods().len() == 1, "it is removed, and not only stopped");
+    until("it is removed, and not only stopped", || machine.pods().len() == 1);
     machine.ok(&["rm", "-f", "second"]);
     fs::write(dir.join("touch.txt"), "no pod").unwrap();
     fs::remove_file(dir.join("touch.txt")).unwrap();
