@@ -17,6 +17,7 @@
 //! exits       exit.json                    tender      calling the engine when a container exits
 //! failure     status codes                 stats       runtime's numbers in containerd's messages
 //! oci         what runs a container        foreign     other runtimes than ours; shim: containerd's shims
+//! remote      calls of those that run it   vm          virtual machines
 //! signals     by pid or by the runtime     sys         all of the crate's unsafe code
 //! ```
 
@@ -37,6 +38,7 @@ mod oci;
 mod ops;
 mod reactor;
 mod relay;
+mod remote;
 mod sandbox;
 mod service;
 mod shim;

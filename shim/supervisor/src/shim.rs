@@ -19,7 +19,7 @@
 //!   each process, and then has the shim forget it, which is when all its output has been passed on.
 //! - When the shim dies, the supervisor is the reaper of orphans and so the parent of what it left.
 
-mod client;
+pub mod client;
 mod fifos;
 mod launch;
 mod waits;
@@ -27,24 +27,20 @@ mod waits;
 use crate::failure::Failure;
 use crate::oci::{Act, not_needed};
 use crate::ops::{self, Created};
+use crate::remote::{Exec, LONG, Remote};
 use crate::stdio::{Names, ProcessEnds};
 use client::Client;
 use coracle_proto::coracle::ShimOptions;
 use coracle_proto::ttrpc::{Code, method};
-use coracle_proto::{Any, Empty, Message, any, runc, task};
+use coracle_proto::{Any, Message, any, runc, task};
 use coracle_runtime::cgroup::Cgroup;
 pub use fifos::open as open_fifos;
 pub use launch::{LOG, end, prepare};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// The folder's name in the sandbox's bundle.
 pub const FOLDER: &str = "shim";
-/// Making and starting: hooks and virtual machines run in here. The engine has a deadline of its own before that.
-const LONG: Duration = Duration::from_secs(180);
-/// Everything else.
-const SHORT: Duration = Duration::from_secs(20);
 
 /// A container of a shim.
 #[derive(Debug, Clone)]
@@ -59,6 +55,12 @@ pub struct Shim {
     bundle: PathBuf,
     /// The pod's cgroup; may be empty.
     cgroup: String,
+}
+
+impl Remote for Shim {
+    fn client(&self) -> Result<Client, Failure> {
+        Client::of(&self.folder)
+    }
 }
 
 impl Shim {
@@ -81,7 +83,6 @@ impl Shim {
 
     /// Does what a worker is for.
     pub fn perform(&self, id: &str, act: Act) -> Result<Vec<u8>, Failure> {
-        let id_only = || id.to_owned();
         match act {
             Act::Create { request, ends, .. } => self.create(*request, ends),
             Act::Undo { bundle, systemd } => {
@@ -89,40 +90,12 @@ impl Shim {
                 let _ = self.delete(id, "");
                 ops::clear_cgroup(id, &bundle, systemd).map(|()| Vec::new())
             }
-            Act::Start => self.start(id, "").map(|_| Vec::new()),
-            Act::Exec { exec, spec, terminal, ends } => self.exec(id, &exec, spec, terminal, &ends.fifos),
-            Act::Kill { exec, signal } => self.kill(id, exec, signal, false),
-            Act::KillAll(signal) => self.kill(id, String::new(), signal, true),
+            Act::Exec { exec, spec, terminal, ends, .. } => self.exec(id, &exec, spec, terminal, &ends.fifos),
             Act::Delete { .. } => self.delete_container(id).map(|()| Vec::new()),
-            Act::Freeze(true) => self.empty(method::PAUSE, &task::PauseRequest { id: id_only() }),
-            Act::Freeze(false) => self.empty(method::RESUME, &task::ResumeRequest { id: id_only() }),
-            Act::Update(resources) => {
-                let resources = Some(any::pack_json(any::OCI_RESOURCES, resources));
-                self.empty(method::UPDATE, &task::UpdateTaskRequest { id: id_only(), resources, ..Default::default() })
-            }
             Act::Checkpoint(_) => Err(not_needed(id)),
-            Act::Pids(_) => self.answer::<task::PidsResponse>(method::PIDS, &task::PidsRequest { id: id_only() }),
-            Act::Stats(_) => self.answer::<task::StatsResponse>(method::STATS, &task::StatsRequest { id: id_only() }),
-            Act::Resize { exec, width, height } => {
-                self.empty(method::RESIZE_PTY, &task::ResizePtyRequest { id: id_only(), exec_id: exec, width, height })
-            }
-            Act::CloseInput { exec } => {
-                self.empty(method::CLOSE_IO, &task::CloseIoRequest { id: id_only(), exec_id: exec, stdin: true })
-            }
             Act::Wait { exec, oom_file, pid } => self.wait(id, exec, &oom_file, pid),
+            act => self.plainly(id, act),
         }
-    }
-
-    fn client(&self) -> Result<Client, Failure> {
-        Client::of(&self.folder)
-    }
-
-    fn answer<A: Message + Default>(&self, method: &str, request: &impl Message) -> Result<Vec<u8>, Failure> {
-        Ok(self.client()?.call::<A>(method, request, Some(SHORT))?.encode_to_vec())
-    }
-
-    fn empty(&self, method: &str, request: &impl Message) -> Result<Vec<u8>, Failure> {
-        self.answer::<Empty>(method, request)
     }
 
     fn create(&self, mut request: task::CreateTaskRequest, ends: ProcessEnds) -> Result<Vec<u8>, Failure> {
@@ -151,41 +124,11 @@ impl Shim {
         }
     }
 
-    fn start(&self, id: &str, exec: &str) -> Result<u32, Failure> {
-        let request = task::StartRequest { id: id.to_owned(), exec_id: exec.to_owned() };
-        let started: task::StartResponse = self.client()?.call(method::START, &request, Some(LONG))?;
-        Ok(started.pid)
-    }
-
     fn exec(&self, id: &str, exec: &str, spec: Vec<u8>, terminal: bool, fifos: &Names) -> Result<Vec<u8>, Failure> {
-        let request = task::ExecProcessRequest {
-            id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            terminal,
-            stdin: fifos.stdin.clone(),
-            stdout: fifos.stdout.clone(),
-            stderr: fifos.stderr.clone(),
-            spec: Some(any::pack_json(any::OCI_PROCESS, spec)),
-        };
-        let started = self.empty(method::EXEC, &request).and_then(|_| {
-            // One that did not start is of no use to the shim either.
-            self.start(id, exec).inspect_err(|_| drop(self.delete(id, exec)))
-        });
+        let streams = [fifos.stdin.clone(), fifos.stdout.clone(), fifos.stderr.clone()];
+        let started = self.start_exec(Exec { id, exec, spec, terminal, streams }, || Ok(()));
         fifos::forget(fifos);
         Ok(Created { pid: started? as i32, ..Created::default() }.encode())
-    }
-
-    fn kill(&self, id: &str, exec: String, signal: i32, all: bool) -> Result<Vec<u8>, Failure> {
-        let request = task::KillRequest { id: id.to_owned(), exec_id: exec, signal: signal as u32, all };
-        self.empty(method::KILL, &request)
-    }
-
-    fn delete(&self, id: &str, exec: &str) -> Result<(), Failure> {
-        let request = task::DeleteRequest { id: id.to_owned(), exec_id: exec.to_owned() };
-        match self.client()?.call::<task::DeleteResponse>(method::DELETE, &request, Some(SHORT)) {
-            Err(failure) if failure.code != Code::NotFound => Err(failure),
-            _ => Ok(()),
-        }
     }
 
     /// Forgets a container that has ended. A shim that died has left at most its cgroup.
@@ -199,11 +142,9 @@ impl Shim {
     /// Waits for a process to end, keeps what tells of its OOM kills, and has the shim forget it: which it does when it
     /// has passed on all output.
     fn wait(&self, id: &str, exec: String, oom_file: &str, pid: i32) -> Result<Vec<u8>, Failure> {
-        let request = task::WaitRequest { id: id.to_owned(), exec_id: exec.clone() };
         // This may take as long as the pod lives.
         crate::sys::forget_own_text();
-        let ended = self.client().and_then(|mut client| client.call(method::WAIT, &request, None));
-        let ended: task::WaitResponse = ended.inspect_err(|_| waits::await_inheritance(pid))?;
+        let ended = self.wait_for_end(id, &exec).inspect_err(|_| waits::await_inheritance(pid))?;
         if exec.is_empty() && !oom_file.is_empty() {
             // With the container goes its cgroup.
             let _ = fs::copy(oom_file, self.oom_note());

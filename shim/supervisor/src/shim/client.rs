@@ -1,4 +1,5 @@
-//! A client of a shim for workers: one call after the other over a connection of its own, and blocking.
+//! A client of a shim, or of the supervisor in a virtual machine, for workers: one call after the other over a connection
+//! of its own, and blocking.
 
 use super::launch::{Address, read_address};
 use crate::failure::{Fail, Failure};
@@ -19,6 +20,8 @@ const READ_SIZE: usize = 16 << 10;
 pub struct Client {
     socket: UnixStream,
     service: &'static str,
+    /// Who is at the other end, in words.
+    peer: &'static str,
     ids: StreamIds,
 }
 
@@ -38,7 +41,12 @@ impl Client {
             Code::Unavailable.failure(format!("connect to the shim at {}: {error} (has it died?)", address.address))
         })?;
         let service = if address.version >= TASK_V3 { service::TASK_V3 } else { service::TASK_V2 };
-        Ok(Client { socket, service, ids: StreamIds::default() })
+        Ok(Client { service, ..Client::over(socket, "the shim") })
+    }
+
+    /// A connection that somebody made; its task service is version 3. `peer` says in errors who is at its other end.
+    pub fn over(socket: UnixStream, peer: &'static str) -> Client {
+        Client { socket, service: service::TASK_V3, peer, ids: StreamIds::default() }
     }
 
     /// One call of the task service. A shim that dies, or does not answer in time, is unavailable.
@@ -48,21 +56,33 @@ impl Client {
         request: &impl Message,
         timeout: Option<Duration>,
     ) -> Result<A, Failure> {
+        self.call_of(self.service, method, request, timeout)
+    }
+
+    /// One call of this service.
+    pub fn call_of<A: Message + Default>(
+        &mut self,
+        service: &str,
+        method: &str,
+        request: &impl Message,
+        timeout: Option<Duration>,
+    ) -> Result<A, Failure> {
+        let peer = self.peer;
         let broken = |error: io::Error| {
             let late = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
             let code = if late { Code::DeadlineExceeded } else { Code::Unavailable };
             let words = if late { "no answer in time".to_owned() } else { error.to_string() };
-            code.failure(format!("{method}: the shim: {words}"))
+            code.failure(format!("{method}: {peer}: {words}"))
         };
         let id = self.ids.next_id().ok_or_else(|| broken(io::ErrorKind::ConnectionAborted.into()))?;
         let nanos = timeout.map_or(0, |timeout| timeout.as_nanos() as i64);
-        let bytes = encode_request(id, self.service, method, request, nanos);
+        let bytes = encode_request(id, service, method, request, nanos);
         let bytes = bytes.map_err(|error| Code::InvalidArgument.failure(format!("{method}: {error}")))?;
         self.socket.set_read_timeout(timeout).map_err(broken)?;
         self.socket.write_all(&bytes).map_err(broken)?;
         let answer = self.receive(id).map_err(broken)?.map_err(Failure::from)?;
         A::decode(answer.as_slice())
-            .map_err(|error| Code::DataLoss.failure(format!("{method}: the shim's answer does not decode: {error}")))
+            .map_err(|error| Code::DataLoss.failure(format!("{method}: {peer}: the answer does not decode: {error}")))
     }
 
     fn receive(&mut self, id: u32) -> io::Result<Result<Vec<u8>, coracle_proto::Status>> {

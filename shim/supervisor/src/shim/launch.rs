@@ -4,9 +4,10 @@
 //! address of the event service in `TTRPC_ADDRESS`. It prints the address it listens at, as text or, since containerd
 //! 1.7, as JSON with the version of its API.
 
+use super::Shim;
 use super::client::Client;
-use super::{SHORT, Shim};
 use crate::failure::{Fail, Failure};
+use crate::remote::SHORT;
 use coracle_proto::ttrpc::{Code, method};
 use coracle_proto::{Empty, task};
 use coracle_runtime::cgroup::{Cgroup, CgroupOptions, CgroupPath};
