@@ -9,7 +9,8 @@
 //! [`refresh`] makes everything right, whatever it was: addresses for Services that have none, rules that lead to the pods
 //! that are ready now, the table that the DNS server reads, the server itself. It is called when a pod starts, stops,
 //! becomes ready or unready or goes, when an object changes, and by `gc`; calls wait for each other, and one that finds
-//! nothing to change costs a look at each pod. Without Services it costs one look into a folder.
+//! nothing to change costs a look at each pod. Without Services it costs a look into a folder and at the sandboxes'
+//! records: one of them may ask the DNS server.
 //!
 //! ```text
 //! STATE/services/lock         held by who makes it right
@@ -115,31 +116,22 @@ pub async fn refresh(engine: &Engine) -> Result<()> {
     refreshed.await.context("refresh Services")?.context("refresh Services")
 }
 
-/// A pod that lives, as Services see it.
-struct Seen {
-    backend: Option<Backend>,
-    /// Whether it asks the DNS server.
-    asks: bool,
-}
-
 fn refresh_now(engine: &Engine) -> Result<()> {
     let objects = Objects::open(engine.paths());
     let dir = engine.paths().state.join("services");
-    let needed = |engine: &Engine| -> Result<bool> {
-        Ok(!objects.list::<Service>(None)?.is_empty() || look(engine)?.iter().any(|pod| pod.asks))
-    };
-    if !dir.exists() && !needed(engine)? {
+    if !dir.exists() && objects.list::<Service>(None)?.is_empty() && users(engine, &ready(engine)?) == 0 {
         return Ok(());
     }
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     let _lock = lock::section(&dir.join("lock"), true)?;
     // Looked at only now: what another saw before it had the lock would undo what it did.
     let services = objects.list::<Service>(None)?;
-    let pods = look(engine)?;
+    let sandboxes = ready(engine)?;
+    let users = users(engine, &sandboxes);
+    let pods = if services.is_empty() { Vec::new() } else { local(engine, sandboxes)? };
     let allocated = give(engine, &objects, &services)?;
-    let users = pods.iter().filter(|pod| pod.asks).count();
     let places = Places::of(&engine.paths().state);
-    if pods.is_empty() || (services.is_empty() && users == 0) {
+    if pods.is_empty() && users == 0 {
         engine.network().set_services(None)?;
         return match fs::remove_file(places.table()) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -148,7 +140,10 @@ fn refresh_now(engine: &Engine) -> Result<()> {
             _ => Ok(()),
         };
     }
-    let backends: Vec<Backend> = pods.into_iter().filter_map(|pod| pod.backend).collect();
+    let mut backends = Vec::new();
+    for (sandbox, kept) in &pods {
+        backends.extend(backend(engine, sandbox, kept)?);
+    }
     let network = &engine.config().network;
     let table = endpoints::table(&network.cluster_domain, &services, &allocated, &backends, users);
     if record::read_json::<Table>(places.table()).ok().flatten().as_ref() != Some(&table) {
@@ -200,29 +195,35 @@ fn net_protocol(protocol: Protocol) -> NetProtocol {
     }
 }
 
-/// The local pods that live.
-fn look(engine: &Engine) -> Result<Vec<Seen>> {
-    let mut seen = Vec::new();
-    let dns = dns::address(engine).to_string();
-    for sandbox in engine.list_sandboxes(&SandboxFilter::default())? {
-        if sandbox.state != SandboxState::Ready {
-            continue;
-        }
-        // A sandbox whose pod is not written yet is about to be one; one that is none is another client's.
-        let folder = Folder::of(engine.paths(), &sandbox.id);
-        let asks = sandbox.config.dns.as_ref().is_some_and(|config| config.servers.contains(&dns));
-        let backend = match folder.read_pod()? {
-            Some(kept) => backend(engine, &folder, &sandbox, &kept)?,
-            None if asks => None,
-            None => continue,
-        };
-        seen.push(Seen { backend, asks });
-    }
-    Ok(seen)
+/// The sandboxes that live.
+fn ready(engine: &Engine) -> Result<Vec<SandboxStatus>> {
+    let mut sandboxes = engine.list_sandboxes(&SandboxFilter::default())?;
+    sandboxes.retain(|sandbox| sandbox.state == SandboxState::Ready);
+    Ok(sandboxes)
 }
 
-fn backend(engine: &Engine, folder: &Folder, sandbox: &SandboxStatus, kept: &Kept) -> Result<Option<Backend>> {
-    let pod = &kept.pod;
+/// How many of them ask the DNS server. One whose pod is not written yet is about to be a pod.
+fn users(engine: &Engine, sandboxes: &[SandboxStatus]) -> usize {
+    let server = dns::address(engine).to_string();
+    let asks =
+        |sandbox: &&SandboxStatus| sandbox.config.dns.as_ref().is_some_and(|config| config.servers.contains(&server));
+    sandboxes.iter().filter(asks).count()
+}
+
+/// The local pods among them; the others are another client's.
+fn local(engine: &Engine, sandboxes: Vec<SandboxStatus>) -> Result<Vec<(SandboxStatus, Kept)>> {
+    let mut pods = Vec::new();
+    for sandbox in sandboxes {
+        if let Some(kept) = Folder::of(engine.paths(), &sandbox.id).read_pod()? {
+            pods.push((sandbox, kept));
+        }
+    }
+    Ok(pods)
+}
+
+/// The pod as Services see it; None for one without an address.
+fn backend(engine: &Engine, sandbox: &SandboxStatus, kept: &Kept) -> Result<Option<Backend>> {
+    let (pod, folder) = (&kept.pod, Folder::of(engine.paths(), &sandbox.id));
     let v4 = |ip: &IpAddr| match ip {
         IpAddr::V4(ip) => Some(*ip),
         IpAddr::V6(_) => None,
@@ -239,7 +240,7 @@ fn backend(engine: &Engine, folder: &Folder, sandbox: &SandboxStatus, kept: &Kep
         ip,
         hostname: pod.hostname.clone(),
         subdomain: pod.subdomain.clone(),
-        ready: !folder.is_stopping() && is_ready(engine, folder, sandbox, kept)?,
+        ready: !folder.is_stopping() && is_ready(engine, &folder, sandbox, kept)?,
         ports: ports.map(|port| (port.name.clone(), port.protocol, port.container_port)).collect(),
     }))
 }
@@ -255,7 +256,7 @@ fn is_ready(engine: &Engine, folder: &Folder, sandbox: &SandboxStatus, kept: &Ke
 
 /// What is wrong with Services, for `doctor`.
 pub fn troubles(engine: &Engine) -> Result<Vec<String>> {
-    let users = look(engine)?.iter().filter(|pod| pod.asks).count();
+    let users = users(engine, &ready(engine)?);
     let mut troubles = Vec::new();
     if users > 0 && !dns::lives(engine)? {
         troubles.push(format!("the DNS server that {users} pod(s) ask does not run (`coracle gc` starts it again)"));
