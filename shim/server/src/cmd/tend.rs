@@ -34,12 +34,11 @@ impl Tend {
             // Its maker has not got so far, and tends it.
             return Ok(ExitCode::SUCCESS);
         };
-        // A container has ended, so its pod may answer no more; and then it may again.
-        service::refresh(&engine).await?;
         let end = match Tender::take(app, &engine, &sandbox.id, kept)? {
             Some(mut tender) => tender.tend(false, &mut Unwatched).await?,
             None => End::Busy,
         };
+        // Its sandbox may have gone with it.
         service::refresh(&engine).await?;
         // The supervisor of a pod that somebody has to be there for calls again.
         Ok(if end == End::Busy { ExitCode::from(BUSY) } else { ExitCode::SUCCESS })

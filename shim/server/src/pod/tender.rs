@@ -114,7 +114,7 @@ impl Tender {
             self.start_first(index, &observed, watch).await?;
         }
         let (plan, observed) = self.look().await?;
-        self.note(&plan, &observed)
+        self.note(&plan, &observed).await
     }
 
     /// Tends the pod until it is finished; in the background, until nothing is left but to wait for a container.
@@ -134,12 +134,7 @@ impl Tender {
             if !plan.finished() && !self.folder.is_stopping() {
                 self.check_sandbox()?;
             }
-            let was_ready = self.tended.ready;
-            self.note(&plan, &observed)?;
-            if self.tended.ready != was_ready {
-                // What cannot be told now is told with the next change; the pod itself goes on.
-                let _ = service::refresh(&self.reach.engine).await;
-            }
+            self.note(&plan, &observed).await?;
             if plan.exceeded {
                 self.fail("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")?;
                 continue;
@@ -221,8 +216,8 @@ impl Tender {
         }
     }
 
-    /// Brings what is remembered up to what is seen: new incarnations, readiness, conditions.
-    fn note(&mut self, plan: &Plan, observed: &Observed) -> Result<()> {
+    /// Brings what is remembered up to what is seen: new incarnations, readiness (which Services are told of), conditions.
+    async fn note(&mut self, plan: &Plan, observed: &Observed) -> Result<()> {
         let before = self.tended.clone();
         self.begin();
         for status in observed.all_latest().filter(|status| past(status) == Past::Running) {
@@ -242,11 +237,8 @@ impl Tender {
         }
         self.save()?;
         if self.tended.ready != before.ready {
-            // Beside the tending: what fails here is found by `doctor`, and the next change tries again.
-            let engine = self.reach.engine.clone();
-            tokio::task::spawn_local(async move {
-                let _ = crate::service::refresh(&engine).await;
-            });
+            // What cannot be told now is told with the next change; the pod itself goes on.
+            let _ = service::refresh(&self.reach.engine).await;
         }
         Ok(())
     }

@@ -122,7 +122,6 @@ pub async fn start(app: &App, engine: &Engine, kept: Kept) -> Result<Option<Star
     let tender = Tender::take(app, engine, &sandbox, kept.clone())?;
     let mut tender = tender.context("another process tends the new pod")?;
     tender.first_start(&mut Unwatched).await?;
-    service::refresh(engine).await?;
     let found = Found { sandbox, folder, kept: Some(kept.clone()) };
     Ok(Some(Started { found, kept, tender }))
 }
