@@ -13,13 +13,12 @@ use crate::exit::Coded;
 use crate::kube::Documents;
 use crate::kube::pod::Pod;
 use crate::kube::workload::Kind;
-use crate::objects::{AnyObject, Objects, Puts};
+use crate::objects::{AnyObject, Objects};
 use crate::out::{self, Format};
 use crate::pod::keep::Kept;
-use crate::service;
 use crate::workload::input::Input;
 use crate::workload::launch::{self, Started};
-use crate::workload::{job, preview};
+use crate::workload::{job, preview, store};
 
 /// Make what runs what Kubernetes YAML says
 ///
@@ -70,19 +69,14 @@ impl Apply {
             return Ok(ExitCode::SUCCESS);
         }
         let engine = app.engine()?;
-        let objects = Objects::open(engine.paths());
-        service::check(&engine, &documents.objects)?;
-        let puts = Puts::all(&objects, run::stored(&objects, &documents)?)?;
-        // The variables of a pod tell the addresses that Services are given here.
-        service::refresh(&engine).await?;
-        let wish = wish(&engine, &objects, &documents)?;
+        let puts = store::put(&engine, &documents).await?;
+        let wish = wish(&engine, &Objects::open(engine.paths()), &documents)?;
         let pods: Vec<Pod> = wish.start.iter().map(|(pod, _)| pod.clone()).collect();
         let mut told: Vec<Done> = puts.changes().map(|(object, change)| done(object, change.as_str())).collect();
         told.extend(wish.told);
         if let Err(error) = start(app, &engine, wish.start).await {
             job::not_made(&engine, &pods)?;
-            puts.take_back()?;
-            service::refresh(&engine).await?;
+            store::take_back(&engine, puts).await?;
             return Err(error);
         }
         for found in wish.remove {

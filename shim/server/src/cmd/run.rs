@@ -29,7 +29,7 @@ use crate::pod::tender::{End, Tender, Watch};
 use crate::service;
 use crate::workload::input::Input;
 use crate::workload::launch::{self, Started};
-use crate::workload::{job, preview};
+use crate::workload::{job, preview, store};
 
 /// Run the pods of Kubernetes YAML
 ///
@@ -77,17 +77,12 @@ impl Run {
             return Ok(ExitCode::SUCCESS);
         }
         let engine = app.engine()?;
-        let objects = Objects::open(engine.paths());
-        service::check(&engine, &documents.objects)?;
-        let puts = Puts::all(&objects, stored(&objects, &documents)?)?;
-        // The variables of a pod tell the addresses that Services are given here.
-        service::refresh(&engine).await?;
+        let puts = store::put(&engine, &documents).await?;
         let result = self.start(app, &engine, &documents).await;
         let (started, refused, interrupts) = match result {
             Ok(started) => started,
             Err(error) => {
-                puts.take_back()?;
-                service::refresh(&engine).await?;
+                store::take_back(&engine, puts).await?;
                 return Err(error);
             }
         };
@@ -96,7 +91,7 @@ impl Run {
             false => {
                 let code = self.stay(app, &engine, started, interrupts).await;
                 if self.rm {
-                    clean_up(&objects, puts)?;
+                    clean_up(&Objects::open(engine.paths()), puts)?;
                     service::refresh(&engine).await?;
                 }
                 code
@@ -213,22 +208,6 @@ impl Run {
             (None, None) => Ok(ExitCode::from(outcome)),
         }
     }
-}
-
-/// What goes into the store before the pods start: what they refer to, and what makes them. Claims of a StatefulSet's
-/// pods that exist stay as they are.
-pub(super) fn stored(objects: &Objects, documents: &Documents) -> Result<Vec<AnyObject>> {
-    let mut out = documents.objects.clone();
-    for workload in &documents.workloads {
-        out.push(AnyObject::Workload(workload.clone()));
-        for claim in workload.claims() {
-            let claim = AnyObject::PersistentVolumeClaim(claim);
-            if claim.stored(objects)?.is_none() {
-                out.push(claim);
-            }
-        }
-    }
-    Ok(out)
 }
 
 /// The pods to start: those of documents, those of workloads, and the first of Jobs.
