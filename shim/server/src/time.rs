@@ -1,6 +1,6 @@
 //! Points in time as nanoseconds since the epoch: now, RFC 3339, and ages as kubectl writes them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// One second.
 pub const SECOND: i64 = 1_000_000_000;
@@ -8,7 +8,22 @@ pub const SECOND: i64 = 1_000_000_000;
 /// Nanoseconds since the epoch.
 pub fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    nanos(since)
+}
+
+/// A duration's nanoseconds; one longer than any clock tells is the longest.
+pub fn nanos(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// How long it is from one point in time until another; nothing once that has passed.
+pub fn between(now: i64, at: i64) -> Duration {
+    Duration::from_nanos(at.saturating_sub(now).max(0).unsigned_abs())
+}
+
+/// How long it is until then; nothing once that has passed.
+pub fn until(at: i64) -> Duration {
+    between(now(), at)
 }
 
 /// `2026-01-02T03:04:05Z`.
@@ -106,6 +121,13 @@ mod tests {
         assert_eq!(parse("2026-01-02T05:04:05+02:00"), parse("2026-01-02T03:04:05Z"));
         assert_eq!(parse("2026-01-01T22:34:05.5-04:30"), Some(1_767_323_045 * SECOND + SECOND / 2));
         assert!(["", "now", "2026-01-02", "2026-01-02T03:04:05", "ü2:00"].iter().all(|text| parse(text).is_none()));
+    }
+
+    #[test]
+    fn what_has_passed_is_not_waited_for() {
+        assert_eq!(between(5, 7), Duration::from_nanos(2));
+        assert_eq!(between(7, 5), Duration::ZERO);
+        assert_eq!((until(0), nanos(Duration::MAX)), (Duration::ZERO, i64::MAX));
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl Logs {
             }
         }
         let since = match (self.since, self.since_time) {
-            (Some(Some(age)), _) => Some(time::now() - i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)),
+            (Some(Some(age)), _) => Some(time::now() - time::nanos(age)),
             (_, since) => since,
         };
         let mut printer = Printer::new(Style { names: self.prefix || all.len() > 1, times: self.timestamps });

@@ -253,8 +253,7 @@ fn read(path: &Path) -> Result<Option<Log>> {
 }
 
 fn forget(events: &mut Vec<Event>, now: i64) {
-    let kept = i64::try_from(KEPT.as_nanos()).unwrap_or(i64::MAX);
-    events.retain(|event| event.last > now - kept);
+    events.retain(|event| event.last > now - time::nanos(KEPT));
 }
 
 /// Removes the files that hold nothing any more: their last event is older than any is kept.
@@ -312,7 +311,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         recorder(dir.path(), "old").normal(On::Pod, "Killing", "x");
         let path = dir.path().join("events/old.jsonl");
-        let hours = i64::try_from(2 * KEPT.as_nanos()).unwrap();
+        let hours = time::nanos(2 * KEPT);
         let mut log = read(&path).unwrap().unwrap();
         forget(&mut log.events, time::now() + hours);
         assert!(log.events.is_empty());

@@ -174,8 +174,7 @@ pub struct Stop {
 impl Stop {
     /// When what still runs is killed.
     pub fn deadline(&self, own: Duration) -> i64 {
-        let own = i64::try_from(own.as_nanos()).unwrap_or(i64::MAX);
-        self.at.saturating_add(self.grace.unwrap_or(own))
+        self.at.saturating_add(self.grace.unwrap_or(time::nanos(own)))
     }
 }
 
@@ -212,8 +211,7 @@ impl Folder {
     /// Asks that the pod stops, within the pod's `own` grace or another. A sandbox that is gone has nothing to stop;
     /// one that is stopping already is only ever hurried.
     pub fn ask_to_stop(&self, own: Duration, grace: Option<Duration>) -> Result<()> {
-        let grace = grace.map(|grace| i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX));
-        let stop = Stop { at: time::now(), grace };
+        let stop = Stop { at: time::now(), grace: grace.map(time::nanos) };
         if !self.0.exists() || self.stop().is_some_and(|other| other.deadline(own) <= stop.deadline(own)) {
             return Ok(());
         }

@@ -43,7 +43,7 @@ pub struct Victim {
 
 impl Victim {
     fn left(&self) -> Duration {
-        Duration::from_nanos((self.deadline - time::now()).max(0).unsigned_abs())
+        time::until(self.deadline)
     }
 }
 

@@ -267,8 +267,7 @@ impl Tender {
             self.tended.ending = time::now();
             self.save()?;
         }
-        let grace = i64::try_from(own.as_nanos()).unwrap_or(i64::MAX);
-        let ours = self.tended.ending.saturating_add(grace);
+        let ours = self.tended.ending.saturating_add(time::nanos(own));
         let deadline = self.folder.stop().map_or(ours, |stop| stop.deadline(own));
         let memory = |name: &str| observed.memory(name, &self.tended).cloned();
         let victims = tasks::victims(&self.reach, observed, deadline, memory);
@@ -298,7 +297,7 @@ impl Tender {
     async fn wait(&mut self, observed: &Observed, wake_at: Option<i64>) -> Result<()> {
         let running: Vec<_> = observed.all_latest().filter(|status| past(status) == Past::Running).collect();
         self.tasks.await_ends(&self.reach, &running);
-        let delay = wake_at.map(|at| Duration::from_nanos((at - time::now()).max(0).unsigned_abs()));
+        let delay = wake_at.map(time::until);
         let blind = !self.tasks.watches || volume::needs_tender(self.pod(), &self.objects);
         let look = if blind { BLIND_LOOK } else { LOOK };
         let look = delay.map_or(look, |delay| delay.min(look));

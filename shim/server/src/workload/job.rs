@@ -89,7 +89,8 @@ pub fn decide(job: &Job, parallelism: u32, progress: &Progress, now: i64) -> Nex
     }
     let ended = |number: &u32| progress.succeeded.contains(number) || progress.failed.contains(number);
     let running: Vec<(&u32, &Option<u32>)> = progress.made.iter().filter(|(number, _)| !ended(number)).collect();
-    let deadline = job.deadline.map(|seconds| progress.started.saturating_add(nanos(Duration::from_secs(seconds))));
+    let deadline =
+        job.deadline.map(|seconds| progress.started.saturating_add(time::nanos(Duration::from_secs(seconds))));
     if progress.started != 0 && deadline.is_some_and(|deadline| now >= deadline) {
         return failed("DeadlineExceeded");
     }
@@ -116,10 +117,6 @@ pub fn decide(job: &Job, parallelism: u32, progress: &Progress, now: i64) -> Nex
     };
     let indexes = (0..job.completions.unwrap_or(0)).filter(|index| !done(index));
     Next::Make(indexes.take(room).map(Some).collect())
-}
-
-fn nanos(duration: Duration) -> i64 {
-    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// The delay before a pod that follows this many failures.

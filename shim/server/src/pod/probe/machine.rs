@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::SECOND;
+use crate::time::{self, SECOND};
 
 /// Which probe of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -94,17 +94,13 @@ impl Machine {
 
     /// How long to wait for the first probe of a container that started then.
     pub fn first(&self, started_at: i64, now: i64) -> Duration {
-        nanos(started_at.saturating_add(i64::from(self.timing.initial_delay) * SECOND) - now)
+        time::between(now, started_at.saturating_add(i64::from(self.timing.initial_delay) * SECOND))
     }
 
     /// How long to wait after a probe that began then: a slow one is followed at once.
     pub fn next(&self, began_at: i64, now: i64) -> Duration {
-        nanos(began_at.saturating_add(i64::from(self.timing.period.max(1)) * SECOND) - now)
+        time::between(now, began_at.saturating_add(i64::from(self.timing.period.max(1)) * SECOND))
     }
-}
-
-fn nanos(nanos: i64) -> Duration {
-    Duration::from_nanos(nanos.max(0).unsigned_abs())
 }
 
 #[cfg(test)]
