@@ -22,6 +22,7 @@ mod serve;
 mod service;
 mod statics;
 mod sys;
+mod text;
 mod time;
 mod workload;
 

@@ -9,6 +9,7 @@ use super::Fault;
 use super::names;
 use super::pod::{checked, required, value};
 use super::raw::{self, At, Map, Place};
+use crate::text::cut;
 
 /// The namespace of what names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -80,7 +81,8 @@ impl Meta {
         let (name, generated) = match (raw.name.filter(|at| !at.value.is_empty()), generate) {
             (Some(name), _) => (checked(&name, rule)?, None),
             (None, Some(prefix)) => {
-                let name = format!("{}{}", cut(&prefix.value), random_suffix());
+                // Cut as by the API server, so that the name fits a host name.
+                let name = format!("{}{}", cut(&prefix.value, names::MAX_LABEL - SUFFIX), random_suffix());
                 rule(&name).map_err(|why| prefix.fault(why))?;
                 (name, Some(prefix.value))
             }
@@ -93,15 +95,6 @@ impl Meta {
             annotations: annotations(raw.annotations)?,
             generated,
         })
-    }
-}
-
-/// What of `generateName` is kept, so that the name fits a host name: as the API server does.
-fn cut(prefix: &str) -> &str {
-    let limit = names::MAX_LABEL - SUFFIX;
-    match prefix.char_indices().nth(limit) {
-        Some((end, _)) => &prefix[..end],
-        None => prefix,
     }
 }
 

@@ -11,8 +11,6 @@
 
 mod correlate;
 
-pub use correlate::cut;
-
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;

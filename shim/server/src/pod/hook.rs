@@ -11,6 +11,7 @@ use coracle_engine::ContainerState;
 use super::reach::Reach;
 use crate::kube::container::Container;
 use crate::kube::lifecycle::Action;
+use crate::text;
 
 /// Who asks.
 const AGENT: &str = concat!("kube-lifecycle/coracle-", env!("CARGO_PKG_VERSION"));
@@ -82,7 +83,7 @@ fn cut(text: &str, max: usize) -> String {
     const MARK: &str = "...";
     match text.len() > max {
         false => text.to_owned(),
-        true => format!("{}{MARK}", super::events::cut(text, max - MARK.len())),
+        true => format!("{}{MARK}", text::cut(text, max - MARK.len())),
     }
 }
 

@@ -15,6 +15,7 @@ use coracle_engine::{ContainerStatus, Mount, Paths};
 use crate::kube::container::Container;
 use crate::kube::lifecycle::MessagePolicy;
 use crate::kube::pod::Pod;
+use crate::text::cut;
 
 /// Bytes of a message, as with kubelet.
 const MAX: usize = 4 << 10;
@@ -71,8 +72,7 @@ pub fn of(paths: &Paths, pod: &Pod, container: &Container, status: &ContainerSta
     if message.is_empty() {
         message = exit.message.clone();
     }
-    cut(&mut message, limit);
-    message
+    cut(&message, limit).to_owned()
 }
 
 fn head(path: &Path, limit: usize) -> Result<String> {
@@ -111,14 +111,6 @@ fn tail(path: &Path) -> Result<String> {
     Ok(text[start..].to_owned())
 }
 
-fn cut(text: &mut String, limit: usize) {
-    let mut end = text.len().min(limit);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,12 +126,5 @@ mod tests {
         fs::write(&log, format!("t stdout F {}\n", "é".repeat(5000))).unwrap();
         let told = tail(&log).unwrap();
         assert!(told.len() <= MAX_LOG && told.ends_with("é\n"), "{}", told.len());
-    }
-
-    #[test]
-    fn a_message_is_cut_between_characters() {
-        let mut text = "éé".to_owned();
-        cut(&mut text, 3);
-        assert_eq!(text, "é");
     }
 }

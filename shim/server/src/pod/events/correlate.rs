@@ -7,6 +7,7 @@
 //! - A list is bounded: the event that was not seen for the longest makes room.
 
 use super::{Event, Type};
+use crate::text::cut;
 use crate::time::SECOND;
 
 /// So many events that differ only in their message are told one by one.
@@ -80,12 +81,6 @@ impl Happened<'_> {
             combined,
         }
     }
-}
-
-/// The beginning of a text, cut between characters.
-pub fn cut(text: &str, max: usize) -> &str {
-    let end = (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or(0)]
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ use coracle_engine::Error;
 use coracle_rootfs::{Error as ImageError, ErrorKind};
 use tonic::{Code, Status};
 
+use crate::text::cut;
+
 /// A message travels in an HTTP header, which clients bound at 8 KiB or more.
 const MAX_MESSAGE: usize = 4 << 10;
 
@@ -45,9 +47,7 @@ pub fn image(error: ImageError) -> Status {
 pub fn status(code: Code, text: impl Into<String>) -> Status {
     let mut text: String = text.into().replace(['\n', '\r'], " ");
     if text.len() > MAX_MESSAGE {
-        let end = (0..=MAX_MESSAGE).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-        text.truncate(end);
-        text.push_str("...");
+        text = format!("{}...", cut(&text, MAX_MESSAGE));
     }
     Status::new(code, text)
 }
