@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use coracle_engine::handler::Handlers;
 use coracle_engine::net::NetConfig;
-use coracle_engine::{ContainerStatus, Engine, EngineConfig, Error, Paths};
+use coracle_engine::{ContainerState, ContainerStatus, Engine, EngineConfig, Error, Paths};
 use coracle_rootfs::{PullOptions, Registry, RegistryConfig, Store};
 
 use crate::cli::Places;
@@ -174,6 +174,17 @@ pub fn find(engine: &Engine, wanted: &str) -> Result<Found> {
     let folder = Folder::of(engine.paths(), &sandbox);
     let kept = folder.read_pod()?;
     Ok(Found { sandbox, folder, kept })
+}
+
+/// Refuses a container that does not run.
+pub fn check_running(status: &ContainerStatus) -> Result<()> {
+    match status.state {
+        ContainerState::Running => Ok(()),
+        state => {
+            let text = format!("container {} is not running: it is {}", status.config.name, state.as_str());
+            Err(Coded::error(exit::CONFLICT, text))
+        }
+    }
 }
 
 impl Found {

@@ -14,6 +14,7 @@
 //! `run` in the foreground answers the code of the first container that failed, and `exec` that of the command.
 
 use std::io;
+use std::process::ExitCode;
 
 use coracle_engine::Error as EngineError;
 use coracle_rootfs::{Error as ImageError, ErrorKind};
@@ -74,6 +75,11 @@ impl std::fmt::Display for Coded {
 }
 
 impl std::error::Error for Coded {}
+
+/// Ends as a command or a container did; one whose code no process can have has failed.
+pub fn of(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(ERROR))
+}
 
 /// The exit code of an error: what the innermost cause that knows says, so that a full disk is one wherever it is met.
 pub fn code(error: &anyhow::Error) -> u8 {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use coracle_engine::{ContainerState, ContainerStatus, SessionControl};
+use coracle_engine::{ContainerStatus, SessionControl};
 
 use super::session::{DetachKeys, RawTerminal, copy_output, feed, follow_size};
 use crate::app::{self, App};
@@ -69,16 +69,13 @@ impl Attach {
             () = detached => return Ok(ExitCode::SUCCESS),
         }
         let code = session.control.wait().await?;
-        Ok(ExitCode::from(u8::try_from(code).unwrap_or(exit::ERROR)))
+        Ok(exit::of(code))
     }
 
     /// Refuses what the container has not: keys that nobody reads would be lost without a word.
     fn check(&self, status: &ContainerStatus) -> Result<()> {
         let (config, name) = (&status.config, &status.config.name);
-        if status.state != ContainerState::Running {
-            let text = format!("container {name} is not running: it is {}", status.state.as_str());
-            return Err(Coded::error(exit::CONFLICT, text));
-        }
+        app::check_running(status)?;
         if self.stdin && !config.stdin {
             return Err(Coded::usage(format!(
                 "container {name} has no standard input (its spec says no `stdin: true`)"

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use coracle_engine::{ContainerState, ContainerStatus, Engine};
+use coracle_engine::{ContainerStatus, Engine};
 
 use crate::app::{self, App};
 use crate::copy::{self, Container, Side};
@@ -146,14 +146,8 @@ impl Cp {
 }
 
 fn running(status: &ContainerStatus) -> Result<i32> {
-    let name = &status.config.name;
-    match (status.state, status.pid) {
-        (ContainerState::Running, Some(pid)) => Ok(pid),
-        (state, _) => {
-            let text = format!("container {name} is not running: it is {}", state.as_str());
-            Err(Coded::error(exit::CONFLICT, text))
-        }
-    }
+    app::check_running(status)?;
+    status.pid.with_context(|| format!("container {}: its process is not known", status.config.name))
 }
 
 fn spawn(command: &mut Command) -> Result<Child> {
@@ -167,7 +161,7 @@ fn finish(mut child: Child, own: Result<()>) -> Result<ExitCode> {
     match (own, status.code()) {
         (Err(error), code) if code == Some(0) || !copy::is_broken_pipe(&error) => Err(error),
         (_, Some(0)) => Ok(ExitCode::SUCCESS),
-        (_, code) => Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::ERROR))),
+        (_, code) => Ok(exit::of(code.unwrap_or(-1))),
     }
 }
 

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use coracle_engine::{ContainerState, ExecConfig};
+use coracle_engine::ExecConfig;
 
 use super::session::{RawTerminal, copy_output, feed, follow_size, pass_signals};
 use crate::app::{self, App};
-use crate::exit::{self, Coded};
+use crate::exit;
 use crate::sys;
 
 /// Run a command in a container
@@ -43,17 +43,14 @@ impl Exec {
     pub async fn run(&self, app: &App) -> Result<ExitCode> {
         let context = || format!("exec in {}", self.pod);
         let code = self.exec(app).await.with_context(context)?;
-        Ok(ExitCode::from(u8::try_from(code).unwrap_or(exit::ERROR)))
+        Ok(exit::of(code))
     }
 
     async fn exec(&self, app: &App) -> Result<i32> {
         let engine = app.engine()?;
         let found = app::find(&engine, &self.pod)?;
         let status = found.container(&engine, self.container.as_deref()).await?;
-        if status.state != ContainerState::Running {
-            let text = format!("container {} is not running: it is {}", status.config.name, status.state.as_str());
-            return Err(Coded::error(exit::CONFLICT, text));
-        }
+        app::check_running(&status)?;
         let raw = self.tty && self.stdin && io::stdin().is_terminal();
         if self.tty && self.stdin && !raw {
             eprintln!(

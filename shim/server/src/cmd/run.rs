@@ -205,7 +205,7 @@ impl Run {
         match (first_error, interrupted) {
             (Some(error), _) => Err(error),
             (None, Some(code)) => Ok(ExitCode::from(code)),
-            (None, None) => Ok(ExitCode::from(outcome)),
+            (None, None) => Ok(outcome),
         }
     }
 }
@@ -293,7 +293,7 @@ fn add_logs(printer: &mut Printer, engine: &Engine, kept: &Kept, several: bool) 
 }
 
 /// The exit code of the first container that failed.
-async fn outcome(engine: &Engine, pods: &[(Found, Kept)]) -> u8 {
+async fn outcome(engine: &Engine, pods: &[(Found, Kept)]) -> ExitCode {
     for (found, kept) in pods {
         let (Ok(observed), Ok(tended)) = (Observed::look(engine, &found.sandbox).await, found.folder.read_tended())
         else {
@@ -301,10 +301,10 @@ async fn outcome(engine: &Engine, pods: &[(Found, Kept)]) -> u8 {
         };
         let code = observed.outcome(kept, &tended);
         if code != 0 {
-            return u8::try_from(code).unwrap_or(exit::ERROR);
+            return exit::of(code);
         }
     }
-    exit::OK
+    ExitCode::SUCCESS
 }
 
 /// More different failures are not remembered as told.
