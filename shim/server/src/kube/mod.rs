@@ -32,5 +32,17 @@ pub mod volume;
 pub mod workload;
 pub mod yaml;
 
+use std::path::Path;
+
 pub use documents::{Documents, Note, Source, read};
 pub use fault::Fault;
+
+/// Whether a file of a folder is named as YAML.
+pub fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|suffix| suffix == "yaml" || suffix == "yml")
+}
+
+/// Whether a file of a folder is named as documents are: YAML, or JSON, which is YAML too.
+pub fn is_document(path: &Path) -> bool {
+    is_yaml(path) || path.extension().is_some_and(|suffix| suffix == "json")
+}

@@ -240,7 +240,15 @@ fn port(raw: raw::ServicePort, place: &Place, kind: Type) -> Result<Port, Fault>
     })
 }
 
+/// The Service that pods of every namespace are told of, as by kubelet: its namespace and name.
+pub const MASTER: (&str, &str) = ("default", "kubernetes");
+
 impl Service {
+    /// Whether pods of every namespace are told of it.
+    pub fn is_master(&self) -> bool {
+        (&*self.meta.namespace, &*self.meta.name) == MASTER
+    }
+
     /// Its variables, as kubelet makes them.
     pub fn variables(&self) -> Vec<(String, String)> {
         let (Some(ip), Some(first)) = (self.ip(), self.ports.first()) else { return Vec::new() };

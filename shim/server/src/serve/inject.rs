@@ -13,7 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 use coracle_engine::{ContainerConfig, SandboxStatus};
 
 use crate::app::App;
-use crate::kube::service::{self, Service};
+use crate::kube::{
+    self,
+    service::{self, Service},
+};
 
 /// Manifests in the folder: each is read for each container.
 const MAX_FILES: usize = 1000;
@@ -38,7 +41,7 @@ pub fn apply(app: &App, pod: &SandboxStatus, config: &mut ContainerConfig) -> Re
 fn read(dir: &Path) -> Result<Vec<Service>> {
     let list = || fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>();
     let mut files = list().with_context(|| format!("services_dir {}", dir.display()))?;
-    files.retain(|path| path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml"));
+    files.retain(|path| kube::is_yaml(path));
     ensure!(files.len() <= MAX_FILES, "services_dir {}: more than {MAX_FILES} files", dir.display());
     files.sort();
     let mut all = Vec::new();
@@ -54,10 +57,7 @@ fn read(dir: &Path) -> Result<Vec<Service>> {
 }
 
 fn of_services(services: &[Service], namespace: &str) -> Vec<(String, String)> {
-    let seen = |service: &&Service| {
-        service.meta.namespace == namespace
-            || (service.meta.namespace == "default" && service.meta.name == "kubernetes")
-    };
+    let seen = |service: &&Service| service.meta.namespace == namespace || service.is_master();
     services.iter().filter(seen).flat_map(Service::variables).collect()
 }
 

@@ -41,7 +41,7 @@ use crate::dns::{self, server::Places};
 use crate::exit::Coded;
 use crate::kube::container::Protocol;
 use crate::kube::meta::Meta;
-use crate::kube::service::{ClusterIp, Service};
+use crate::kube::service::{ClusterIp, MASTER, Service};
 use crate::objects::{AnyObject, Kind, Objects};
 use crate::pod::condition;
 use crate::pod::facts::host_ips;
@@ -54,8 +54,6 @@ use endpoints::Backend;
 const MODE: u32 = 0o600;
 /// The port of DNS.
 const DNS: u16 = 53;
-/// The Service that pods of every namespace are told of, as by kubelet.
-const MASTER: (&str, &str) = ("default", "kubernetes");
 
 /// The variables that tell a pod of the namespace of Services, in the order of their names; `links` is the pod's
 /// enableServiceLinks.
@@ -64,7 +62,7 @@ pub fn variables(objects: &Objects, namespace: &str, links: bool) -> Result<Vec<
         true => objects.list::<Service>(Some(namespace))?,
         false => Vec::new(),
     };
-    if !services.iter().any(|service| (&*service.meta.namespace, &*service.meta.name) == MASTER) {
+    if !services.iter().any(Service::is_master) {
         services.extend(objects.get::<Service>(MASTER.0, MASTER.1)?);
     }
     services.sort_by(|one, other| one.meta.name.cmp(&other.meta.name));

@@ -10,11 +10,10 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::{Files, Message};
-use crate::kube::yaml::MAX_BYTES;
+use crate::kube::{self, yaml::MAX_BYTES};
 
 /// More files are none of people's.
 const MAX_FILES: usize = 1000;
-const SUFFIXES: [&str; 3] = ["yaml", "yml", "json"];
 
 /// Reads all files that may hold pods; hidden ones, and those of other kinds, are not looked at.
 pub fn read(dir: &Path) -> Result<Files> {
@@ -23,8 +22,7 @@ pub fn read(dir: &Path) -> Result<Files> {
     for entry in fs::read_dir(dir).with_context(context)? {
         let path = entry.with_context(context)?.path();
         let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        let known = path.extension().and_then(|suffix| suffix.to_str()).is_some_and(|it| SUFFIXES.contains(&it));
-        if hidden || !known || !path.is_file() {
+        if hidden || !kube::is_document(&path) || !path.is_file() {
             continue;
         }
         if files.len() >= MAX_FILES {

@@ -54,8 +54,7 @@ fn folder(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut out = Vec::new();
     for entry in fs::read_dir(dir).with_context(context)? {
         let path = entry.with_context(context)?.path();
-        let known = path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json");
-        if known && path.is_file() {
+        if kube::is_document(&path) && path.is_file() {
             out.push(path);
         }
     }
