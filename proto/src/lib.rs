@@ -6,10 +6,12 @@
 //! - [`coracle`]: our own sandbox options and control service;
 //! - [`ttrpc`]: the transport's frames, status codes, and the names of services and methods;
 //! - [`attach`]: the frames of the attach socket;
+//! - [`netlink`]: the kernel's requests about networks;
 //! - [`any`]: packing and unpacking of `google.protobuf.Any`, and the type urls of JSON payloads.
 
 pub mod any;
 pub mod attach;
+pub mod netlink;
 pub mod ttrpc;
 
 mod time;

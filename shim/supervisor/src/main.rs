@@ -17,7 +17,8 @@
 //! exits       exit.json                    tender      calling the engine when a container exits
 //! failure     status codes                 stats       runtime's numbers in containerd's messages
 //! oci         what runs a container        foreign     other runtimes than ours; shim: containerd's shims
-//! remote      calls of those that run it   vm          virtual machines
+//! remote      calls of those that run it   vm          virtual machines, on the machine's side
+//! guest       the init of one              netlink     the network of both
 //! signals     by pid or by the runtime     sys         all of the crate's unsafe code
 //! ```
 
@@ -32,8 +33,11 @@ mod daemon;
 mod exits;
 mod failure;
 mod foreign;
+mod guest;
 mod log;
 mod logger;
+#[allow(dead_code)] // with vm::net
+mod netlink;
 mod oci;
 mod ops;
 mod reactor;
@@ -51,6 +55,7 @@ mod sys;
 mod task;
 mod tasks;
 mod tender;
+mod vm;
 mod worker;
 
 use arguments::{Action, Arguments};
