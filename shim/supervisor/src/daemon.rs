@@ -200,7 +200,7 @@ fn redirect(debug: bool) -> Result<()> {
 }
 
 /// The loop hears of SIGCHLD and SIGTERM through a descriptor; SIGINT and SIGHUP are not for a pod.
-fn take_signals() -> Result<SignalFd> {
+pub(crate) fn take_signals() -> Result<SignalFd> {
     use nix::sys::signal::Signal::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
     let mut mask = SigSet::empty();
     [SIGCHLD, SIGTERM, SIGINT, SIGHUP].into_iter().for_each(|signal| mask.add(signal));
@@ -220,7 +220,7 @@ fn lock() -> Result<File> {
 
 /// Binds by the short relative name, so that no bundle's path is too long. A socket that is there already belonged to a
 /// dead supervisor: we hold the lock.
-fn listen(name: &Path) -> Result<UnixListener> {
+pub(crate) fn listen(name: &Path) -> Result<UnixListener> {
     match fs::remove_file(name) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(anyhow!(error).context(format!("remove the old {}", name.display())));

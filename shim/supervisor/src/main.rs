@@ -19,7 +19,7 @@
 //! oci         what runs a container        foreign     other runtimes than ours; shim: containerd's shims
 //! remote      calls of those that run it   vm          virtual machines, on the machine's side
 //! guest       the init of one              netlink     the network of both
-//! signals     by pid or by the runtime     sys         all of the crate's unsafe code
+//! signals     by pid or by the runtime     sys         the crate's unsafe code
 //! ```
 
 mod arguments;
@@ -69,6 +69,9 @@ const USAGE: &str = "usage: containerd-shim-coracle-v1 -id ID [-bundle DIR] [-de
   -v       print the version";
 
 fn main() -> ExitCode {
+    if guest::is_init() {
+        guest::run();
+    }
     let done = Arguments::parse(std::env::args_os().skip(1)).and_then(|arguments| match arguments.action {
         Action::Start => {
             // Containers begin as forks of this process, so its file must be out of their reach: see runtime's seal.rs.

@@ -251,6 +251,10 @@ impl Supervisor {
     /// Sandbox.CreateSandbox
     pub(crate) fn create_sandbox(&mut self, call: Call, payload: &[u8]) -> Outcome {
         let request: sandbox::CreateSandboxRequest = decode(payload)?;
+        if self.guest.is_some() && self.sandbox.id.is_empty() {
+            // A guest is named by the machine beneath, which may have begun it before it knew the name.
+            self.sandbox.id.clone_from(&request.sandbox_id);
+        }
         self.sandbox.check_id(&request.sandbox_id)?;
         if self.sandbox.phase != Phase::None || self.sandbox.ending {
             return Err(Code::AlreadyExists.failure(format!("sandbox {}: already exists", request.sandbox_id)));

@@ -49,6 +49,15 @@ const CONTROL: &[(&str, Handler)] = &[
     (method::UPDATE_SANDBOX, Supervisor::update_sandbox),
 ];
 
+/// The init of a virtual machine does more.
+const GUEST: &[(&str, Handler)] = &[
+    (method::SET_UP, Supervisor::guest_set_up),
+    (method::MOUNT, Supervisor::guest_mount),
+    (method::UNMOUNT, Supervisor::guest_unmount),
+    (method::PUT, Supervisor::guest_put),
+    (method::FETCH, Supervisor::guest_fetch),
+];
+
 /// The shims of other handlers send events.
 const EVENTS: &[(&str, Handler)] = &[(method::FORWARD, Supervisor::forward_event)];
 
@@ -57,6 +66,7 @@ fn handler(request: &Request) -> Result<Handler, Failure> {
         service::TASK_V2 | service::TASK_V3 => TASK,
         service::SANDBOX => SANDBOX,
         service::CONTROL => CONTROL,
+        service::GUEST => GUEST,
         service::EVENTS => EVENTS,
         other => return Err(Code::Unimplemented.failure(format!("service {other} is not known"))),
     };

@@ -9,6 +9,7 @@ use crate::containerd::events::Publisher;
 use crate::containerd::news::OomWatch;
 use crate::exits::Exit;
 use crate::failure::{Fail, Failure};
+use crate::guest::Guest;
 use crate::oci::{Act, Oci};
 use crate::reactor::{Interest, Reactor, Ready, Table, Token};
 use crate::sandbox::Sandbox;
@@ -135,6 +136,8 @@ pub struct Supervisor {
     pub(crate) finished: bool,
     /// Where containerd wants to hear of its tasks.
     pub(crate) publisher: Option<Publisher>,
+    /// It is the init of a virtual machine.
+    pub(crate) guest: Option<Guest>,
     idle: bool,
 }
 
@@ -165,6 +168,7 @@ impl Supervisor {
             unclaimed: Vec::new(),
             finished: false,
             publisher: None,
+            guest: None,
             idle: false,
         })
     }
@@ -354,7 +358,8 @@ impl Supervisor {
         while let Some((pid, death)) = sys::reap() {
             let exit = Exit::new(death);
             let of_sandbox = self.sandbox.pod_init_died(pid) || self.sandbox.tender_died(pid, exit.status);
-            if of_sandbox || self.process_died(pid, exit) {
+            let is_link = self.guest.as_mut().is_some_and(|guest| guest.died(pid));
+            if of_sandbox || is_link || self.process_died(pid, exit) {
                 continue;
             }
             let is_worker = self.workers.iter().any(|(_, worker)| worker.pid == pid);
