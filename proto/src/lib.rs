@@ -7,10 +7,12 @@
 //! - [`ttrpc`]: the transport's frames, status codes, and the names of services and methods;
 //! - [`attach`]: the frames of the attach socket;
 //! - [`netlink`]: the kernel's requests about networks;
+//! - [`link`]: byte streams over the port of a virtual machine;
 //! - [`any`]: packing and unpacking of `google.protobuf.Any`, and the type urls of JSON payloads.
 
 pub mod any;
 pub mod attach;
+pub mod link;
 pub mod netlink;
 pub mod ttrpc;
 

@@ -20,6 +20,7 @@
 //! remote      calls of those that run it   vm          virtual machines, on the machine's side
 //! guest       the init of one              netlink     the network of both
 //! signals     by pid or by the runtime     sys         the crate's unsafe code
+//! link        streams over a guest's port
 //! ```
 
 mod arguments;
@@ -34,6 +35,8 @@ mod exits;
 mod failure;
 mod foreign;
 mod guest;
+#[allow(dead_code)] // until vm and guest start it
+mod link;
 mod log;
 mod logger;
 #[allow(dead_code)] // with vm::net

@@ -257,3 +257,32 @@ pub fn forget_own_text() {
         }
     }
 }
+
+/// Writing to somebody who has left is an error and no signal.
+pub fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN is always a valid action.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Sixteen bytes that nobody can know.
+pub fn random() -> io::Result<u128> {
+    let mut bytes = [0u8; 16];
+    // SAFETY: the buffer is writable and its size is stated. So few bytes come at once or not at all.
+    match unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) } {
+        16 => Ok(u128::from_ne_bytes(bytes)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives up every capability that this process has, inherits or could hand on.
+pub fn drop_capabilities() -> io::Result<()> {
+    /// _LINUX_CAPABILITY_VERSION_3: two words of each set.
+    const VERSION: u32 = 0x2008_0522;
+    let header = [VERSION, 0];
+    let none = [0u32; 6];
+    // SAFETY: the header is a version and a pid, the sets three words twice; both outlive the call.
+    match unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
