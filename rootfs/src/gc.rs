@@ -1,6 +1,6 @@
 //! What nobody needs any more goes.
 //!
-//! Needed are: the layers of images, of leases, and those that a living scratch directory uses. An image goes only if asked
+//! Needed are: the layers (and what was made of them for virtual machines, see [`erofs`](crate::erofs)) of images, of leases, and those that a living scratch directory uses. An image goes only if asked
 //! for. All is chosen under the store's exclusive lock, in milliseconds; what goes is renamed into a scratch
 //! directory, and deleted when the lock is free again. A rename may need a block for its directory: on a file system so
 //! full that it fails, the layer is deleted in place, its `meta.json` first, so that it is gone before it is incomplete.
@@ -12,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
+use crate::erofs;
 use crate::error::Result;
 use crate::store::scratch::{self, Scratch};
 use crate::store::{Image, Store, files, layers};
@@ -34,11 +35,13 @@ pub struct GcReport {
     pub images: Vec<Digest>,
     /// Layers, by diff id; fix-up layers are not counted.
     pub layers: Vec<Digest>,
+    /// Images as one file, for virtual machines.
+    pub erofs: Vec<PathBuf>,
     /// Half-done work of dead processes.
     pub scratch: Vec<PathBuf>,
     /// Small files: blobs, names, links, unfinished files.
     pub files: Vec<PathBuf>,
-    /// The bytes of the layers' contents.
+    /// The bytes of the layers' contents and of those files.
     pub bytes: u64,
 }
 
@@ -48,6 +51,7 @@ struct Needed {
     images: BTreeSet<Digest>,
     layers: BTreeSet<Digest>,
     fixups: BTreeSet<String>,
+    erofs: BTreeSet<String>,
     blobs: BTreeSet<Digest>,
 }
 
@@ -58,7 +62,8 @@ impl Store {
         let lock = self.exclusive()?;
         let census = scratch::census(self)?;
         let needed = self.needed(options, &census, &mut report)?;
-        let layers = self.unneeded_layers(&needed, &mut report)?;
+        let mut layers = self.unneeded_layers(&needed, &mut report)?;
+        layers.extend(self.unneeded_erofs(&needed, &mut report)?);
         self.unneeded_files(&needed, &mut report)?;
         report.scratch = census.dead.iter().map(|(path, _)| path.clone()).collect();
         if options.dry_run {
@@ -91,6 +96,7 @@ impl Store {
         for lease in &leases {
             needed.layers.extend(lease.digests.iter().cloned());
             needed.fixups.extend(lease.fixup.clone());
+            needed.erofs.extend(lease.erofs.clone());
         }
         for path in &census.alive {
             needed.layers.extend(scratch::used_by(path));
@@ -105,6 +111,7 @@ impl Store {
                 report.files.extend(self.image_files(&record.id, &names));
                 continue;
             }
+            needed.erofs.insert(erofs::key(&record).hex().to_owned());
             needed.layers.extend(record.layers);
             needed.fixups.extend(record.fixup);
             needed.blobs.extend([record.id.clone(), record.manifest]);
@@ -133,6 +140,16 @@ impl Store {
                 found.push(path);
             }
         }
+        Ok(found)
+    }
+
+    fn unneeded_erofs(&self, needed: &Needed, report: &mut GcReport) -> Result<Vec<PathBuf>> {
+        let mut found = files::children(&self.path(erofs::DIRECTORY))?;
+        found.retain(|path| !needed.erofs.contains(&file_name(path)));
+        for path in &found {
+            report.bytes += fs::metadata(erofs::file_in(path)).map_or(0, |meta| meta.len());
+        }
+        report.erofs = found.clone();
         Ok(found)
     }
 

@@ -14,11 +14,13 @@
 //! | [`verify`] | is it still what was pulled |
 //! | [`gc`] | what nobody needs any more goes |
 //! | [`overlay`] | an image as the description of a mount |
+//! | [`erofs`] | an image as one file, for virtual machines |
 //! | [`usage`] | how much of the disk it takes |
 
 pub mod archive;
 pub mod auth;
 pub mod digest;
+pub mod erofs;
 pub mod error;
 pub mod gc;
 pub mod hosts;

@@ -264,7 +264,7 @@ pub(crate) fn fixup_path(store: &Store, name: &str) -> PathBuf {
     store.root().join("layers/fixup").join(name)
 }
 
-fn set_attributes(path: &Path, attributes: &RootAttributes) -> io::Result<()> {
+pub(crate) fn set_attributes(path: &Path, attributes: &RootAttributes) -> io::Result<()> {
     let directory = File::open(path)?;
     std::os::unix::fs::fchown(&directory, Some(attributes.uid), Some(attributes.gid))?;
     directory.set_permissions(fs::Permissions::from_mode(attributes.mode))?;

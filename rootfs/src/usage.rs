@@ -172,7 +172,7 @@ impl Store {
         let failed = |path: &Path, e: io::Error| Error::io(format!("count what {} takes", path.display()), e);
         let mut known = mem::take(&mut census.layers);
         let mut sum = Usage::default();
-        for family in ["layers/sha256", "layers/sha512", "layers/fixup"] {
+        for family in ["layers/sha256", "layers/sha512", "layers/fixup", crate::erofs::DIRECTORY] {
             let family = self.path(family);
             for entry in fs::read_dir(&family).map_err(|e| failed(&family, e))? {
                 let path = entry.map_err(|e| failed(&family, e))?.path();

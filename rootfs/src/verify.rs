@@ -76,6 +76,9 @@ impl Store {
             if fixup.is_some_and(|fixup| !fixup.join("meta.json").exists()) {
                 damaged("its fix-up layer is missing".into());
             }
+            if let Some(why) = self.verify_erofs(&record)? {
+                damaged(format!("what virtual machines have of it {why}"));
+            }
             for layer in &record.layers {
                 layers.entry(layer.clone()).or_default().extend(own.iter().cloned());
             }
@@ -152,6 +155,12 @@ impl Store {
                 let what = format!("layer {}", layer.short());
                 damages.push(Damage { layer: Some(layer.clone()), what, why, images: vec![reference.to_string()] });
             }
+        }
+        if let Some(image) = &image
+            && let Some(why) = self.discard_erofs(&image.record)?
+        {
+            let (what, why) = (format!("image {reference}"), format!("what virtual machines have of it {why}"));
+            damages.push(Damage { layer: None, what, why, images: vec![reference.to_string()] });
         }
         Ok(damages)
     }

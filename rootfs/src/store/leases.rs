@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::{Image, Store, files};
 use crate::digest::Digest;
+use crate::erofs;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A lease.
@@ -19,6 +20,8 @@ pub struct Lease {
     pub digests: Vec<Digest>,
     /// The fix-up layer it holds.
     pub(crate) fixup: Option<String>,
+    /// The key of the EROFS it holds, whether there is one or not.
+    pub(crate) erofs: Option<String>,
 }
 
 impl Store {
@@ -51,6 +54,7 @@ impl Store {
         if let Some(fixup) = &image.record.fixup {
             text += &format!("fixup {fixup}\n");
         }
+        text += &format!("erofs {}\n", erofs::key(&image.record).hex());
         // Who holds it does not outlive a power cut, so neither need the lease: a container's start waits for no disk.
         files::write_unsynced(&path, text.as_bytes())
     }
@@ -65,8 +69,9 @@ impl Store {
             let text = String::from_utf8_lossy(&text);
             let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let digests = text.lines().filter_map(|line| Digest::parse(line).ok()).collect();
-            let fixup = text.lines().find_map(|line| line.strip_prefix("fixup ").map(str::to_owned));
-            leases.push(Lease { id, digests, fixup });
+            let word = |word: &str| text.lines().find_map(|line| line.strip_prefix(word).map(str::to_owned));
+            let (fixup, erofs) = (word("fixup "), word("erofs "));
+            leases.push(Lease { id, digests, fixup, erofs });
         }
         Ok(leases)
     }

@@ -14,6 +14,7 @@
 //!   images/DIGEST.json            one image by the digest of its configuration: manifest, layers, sizes, pin
 //!   names/HASH.json               one name (NAME:TAG or NAME@DIGEST) and the image it means
 //!   leases/ID                     layers that someone uses, one digest a line
+//!   erofs/KEY/                    an image as one file, see erofs.rs
 //!   tmp/work-X/                   half-done work, with its owner's lock, see scratch.rs
 //! ```
 //!
@@ -49,8 +50,18 @@ pub use leases::Lease;
 pub(crate) use pull::Manifest;
 pub use pull::PullOptions;
 
-const DIRECTORIES: [&str; 9] =
-    ["layers", "layers/sha256", "layers/sha512", "layers/fixup", "links", "blobs", "images", "names", "leases"];
+const DIRECTORIES: [&str; 10] = [
+    "layers",
+    "layers/sha256",
+    "layers/sha512",
+    "layers/fixup",
+    "links",
+    "blobs",
+    "images",
+    "names",
+    "leases",
+    crate::erofs::DIRECTORY,
+];
 
 /// See the [module](self). Cheap to open, to clone and to share; every operation takes the locks that it needs.
 #[derive(Debug, Clone)]

@@ -53,6 +53,9 @@ impl Engine {
             return Err(Error::State { operation: "make container", object, state: state.into() });
         }
         pod.handler.check_container(&config).await?;
+        if pod.config.exclusive_name {
+            pod.handler.check_volumes(&self.paths, &pod.id, &config)?;
+        }
         self.check_limits(&config.resources)?;
         config.security.without_host_devices |= pod.handler.privileged_without_host_devices;
         let (mut record, creator) = self.begin_container(&sandbox, config).await?;
@@ -442,7 +445,11 @@ fn prepare(
     // Before anything of the image is used: from here on no collection takes its layers. The folder that stands for the
     // lease is there already.
     engine.store.lease(&record.id, &image)?;
-    let mut mounts = engine.store.snapshot(&image, data)?;
+    let mut mounts = match pod.vm {
+        // The writable layer is the guest's.
+        Some(_) => vec![isolation::erofs(&engine.store, &image)?],
+        None => engine.store.snapshot(&image, data)?,
+    };
     if let Some(namespace) = &pod.config.user_namespace {
         isolation::map_rootfs(namespace, data, &mut mounts)?;
     }
@@ -456,17 +463,18 @@ fn prepare(
         sandbox: &pod.config,
         image: image_config.as_ref(),
         view: &view,
-        images: &isolation::image_volumes(&engine.store, record)?,
+        images: &isolation::image_volumes(&engine.store, record, pod.vm.is_some())?,
         pod_id: &pod.id,
         pod_dir: &engine.paths.pod(&pod.id),
         bundle,
         hostname: &sandbox::hostname(&pod.config),
-        cgroup: &pod.cgroup_of(&record.id),
-        supervisor: pod.supervisor.unwrap_or(0),
-        pid_ns_pid: pod.pid_ns_pid,
+        cgroup: &if pod.vm.is_some() { spec::guest::cgroup(&record.id) } else { pod.cgroup_of(&record.id) },
+        supervisor: if pod.vm.is_some() { spec::guest::SUPERVISOR } else { pod.supervisor.unwrap_or(0) },
+        pid_ns_pid: if pod.vm.is_some() { Some(spec::guest::SUPERVISOR) } else { pod.pid_ns_pid },
         target: isolation::target(engine, record)?,
         user_ns: pod.user_ns.as_deref(),
         cdi_dirs: &engine.config.cdi_dirs,
+        guest: pod.vm.is_some(),
     })?;
     pod.handler.adapt(&mut spec, pod, record);
     record::write_file(&bundle.join("config.json"), spec.to_string().as_bytes(), 0o600)?;

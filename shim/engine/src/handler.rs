@@ -5,6 +5,7 @@
 //! | `coracle` | our supervisor and our runtime |
 //! | `oci` | our supervisor and a binary with runc's command line |
 //! | `shim` | a containerd shim v2, driven by our supervisor, which makes the pod's namespaces and writes the logs |
+//! | `vm` | our supervisor, a virtual machine, and in it our supervisor again and our runtime |
 //!
 //! A handler is resolved once, when its pod is made, and written into the pod's record as it was then: a later change of
 //! the configuration is for later pods. Nothing ever falls back to another handler: an unknown name is an error that
@@ -24,6 +25,7 @@ use coracle_proto::{any, coracle, runc, runtime_options};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::config::Paths;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::program::find_program;
@@ -31,9 +33,12 @@ use crate::record::{ContainerRecord, SandboxRecord};
 use crate::types::{ContainerConfig, Mount, Resources, SandboxConfig};
 
 mod glob;
+mod kvm;
 mod probe;
+pub(crate) mod vm;
 
 pub use probe::Features;
+pub use vm::{Machine, Size};
 
 /// The handler that is always there.
 pub const CORACLE: &str = "coracle";
@@ -57,7 +62,7 @@ pub enum HandlerType {
     Oci,
     /// A containerd shim.
     Shim,
-    /// A microVM. Not built yet.
+    /// A virtual machine for each pod.
     Vm,
 }
 
@@ -115,6 +120,33 @@ pub struct HandlerOptions {
     /// shim: it makes a sandbox of its own of the pod's first container (kata).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub sandbox_container: bool,
+    /// vm: the folder with `vmlinux`, `modules.cpio` and `manifest.sha256`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_dir: Option<PathBuf>,
+    /// vm: a kernel with a PVH entry, instead of a folder's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// vm: a cpio archive of that kernel's modules.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modules: Option<PathBuf>,
+    /// vm: added to the kernel's command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_arguments: Option<String>,
+    /// vm: the memory of a pod without a limit, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// vm: the processors of a pod without a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// vm: where KVM cannot be used, machines are emulated.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub allow_emulation: bool,
+    /// vm: machines are copies of one that has booted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub template: bool,
+    /// vm: folders of the host that volumes may lie in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host_paths: Vec<PathBuf>,
 }
 
 /// What runs the containers.
@@ -137,6 +169,13 @@ pub enum HandlerKind {
         binary: PathBuf,
         /// What it is told.
         options: HandlerOptions,
+    },
+    /// A virtual machine.
+    Vm {
+        /// The machine monitor, QEMU: its path, or a name in PATH.
+        binary: PathBuf,
+        /// What the machine is made of.
+        options: Machine,
     },
 }
 
@@ -237,9 +276,14 @@ impl Handler {
         }
         check_options(&settings).map_err(|(key, why)| Error::invalid(field(key), why))?;
         let binary = settings.binary.filter(|binary| !binary.as_os_str().is_empty());
+        let mut overhead = settings.overhead.resources();
         let kind = match (settings.kind, binary) {
-            (HandlerType::Vm, _) => {
-                return Err(Error::invalid(field("type"), "vm is not built yet; known are coracle, oci and shim"));
+            (HandlerType::Vm, binary) => {
+                let options = Machine::new(settings.options).map_err(|(key, why)| Error::invalid(field(key), why))?;
+                if overhead == Resources::default() {
+                    overhead = options.overhead();
+                }
+                HandlerKind::Vm { binary: binary.unwrap_or_else(|| vm::QEMU.into()), options }
             }
             (HandlerType::Coracle, None) => HandlerKind::Coracle,
             (HandlerType::Coracle, Some(_)) => {
@@ -256,7 +300,7 @@ impl Handler {
             kind,
             allowed_annotations: settings.allowed_annotations,
             privileged_without_host_devices: settings.privileged_without_host_devices,
-            overhead: settings.overhead.resources(),
+            overhead,
         })
     }
 
@@ -264,7 +308,7 @@ impl Handler {
     fn program(&self) -> Result<Option<PathBuf>> {
         match &self.kind {
             HandlerKind::Coracle => Ok(None),
-            HandlerKind::Oci { binary, .. } | HandlerKind::Shim { binary, .. } => {
+            HandlerKind::Oci { binary, .. } | HandlerKind::Shim { binary, .. } | HandlerKind::Vm { binary, .. } => {
                 find_program(binary).map(Some).map_err(|why| self.error(format!("its {why}")))
             }
         }
@@ -274,14 +318,29 @@ impl Handler {
     /// file changes.
     pub async fn check(&self) -> Result<()> {
         let Some(program) = self.program()? else { return Ok(()) };
+        if let HandlerKind::Vm { options, .. } = &self.kind {
+            if coracle_rootfs::in_user_namespace() {
+                return Err(self.error("virtual machines are for the machine's root alone".into()));
+            }
+            options.check_files().map_err(|why| self.error(why))?;
+        }
         let flag = if matches!(self.kind, HandlerKind::Shim { .. }) { "-v" } else { "--version" };
         probe::check(&program, flag).await.map_err(|why| self.error(why))
+    }
+
+    /// Whether its pods' machines can run: no KVM is an error, unless they may be emulated.
+    pub async fn check_machine(&self, paths: &Paths) -> Result<()> {
+        let HandlerKind::Vm { options, .. } = &self.kind else { return Ok(()) };
+        let program = self.program()?.unwrap_or_default();
+        options.check_kvm(&program, paths).await.map_err(|why| self.error(why))
     }
 
     /// What its pods can have. An unhealthy one can nothing.
     pub async fn features(&self) -> Features {
         match &self.kind {
             HandlerKind::Coracle => probe::own_features(),
+            // Its kernel is ours to choose, and newer than all that this takes.
+            HandlerKind::Vm { .. } => Features { recursive_read_only_mounts: true, user_namespaces: false },
             HandlerKind::Oci { binary, .. } => probe::features_of(binary).await,
             HandlerKind::Shim { binary, options } if shim_is_runc(binary) => {
                 probe::features_of(options.runtime.as_deref().unwrap_or(Path::new("runc"))).await
@@ -293,6 +352,9 @@ impl Handler {
 
     /// Refuses what a sandbox asks for and the program would pass over in silence.
     async fn check_sandbox(&self, config: &SandboxConfig) -> Result<()> {
+        if let HandlerKind::Vm { options, .. } = &self.kind {
+            return vm::check_sandbox(config).and_then(|()| options.size(&config.resources)).map(drop);
+        }
         if (config.own_users || config.user_namespace.is_some()) && !self.features().await.user_namespaces {
             let text = "it does not say that it has user namespaces with idmapped mounts, which this pod asks for";
             return Err(self.error(text.to_owned()));
@@ -302,6 +364,9 @@ impl Handler {
 
     /// The same for a container.
     pub(crate) async fn check_container(&self, config: &ContainerConfig) -> Result<()> {
+        if self.is_vm() {
+            return vm::check_container(self, config);
+        }
         let asks = |mount: &Mount| mount.recursive_read_only;
         if config.mounts.iter().any(asks) && !self.features().await.recursive_read_only_mounts {
             let text = "it does not say that it has recursive read-only mounts, which a volume asks for";
@@ -317,6 +382,26 @@ impl Handler {
             return Err(self.error(text));
         }
         Ok(())
+    }
+
+    /// Whether its pods run in machines of their own.
+    pub fn is_vm(&self) -> bool {
+        matches!(self.kind, HandlerKind::Vm { .. })
+    }
+
+    /// The size of a pod's machine, for pods that have one.
+    pub(crate) fn machine_size(&self, config: &SandboxConfig) -> Result<Option<Size>> {
+        match &self.kind {
+            HandlerKind::Vm { options, .. } => options.size(&config.resources).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// What the supervisor of a pod is told of its machine, if it has one.
+    pub(crate) fn vm_options(&self, record: &SandboxRecord, paths: &Paths) -> Result<Option<coracle::VmOptions>> {
+        let (HandlerKind::Vm { options, .. }, Some(size)) = (&self.kind, record.vm) else { return Ok(None) };
+        let vmm = self.program()?.unwrap_or_default();
+        Ok(Some(options.options(&vmm, size, &record.config.overhead, paths)))
     }
 
     fn error(&self, reason: String) -> Error {
@@ -351,7 +436,8 @@ impl Handler {
         let mapped = |mount: &Value| mount.get("uidMappings").is_some() || mount.get("gidMappings").is_some();
         let newer = spec["mounts"].as_array().is_some_and(|mounts| mounts.iter().any(mapped));
         // A runtime refuses a version newer than its own, whatever of it is used.
-        if self.kind != HandlerKind::Coracle && !newer {
+        let ours = matches!(self.kind, HandlerKind::Coracle | HandlerKind::Vm { .. });
+        if !ours && !newer {
             spec["ociVersion"] = json!(OLDEST_VERSION);
         }
     }
@@ -369,7 +455,7 @@ impl Handler {
         };
         let program = self.program()?.unwrap_or_default();
         request.options = match &self.kind {
-            HandlerKind::Coracle => None,
+            HandlerKind::Coracle | HandlerKind::Vm { .. } => None,
             HandlerKind::Oci { options, .. } => Some(any::pack(&runc(&program, options))),
             HandlerKind::Shim { options, .. } => {
                 let inner = match (&options.config_path, shim_is_runc(&program)) {
@@ -411,6 +497,7 @@ impl Engine {
         let handler = self.handlers().find(&config.handler)?.clone();
         handler.check().await?;
         handler.check_sandbox(config).await?;
+        handler.check_machine(&self.paths).await?;
         if config.overhead == Resources::default() {
             config.overhead = handler.overhead.clone();
         }
@@ -449,19 +536,28 @@ fn is_label(name: &str) -> bool {
 
 /// The options that a type does not take, by key and reason.
 fn check_options(settings: &HandlerSettings) -> std::result::Result<(), (&'static str, String)> {
+    use HandlerType::{Oci, Shim, Vm};
     let options = &settings.options;
-    let program = !matches!(settings.kind, HandlerType::Coracle);
-    let shim = matches!(settings.kind, HandlerType::Shim);
+    let program: &[HandlerType] = &[Oci, Shim];
     for (key, set, taken) in [
         ("options.root", options.root.is_some(), program),
         ("options.systemd_cgroup", options.systemd_cgroup, program),
         ("options.no_pivot_root", options.no_pivot_root, program),
         ("options.no_new_keyring", options.no_new_keyring, program),
-        ("options.runtime", options.runtime.is_some(), shim),
-        ("options.config_path", options.config_path.is_some(), shim),
-        ("options.sandbox_container", options.sandbox_container, shim),
+        ("options.runtime", options.runtime.is_some(), &[Shim]),
+        ("options.config_path", options.config_path.is_some(), &[Shim]),
+        ("options.sandbox_container", options.sandbox_container, &[Shim]),
+        ("options.kernel_dir", options.kernel_dir.is_some(), &[Vm]),
+        ("options.kernel", options.kernel.is_some(), &[Vm]),
+        ("options.modules", options.modules.is_some(), &[Vm]),
+        ("options.kernel_arguments", options.kernel_arguments.is_some(), &[Vm]),
+        ("options.memory", options.memory.is_some(), &[Vm]),
+        ("options.cpus", options.cpus.is_some(), &[Vm]),
+        ("options.allow_emulation", options.allow_emulation, &[Vm]),
+        ("options.template", options.template, &[Vm]),
+        ("options.host_paths", !options.host_paths.is_empty(), &[Vm]),
     ] {
-        if set && !taken {
+        if set && !taken.contains(&settings.kind) {
             return Err((key, format!("a handler of type {:?} has no such option", settings.kind).to_lowercase()));
         }
     }

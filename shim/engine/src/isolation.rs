@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use coracle_rootfs::{MountSpec, Store};
+use coracle_rootfs::{Image, MountSpec, Store};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -24,8 +24,19 @@ fn lease(container: &str, volume: usize) -> String {
     format!("{container}.{volume}")
 }
 
-/// Takes a lease on each image that is a volume. Returns their layers, the topmost first, by the volumes' names of them.
-pub(crate) fn image_volumes(store: &Store, record: &ContainerRecord) -> Result<BTreeMap<String, Vec<String>>> {
+/// An image as a disk for a virtual machine.
+pub(crate) fn erofs(store: &Store, image: &Image) -> Result<MountSpec> {
+    let source = store.erofs(image)?.to_string_lossy().into_owned();
+    Ok(MountSpec { fstype: spec::guest::EROFS.to_owned(), source, options: vec!["ro".to_owned()] })
+}
+
+/// Takes a lease on each image that is a volume. Returns their layers, the topmost first, by the volumes' names of them;
+/// for a virtual machine the one file that each is there.
+pub(crate) fn image_volumes(
+    store: &Store,
+    record: &ContainerRecord,
+    guest: bool,
+) -> Result<BTreeMap<String, Vec<String>>> {
     let mut images = BTreeMap::new();
     let volumes = record.config.mounts.iter().enumerate();
     for (number, name) in volumes.filter_map(|(number, mount)| Some((number, mount.image.as_ref()?))) {
@@ -35,7 +46,11 @@ pub(crate) fn image_volumes(store: &Store, record: &ContainerRecord) -> Result<B
             hint: Some("coracle pull it, or coracle load an archive"),
         })?;
         store.lease(&lease(&record.id, number), &image)?;
-        images.insert(name.clone(), store.lower_directories(&image)?);
+        let layers = match guest {
+            true => vec![erofs(store, &image)?.source],
+            false => store.lower_directories(&image)?,
+        };
+        images.insert(name.clone(), layers);
     }
     Ok(images)
 }

@@ -61,6 +61,9 @@ pub struct SandboxRecord {
     /// What runs its containers, as it was configured when the pod was made.
     #[serde(default)]
     pub handler: crate::handler::Handler,
+    /// The size of the pod's virtual machine, if it has one.
+    #[serde(default)]
+    pub vm: Option<crate::handler::Size>,
 }
 
 impl SandboxRecord {
@@ -207,22 +210,37 @@ pub struct ExitFile {
     /// The OOM killer was at work in its cgroup.
     #[serde(default)]
     pub oom_killed: bool,
+    /// Why it ended, where the supervisor knows it better than the code tells.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The same in words.
+    #[serde(default)]
+    pub message: Option<String>,
 }
+
+/// What a supervisor says of an exit is shown up to here.
+const MAX_REASON: usize = 64;
+const MAX_MESSAGE: usize = 4 << 10;
 
 impl ExitFile {
     /// In the engine's terms.
     pub fn exit(&self) -> Exit {
-        let reason = match (self.oom_killed, self.exit_status) {
-            (true, _) => "OOMKilled",
-            (false, 0) => "Completed",
-            (false, _) => "Error",
-        };
+        let cut = |text: &Option<String>, length| text.iter().flat_map(|text| text.chars().take(length)).collect();
+        let mut reason: String = cut(&self.reason, MAX_REASON);
+        if reason.is_empty() {
+            reason = match (self.oom_killed, self.exit_status) {
+                (true, _) => "OOMKilled",
+                (false, 0) => "Completed",
+                (false, _) => "Error",
+            }
+            .into();
+        }
         Exit {
             code: self.exit_status,
             finished_at: parse_rfc3339(&self.exited_at).unwrap_or(0),
             oom_killed: self.oom_killed,
-            reason: reason.into(),
-            message: String::new(),
+            reason,
+            message: cut(&self.message, MAX_MESSAGE),
         }
     }
 }
@@ -292,9 +310,15 @@ mod tests {
 
     #[test]
     fn the_reason_of_an_exit_is_kubernetes_word() {
-        let file = |exit_status, oom_killed| ExitFile { pid: 1, exit_status, exited_at: String::new(), oom_killed };
+        let file = |exit_status, oom_killed| -> ExitFile {
+            let text = format!(r#"{{"pid":1,"exit_status":{exit_status},"exited_at":"","oom_killed":{oom_killed}}}"#);
+            serde_json::from_str(&text).unwrap()
+        };
         assert_eq!(file(0, false).exit().reason, "Completed");
         assert_eq!(file(3, false).exit().reason, "Error");
         assert_eq!(file(137, true).exit().reason, "OOMKilled");
+        let told =
+            ExitFile { reason: Some("VMDied".into()), message: Some("m".repeat(9000)), ..file(137, false) }.exit();
+        assert_eq!((told.reason.as_str(), told.message.len()), ("VMDied", MAX_MESSAGE));
     }
 }

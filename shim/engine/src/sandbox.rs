@@ -106,6 +106,9 @@ impl Engine {
             }
         }
         write_hosts(&pod, record, hostname)?;
+        if record.vm.is_some() {
+            self.connect_guest(&record.id).await?;
+        }
         if let Some(namespace) = &record.config.user_namespace {
             ["hosts", "hostname", "resolv.conf"].iter().try_for_each(|file| userns::own(&pod.join(file), namespace))?;
         }
@@ -184,7 +187,6 @@ impl Engine {
         let record = SandboxRecord {
             boot_id: boot_id().to_owned(),
             id: id.clone(),
-            config,
             state: SandboxState::Creating,
             created_at: now(),
             supervisor: None,
@@ -193,6 +195,8 @@ impl Engine {
             ips: Vec::new(),
             notes: Vec::new(),
             cgroup,
+            vm: handler.machine_size(&config)?,
+            config,
             handler,
         };
         fs::create_dir(&pod).map_err(Error::io("make folder", &pod))?;

@@ -6,13 +6,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use coracle_proto::sandbox as api;
-use coracle_proto::ttrpc::method;
+use coracle_proto::ttrpc::{method, service};
 use coracle_proto::{any, coracle};
 use nix::sys::signal::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::config::Paths;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::lock::Holder;
@@ -57,10 +58,11 @@ fn mode(mode: NamespaceMode) -> i32 {
     }
 }
 
-fn options(record: &SandboxRecord, hostname: &str) -> Result<coracle::SandboxOptions> {
+fn options(record: &SandboxRecord, hostname: &str, paths: &Paths) -> Result<coracle::SandboxOptions> {
     let config = &record.config;
     let own_uts = config.network != NamespaceMode::Node;
-    let resources = spec::limits(&update::sum(&config.resources, &config.overhead))?;
+    let limits = record.vm.map_or_else(|| config.resources.clone(), |size| size.limits(&config.resources));
+    let resources = spec::limits(&update::sum(&limits, &config.overhead))?;
     Ok(coracle::SandboxOptions {
         hostname: if own_uts { hostname.to_owned() } else { String::new() },
         domainname: if own_uts { config.domainname.clone() } else { String::new() },
@@ -81,7 +83,7 @@ fn options(record: &SandboxRecord, hostname: &str) -> Result<coracle::SandboxOpt
         log_max_bytes: config.log_max_bytes,
         user_namespace: config.user_namespace.as_ref().map(user_namespace),
         tender_stays: config.tender_stays,
-        vm: None,
+        vm: record.handler.vm_options(record, paths)?,
     })
 }
 
@@ -115,7 +117,7 @@ impl Engine {
         let create = api::CreateSandboxRequest {
             sandbox_id: id.clone(),
             bundle_path: self.paths.pod(id).to_string_lossy().into_owned(),
-            options: Some(any::pack(&options(record, hostname)?)),
+            options: Some(any::pack(&options(record, hostname, &self.paths)?)),
             ..Default::default()
         };
         let deadline = self.config.deadlines.create;
@@ -124,7 +126,9 @@ impl Engine {
         let started: api::StartSandboxResponse = self.sandbox_call(id, method::START_SANDBOX, &start, deadline).await?;
         let pid = i32::try_from(started.pid).unwrap_or(0);
         record.supervisor = Some(pid);
-        let (pids, users) = (record.config.pid == NamespaceMode::Pod, record.config.user_namespace.is_some());
+        // In a virtual machine the PID namespace is one of the guest's, of whose supervisor it is asked.
+        let pids = record.config.pid == NamespaceMode::Pod && record.vm.is_none();
+        let users = record.config.user_namespace.is_some();
         if !pids && !users {
             return Ok(pid);
         }
@@ -142,6 +146,15 @@ impl Engine {
             }
         }
         Ok(pid)
+    }
+
+    /// Waits until the pod's virtual machine has booted and has the network that was made for it.
+    pub(crate) async fn connect_guest(&self, sandbox: &str) -> Result<()> {
+        let what = format!("boot the virtual machine of sandbox {}", id::short(sandbox));
+        let (request, deadline) = (coracle::ConnectNetworkRequest {}, Some(self.config.deadlines.create));
+        let client = self.connect(sandbox).await?;
+        let done = client.call(&what, service::CONTROL, method::CONNECT_NETWORK, &request, deadline).await;
+        done.map(|_: coracle::ConnectNetworkResponse| ())
     }
 
     /// Ends a sandbox's supervisor and everything that runs in the pod. Idempotent. It is asked first; one that does not

@@ -67,8 +67,11 @@ impl Engine {
         let new = |old: &Resources, new: &Option<Resources>| new.as_ref().map_or(old.clone(), |new| merged(old, new));
         let overhead = new(&record.config.overhead, &overhead);
         let resources = new(&record.config.resources, &resources);
-        let mut limits = sum(&resources, &overhead);
-        if !record.config.cgroup_parent.is_empty() {
+        let mut limits = match record.vm {
+            Some(size) => size.check(&resources).map(|()| sum(&size.limits(&resources), &overhead))?,
+            None => sum(&resources, &overhead),
+        };
+        if record.vm.is_none() && !record.config.cgroup_parent.is_empty() {
             for container in self.container_ids(&id)? {
                 match self.container_record(&id, &container) {
                     Ok(container) => limits = lifted(limits, &container.config.resources),
@@ -89,7 +92,10 @@ impl Engine {
     /// of its containers' limits. Such a sum counts a container without a limit as nothing: it would be killed for using
     /// anything. The cgroup above still holds.
     pub(crate) async fn make_room(&self, pod: &SandboxRecord, container: &Resources) -> Result<()> {
-        if pod.config.cgroup_parent.is_empty() || matches!(pod.handler.kind, HandlerKind::Shim { .. }) {
+        if pod.config.cgroup_parent.is_empty()
+            || matches!(pod.handler.kind, HandlerKind::Shim { .. })
+            || pod.vm.is_some()
+        {
             return Ok(());
         }
         let limits = sum(&pod.config.resources, &pod.config.overhead);
@@ -101,6 +107,10 @@ impl Engine {
     /// that resizes containers states the new sum afterwards, if at all, and cgroup v1 refuses the container meanwhile.
     async fn grow_pod(&self, sandbox: &str, container: &str, wanted: &Resources) -> Result<()> {
         let pod = self.sandbox_record(sandbox)?;
+        if let Some(size) = pod.vm {
+            // Its containers' cgroups are the guest's, and the host's holds the machine, whatever they may use of it.
+            return size.check(wanted);
+        }
         let stated = sum(&pod.config.resources, &pod.config.overhead);
         let limited = stated.memory.is_some() || stated.cpu_quota.is_some();
         if !limited || pod.config.cgroup_parent.is_empty() || matches!(pod.handler.kind, HandlerKind::Shim { .. }) {

@@ -34,7 +34,7 @@ pub struct Features {
 }
 
 /// A file as it was when it was asked: device, inode, size, time of change.
-type Identity = (u64, u64, u64, i64, i64);
+pub(super) type Identity = (u64, u64, u64, i64, i64);
 
 /// What was found out about one file.
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,7 +46,7 @@ struct Known {
 
 static KNOWN: Mutex<BTreeMap<PathBuf, Known>> = Mutex::new(BTreeMap::new());
 
-fn identity(path: &Path) -> Identity {
+pub(super) fn identity(path: &Path) -> Identity {
     fs::metadata(path).map(|m| (m.dev(), m.ino(), m.size(), m.ctime(), m.ctime_nsec())).unwrap_or_default()
 }
 

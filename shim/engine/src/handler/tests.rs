@@ -31,7 +31,12 @@ fn names_are_dns_labels() {
 
 #[test]
 fn settings_that_would_not_be_applied_are_refused() {
-    assert!(refusal("v", settings(HandlerType::Vm, "")).contains("handlers.v.type: vm is not built yet"));
+    let large = HandlerOptions { memory: Some(1 << 30), ..Default::default() };
+    let crun = HandlerSettings { options: large, ..settings(HandlerType::Oci, "crun") };
+    assert!(refusal("x", crun).contains("handlers.x.options.memory: a handler of type oci has no such option"));
+    let rooted = HandlerOptions { root: Some("/r".into()), ..Default::default() };
+    let vm = HandlerSettings { options: rooted, ..settings(HandlerType::Vm, "") };
+    assert!(refusal("x", vm).contains("handlers.x.options.root: a handler of type vm has no such option"));
     assert!(refusal("x", settings(HandlerType::Coracle, "runc")).contains("handlers.x.binary"));
     assert!(refusal("x", settings(HandlerType::Oci, "")).contains("handlers.x.binary"));
     let rooted = HandlerOptions { sandbox_container: true, ..Default::default() };

@@ -7,6 +7,7 @@
 pub mod caps;
 mod cdi;
 mod devices;
+pub(crate) mod guest;
 pub(crate) mod lsm;
 mod mounts;
 pub mod process;
@@ -86,6 +87,8 @@ pub struct Input<'a> {
     pub user_ns: Option<&'a str>,
     /// Where CDI devices are described.
     pub cdi_dirs: &'a [PathBuf],
+    /// The container runs in its pod's virtual machine.
+    pub guest: bool,
 }
 
 /// Writes the spec, and tells who the process will be.
@@ -94,7 +97,11 @@ pub fn generate(input: &Input<'_>) -> Result<(Value, ContainerUser)> {
     let image_user = input.image.and_then(|i| i.user().as_deref()).unwrap_or("");
     let user = user::resolve(input.view, image_user, security)?;
     let caps = caps::resolve(security, caps::available())?;
-    let labels = lsm::Host::new(Path::new("/")).labels(security, input.sandbox.selinux.as_ref(), input.pod_id)?;
+    let labels = match input.guest {
+        // The guest's kernel has neither, and what is asked for by name was refused.
+        true => lsm::Labels::default(),
+        false => lsm::Host::new(Path::new("/")).labels(security, input.sandbox.selinux.as_ref(), input.pod_id)?,
+    };
     // The primary group alone is there without being set.
     let unset = user.groups == [user.gid] && !userns::sets_groups();
     let groups: &[u32] = if unset { &[] } else { &user.groups };
@@ -300,6 +307,7 @@ mod tests {
             target: Some(9),
             user_ns: sandbox.user_namespace.as_ref().map(|_| "/proc/7/fd/5"),
             cdi_dirs: &[],
+            guest: false,
         })
         .map(|(spec, _)| spec)
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Input, lsm, userns};
+use super::{Input, guest, lsm, userns};
 use crate::error::{Error, Result};
 use crate::types::{Mount, NamespaceMode, Propagation};
 
@@ -194,6 +194,12 @@ fn image_mount(input: &Input<'_>, volume: &Mount, image: &str, target: &str) -> 
         return Err(bad(&format!("image_sub_path {:?} must be relative and have no `..`", volume.image_sub_path)));
     }
     let layers = input.images.get(image).ok_or_else(|| bad("its image was not looked up"))?;
+    let part = format!("{SUB_PATH}{}", volume.image_sub_path);
+    if input.guest {
+        let mut options = ["ro", "nosuid", "nodev", "noexec"].to_vec();
+        options.extend((!volume.image_sub_path.is_empty()).then_some(part.as_str()));
+        return Ok(mount(target, guest::EROFS, layers.first().map_or("", String::as_str), &options));
+    }
     // Overlay wants two layers where none is writable: an empty folder is the lowest.
     let empty = input.bundle.join("rootfs");
     let mut lower: Vec<&str> = layers.iter().map(String::as_str).collect();
@@ -205,9 +211,8 @@ fn image_mount(input: &Input<'_>, volume: &Mount, image: &str, target: &str) -> 
     options.extend(coracle_rootfs::overlay_marks());
     let lower = format!("lowerdir={}", lower.join(":"));
     options.push(&lower);
-    let sub = format!("{SUB_PATH}{}", volume.image_sub_path);
     if !volume.image_sub_path.is_empty() {
-        options.push(&sub);
+        options.push(&part);
     }
     Ok(mount(target, "overlay", "overlay", &options))
 }

@@ -52,10 +52,16 @@ impl Gc {
     fn report(&self, report: &GcReport) -> Result<()> {
         let verb = if self.dry_run { "would remove" } else { "removed" };
         report.images.iter().try_for_each(|id| out::line(format!("{verb} image {id}")))?;
-        let (layers, bytes) = (report.layers.len(), out::size(report.bytes));
-        match layers {
-            0 => Ok(()),
-            _ => out::line(format!("{verb} {layers} layer{} ({bytes})", if layers == 1 { "" } else { "s" })),
+        let counted = |count: usize, what: &str| match count {
+            0 => None,
+            1 => Some(format!("1 {what}")),
+            _ => Some(format!("{count} {what}s")),
+        };
+        let parts = [counted(report.layers.len(), "layer"), counted(report.erofs.len(), "EROFS image")];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        match parts.is_empty() {
+            true => Ok(()),
+            false => out::line(format!("{verb} {} ({})", parts.join(" and "), out::size(report.bytes))),
         }
     }
 }

@@ -109,10 +109,17 @@ pub fn check(config: &Config) -> Vec<Problem> {
 pub fn programs(config: &Config) -> Vec<Problem> {
     let mut problems = Problems::default();
     for (name, settings) in &config.handlers {
-        if let Ok(HandlerKind::Oci { binary, .. } | HandlerKind::Shim { binary, .. }) = handler(name, settings)
-            && let Err(why) = find_program(&binary)
-        {
+        let Ok(kind) = handler(name, settings) else { continue };
+        let machine = match kind {
+            HandlerKind::Coracle => continue,
+            HandlerKind::Oci { binary, .. } | HandlerKind::Shim { binary, .. } => (binary, None),
+            HandlerKind::Vm { binary, options } => (binary, Some(options)),
+        };
+        if let Err(why) = find_program(&machine.0) {
             problems.add(&["handlers", name, "binary"], why);
+        }
+        if let Some(Err(why)) = machine.1.map(|options| options.check_files()) {
+            problems.add(&["handlers", name, "options"], why);
         }
     }
     problems.0
@@ -256,7 +263,14 @@ mod tests {
             ("[network]\n bridge = 'a/b'\n", "c.toml:2:2: network.bridge: \"a/b\" is no name of an interface"),
             ("[image]\nextra_cas = ['/nowhere']\n", "c.toml:2:1: image.extra_cas: /nowhere: No such file"),
             ("[handlers.Kata]\n", "c.toml:1:11: handlers.Kata: \"Kata\" is no DNS-1123 label"),
-            ("[handlers.x]\ntype = 'vm'\n", "c.toml:2:1: handlers.x.type: vm is not built yet"),
+            (
+                "[handlers.x]\ntype = 'vm'\nbinary = '/bin/sh'\noptions = { kernel = '/nowhere/k' }\n",
+                "c.toml:4:1: handlers.x.options: its kernel /nowhere/k: No such file",
+            ),
+            (
+                "[handlers.x]\ntype = 'vm'\noptions = { memory = 1024 }\n",
+                "c.toml:3:13: handlers.x.options.memory: 1024 bytes are less than",
+            ),
             ("[handlers.x]\ntype = 'oci'\n", "c.toml:1:11: handlers.x.binary: the program's path is missing"),
             (
                 "[handlers.x]\ntype = 'oci'\nbinary = '/etc/passwd'\n",
