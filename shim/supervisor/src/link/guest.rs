@@ -34,10 +34,7 @@ const SUPERVISOR: (Duration, Duration) = (Duration::from_secs(60), Duration::fro
 /// again when it dies.
 pub fn run(port: OwnedFd, folder: &Path) -> ! {
     let error = match begin(&port, folder) {
-        Ok(()) => {
-            let mut guest = Guest { end: End::new(Link::guest()), folder: folder.to_owned(), dialing: BTreeMap::new() };
-            guest.serve(port.into())
-        }
+        Ok(()) => Guest::new(folder).serve(port.into()),
         Err(error) => error,
     };
     eprintln!("the link in {}: {error}", folder.display());
@@ -74,13 +71,17 @@ enum Attempt {
     Begun(OwnedFd),
 }
 
-struct Guest {
+pub(super) struct Guest {
     end: End,
     folder: PathBuf,
     dialing: BTreeMap<u32, Dialing>,
 }
 
 impl Guest {
+    pub(super) fn new(folder: &Path) -> Guest {
+        Guest { end: End::new(Link::guest()), folder: folder.to_owned(), dialing: BTreeMap::new() }
+    }
+
     fn serve(&mut self, mut port: File) -> io::Error {
         loop {
             match self.turn(&mut port) {
@@ -98,7 +99,7 @@ impl Guest {
     }
 
     /// Once around. False: the host has left.
-    fn turn(&mut self, port: &mut File) -> io::Result<bool> {
+    pub(super) fn turn(&mut self, port: &mut File) -> io::Result<bool> {
         self.end.write_port(port)?;
         let mut watched: Vec<Watched> = vec![(Key::Port, port.as_fd(), self.end.port_flags())];
         let dialing = self.dialing.iter();

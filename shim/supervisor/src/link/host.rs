@@ -156,7 +156,7 @@ enum Line {
     Nothing,
 }
 
-struct Host {
+pub(super) struct Host {
     end: End,
     listeners: Listeners,
     callers: Vec<Caller>,
@@ -170,7 +170,7 @@ struct Host {
 }
 
 impl Host {
-    fn new(listeners: Listeners) -> io::Result<Host> {
+    pub(super) fn new(listeners: Listeners) -> io::Result<Host> {
         for listener in listeners.each() {
             listener.set_nonblocking(true)?;
         }
@@ -188,7 +188,7 @@ impl Host {
     }
 
     /// Serves until QEMU closes the port, which is not an error.
-    fn serve(&mut self, mut port: File) -> io::Result<()> {
+    pub(super) fn serve(&mut self, mut port: File) -> io::Result<()> {
         (self.begin, self.answer) = (Some(Instant::now()), ANSWER.0);
         while self.turn(&mut port)? {}
         self.end.link.lost();

@@ -278,6 +278,10 @@ fn become_link() -> io::Result<()> {
     nix::sys::prctl::set_name(COMM)?;
     crate::sys::ignore_broken_pipes();
     SigSet::all().thread_unblock()?;
+    raise_limit()
+}
+
+fn raise_limit() -> io::Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
