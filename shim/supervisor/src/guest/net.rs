@@ -92,7 +92,10 @@ fn give(socket: &mut Socket, index: u32, interface: &GuestInterface) -> Result<(
     for setting in &interface.settings {
         set(setting)?;
     }
-    set(&format!("ipv6/conf/{name}/accept_dad=0"))?;
+    // Its link-local address is told as the others are.
+    for setting in ["accept_dad=0", "addr_gen_mode=1"] {
+        set(&format!("ipv6/conf/{name}/{setting}"))?;
+    }
     socket.set_up(index, true).map_err(|e| failed(&doing("set up the NIC"), e))?;
     for address in &interface.addresses {
         add_address(socket, index, address).map_err(|e| failed(&format!("give {name} the address {address}"), e))?;
@@ -145,7 +148,6 @@ fn add_route(socket: &mut Socket, index: u32, route: &GuestRoute) -> Result<(), 
     let way = if route.gateway.is_empty() { "on the link" } else { &route.gateway };
     let doing = format!("add the route to {} ({way})", route.destination);
     let message = route_message(index, route).ok_or_else(|| invalid(format!("{doing}: it is not well-formed")))?;
-    // The guest's kernel has made the one of the link-local addresses.
     socket.ensure(message, libc::EEXIST).map_err(|e| failed(&doing, e))
 }
 

@@ -29,7 +29,7 @@ const BEFORE_EXPIRES: usize = 8;
 
 /// Settings of the interface that the guest's is to have too, below /proc/sys/net; `*` is its name. A plugin sets them, or
 /// they are the node's for new namespaces.
-const SETTINGS: [&str; 13] = [
+const SETTINGS: [&str; 12] = [
     "ipv4/conf/all/accept_redirects",
     "ipv4/conf/all/rp_filter",
     "ipv4/conf/all/arp_ignore",
@@ -42,7 +42,6 @@ const SETTINGS: [&str; 13] = [
     "ipv6/conf/*/disable_ipv6",
     "ipv6/conf/*/accept_ra",
     "ipv6/conf/*/accept_redirects",
-    "ipv6/conf/*/addr_gen_mode",
 ];
 
 /// The one interface that the plugins made; `None` if they made none.

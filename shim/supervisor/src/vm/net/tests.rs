@@ -168,7 +168,7 @@ fn setting_up_again_leaves_nothing_of_the_network_before() {
     set_up(&guest, connect(Some(&pod.0)).unwrap()).unwrap();
     talk(&node, &guest, "10.77.0.5:80");
     node.sh("ip addr flush dev veth0; ip addr add 10.88.0.1/24 dev veth0; ip addr add 169.254.1.1/32 dev veth0");
-    pod.sh("ip -6 route flush dev eth0; ip addr flush dev eth0; ip link set eth0 mtu 1300 address 0a:58:0a:58:00:07
+    pod.sh("ip -6 route del default; ip addr flush dev eth0 scope global; ip link set eth0 mtu 1300 address 0a:58:0a:58:00:07
          ip addr add 10.88.0.7/32 dev eth0; ip route add 169.254.1.1 dev eth0 scope link
          ip route add default via 169.254.1.1");
     set_up(&guest, connect(Some(&pod.0)).unwrap()).unwrap();
