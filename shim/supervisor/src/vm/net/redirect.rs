@@ -34,6 +34,8 @@ const TCA_EGRESS_REDIR: u32 = 1;
 
 /// What comes in at one goes out at the other.
 pub(super) fn tie(socket: &mut Socket, link: &Link, tap: &Link) -> Result<(), Failure> {
+    let sized = socket.change(tap.index, (0, 0), |message| message.attr(libc::IFLA_MTU, &link.mtu.to_ne_bytes()));
+    sized.map_err(|e| Code::Unknown.failure(format!("give {} the MTU {}: {e}", tap.name, link.mtu)))?;
     for (from, to) in [(link, tap), (tap, link)] {
         let failed = |what: &str, error| Code::Unknown.failure(format!("{what} {}: {error}", from.name));
         let qdisc = Message::new(libc::RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &{

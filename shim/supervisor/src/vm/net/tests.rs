@@ -189,6 +189,16 @@ fn a_network_without_ipv6_has_none_in_the_guest() {
 }
 
 #[test]
+fn long_packets_pass() {
+    let (node, pod) = attached("ip link set eth0 mtu 9000");
+    node.sh("ip link set veth0 mtu 9000");
+    let guest = guest(&pod);
+    set_up(&guest, connect(Some(&pod.0)).unwrap()).unwrap();
+    node.sh("ping -c 1 -W 20 -M do -s 8900 10.77.0.5");
+    talk(&guest, &node, "10.77.0.1:80");
+}
+
+#[test]
 fn a_pod_without_a_network_has_a_guest_without_one() {
     let pod = Netns::new();
     pod.sh("ip link set lo up");
