@@ -470,7 +470,7 @@ fn prepare(
         hostname: &sandbox::hostname(&pod.config),
         cgroup: &if pod.vm.is_some() { spec::guest::cgroup(&record.id) } else { pod.cgroup_of(&record.id) },
         supervisor: if pod.vm.is_some() { spec::guest::SUPERVISOR } else { pod.supervisor.unwrap_or(0) },
-        pid_ns_pid: if pod.vm.is_some() { Some(spec::guest::SUPERVISOR) } else { pod.pid_ns_pid },
+        pid_ns_pid: pod.pid_ns_pid,
         target: isolation::target(engine, record)?,
         user_ns: pod.user_ns.as_deref(),
         cdi_dirs: &engine.config.cdi_dirs,

@@ -152,6 +152,11 @@ impl Engine {
         Ok(self.sandbox_record(id)?.config)
     }
 
+    /// Whether a sandbox, by its whole id, is in a virtual machine.
+    pub fn in_machine(&self, id: &str) -> Result<bool> {
+        Ok(self.sandbox_record(id)?.vm.is_some())
+    }
+
     /// A sandbox's cgroup, by its whole id.
     pub fn sandbox_cgroup(&self, id: &str) -> Result<String> {
         Ok(self.sandbox_record(id)?.cgroup)

@@ -242,7 +242,9 @@ impl Engine {
         let request = task::StartRequest { id: id.to_owned(), exec_id: exec.to_owned() };
         let deadline = Some(self.config.deadlines.create);
         let started: task::StartResponse = self.task(sandbox, method::START, what, &request, deadline).await?;
-        session.control.pid = i32::try_from(started.pid).unwrap_or(0);
+        // A guest's pid would be somebody else's here.
+        let pid = if self.in_machine(sandbox)? { 0 } else { started.pid };
+        session.control.pid = i32::try_from(pid).unwrap_or(0);
         if let Some((columns, rows)) = config.size.filter(|_| config.tty) {
             session.control.resize(columns, rows).await?;
         }

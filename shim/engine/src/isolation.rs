@@ -80,7 +80,8 @@ pub(crate) fn target(engine: &Engine, record: &ContainerRecord) -> Result<Option
         Err(e) if e.is_not_found() => return bad("does not exist"),
         status => status?,
     };
-    match status.pid {
+    // The record's: in a virtual machine a status has none.
+    match engine.container_record(&status.sandbox_id, &status.id)?.pid {
         _ if status.sandbox_id != record.sandbox_id => bad("is in another pod"),
         Some(pid) if status.state == ContainerState::Running => Ok(Some(pid)),
         _ => bad(&format!("is {}: only a running one has a PID namespace to join", status.state.as_str())),

@@ -107,7 +107,8 @@ impl Engine {
             state,
             created_at: record.created_at,
             started_at: record.started_at,
-            pid: record.pid.filter(|_| state == ContainerState::Running),
+            // In a virtual machine it is the guest's, and here it would be somebody else's.
+            pid: record.pid.filter(|_| state == ContainerState::Running && pod.is_none_or(|pod| pod.vm.is_none())),
             exit,
         })
     }

@@ -107,7 +107,7 @@ impl Engine {
         }
         write_hosts(&pod, record, hostname)?;
         if record.vm.is_some() {
-            self.connect_guest(&record.id).await?;
+            self.connect_guest(record).await?;
         }
         if let Some(namespace) = &record.config.user_namespace {
             ["hosts", "hostname", "resolv.conf"].iter().try_for_each(|file| userns::own(&pod.join(file), namespace))?;

@@ -126,11 +126,18 @@ impl Engine {
         let started: api::StartSandboxResponse = self.sandbox_call(id, method::START_SANDBOX, &start, deadline).await?;
         let pid = i32::try_from(started.pid).unwrap_or(0);
         record.supervisor = Some(pid);
-        // In a virtual machine the PID namespace is one of the guest's, of whose supervisor it is asked.
-        let pids = record.config.pid == NamespaceMode::Pod && record.vm.is_none();
-        let users = record.config.user_namespace.is_some();
+        if record.vm.is_none() {
+            self.note_namespaces(record).await?;
+        }
+        Ok(pid)
+    }
+
+    /// Notes where the pod's own PID and user namespaces are.
+    async fn note_namespaces(&self, record: &mut SandboxRecord) -> Result<()> {
+        let id = &record.id;
+        let (pids, users) = (record.config.pid == NamespaceMode::Pod, record.config.user_namespace.is_some());
         if !pids && !users {
-            return Ok(pid);
+            return Ok(());
         }
         let ask = api::SandboxStatusRequest { sandbox_id: id.clone(), verbose: true };
         let status: api::SandboxStatusResponse =
@@ -145,16 +152,18 @@ impl Engine {
                 return Err(Error::Supervisor { sandbox: id::short(id).to_owned(), reason });
             }
         }
-        Ok(pid)
+        Ok(())
     }
 
     /// Waits until the pod's virtual machine has booted and has the network that was made for it.
-    pub(crate) async fn connect_guest(&self, sandbox: &str) -> Result<()> {
-        let what = format!("boot the virtual machine of sandbox {}", id::short(sandbox));
+    pub(crate) async fn connect_guest(&self, record: &mut SandboxRecord) -> Result<()> {
+        let what = format!("boot the virtual machine of sandbox {}", id::short(&record.id));
         let (request, deadline) = (coracle::ConnectNetworkRequest {}, Some(self.config.deadlines.create));
-        let client = self.connect(sandbox).await?;
-        let done = client.call(&what, service::CONTROL, method::CONNECT_NETWORK, &request, deadline).await;
-        done.map(|_: coracle::ConnectNetworkResponse| ())
+        let client = self.connect(&record.id).await?;
+        let _: coracle::ConnectNetworkResponse =
+            client.call(&what, service::CONTROL, method::CONNECT_NETWORK, &request, deadline).await?;
+        // Now there is a guest that can have made them.
+        self.note_namespaces(record).await
     }
 
     /// Ends a sandbox's supervisor and everything that runs in the pod. Idempotent. It is asked first; one that does not

@@ -457,7 +457,7 @@ pub struct ContainerStatus {
     pub created_at: i64,
     /// When it was started, 0 before.
     pub started_at: i64,
-    /// The pid of its init while it lives.
+    /// The pid of its init while it lives; none in a virtual machine, whose pids mean nothing here.
     pub pid: Option<i32>,
     /// How it ended, once it has.
     pub exit: Option<Exit>,

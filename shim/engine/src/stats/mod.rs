@@ -1,11 +1,12 @@
 //! What containers and pods use.
 //!
-//! Everything is read by the process that is asked, from the kernel's own files: no supervisor is called, so one that
-//! hangs or is stopped delays nobody. What a machine or kernel does not count is `None`, and never a zero.
+//! Everything is read by the process that is asked, from the kernel's own files: no supervisor is called but those of
+//! virtual machines, so one that hangs or is stopped delays nobody. What a machine or kernel does not count is `None`, and never a zero.
 //!
 //! | file | what |
 //! |---|---|
 //! | `meter` | cgroups of both versions: CPU, memory, swap, tasks, block devices, pressure |
+//! | `guest` | what the containers of a virtual machine use, which their supervisor is asked for |
 //! | `net` | the interfaces of a pod's network namespace |
 //! | `cache` | rates, and writable layers that were walked |
 //!
@@ -14,6 +15,7 @@
 //! writable layer's.
 
 mod cache;
+mod guest;
 mod meter;
 mod net;
 
@@ -307,14 +309,30 @@ fn descriptors(pids: &[i32]) -> Option<(u64, u64)> {
     Some((all, sockets))
 }
 
+/// Where a pod's containers have their cgroups.
+enum Place {
+    /// Below this one.
+    Host(String),
+    /// In its virtual machine.
+    Guest,
+}
+
+/// What is known of a container's cgroup so far.
+enum Group {
+    /// All of it.
+    Read(Option<GroupStats>),
+    /// Its guest is still to be asked.
+    Asked,
+}
+
 impl Engine {
     /// What one container uses.
     pub async fn container_stats(&self, container: &str) -> Result<ContainerStats> {
         let (engine, wanted) = (self.clone(), container.to_owned());
         let (status, group) = blocking(move || {
             let status = engine.container_status(&wanted)?;
-            let cgroup = engine.sandbox_cgroup(&status.sandbox_id)?;
-            let group = engine.container_group(&status, &cgroup);
+            let place = engine.place(&status.sandbox_id)?;
+            let group = engine.container_group(&status, &place);
             Ok((status, group))
         })
         .await?;
@@ -327,19 +345,19 @@ impl Engine {
         let engine = self.clone();
         let read = blocking(move || {
             let list = engine.list_containers(&filter)?;
-            let mut cgroups = HashMap::new();
+            let mut places = HashMap::new();
             let mut read = Vec::with_capacity(list.len());
             for status in list {
-                let cgroup = match cgroups.get(&status.sandbox_id) {
-                    Some(cgroup) => cgroup,
-                    None => match engine.sandbox_cgroup(&status.sandbox_id) {
-                        Ok(cgroup) => cgroups.entry(status.sandbox_id.clone()).or_insert(cgroup),
+                let place = match places.get(&status.sandbox_id) {
+                    Some(place) => place,
+                    None => match engine.place(&status.sandbox_id) {
+                        Ok(place) => places.entry(status.sandbox_id.clone()).or_insert(place),
                         // Removed since.
                         Err(e) if e.is_not_found() => continue,
                         Err(e) => return Err(e),
                     },
                 };
-                let group = engine.container_group(&status, cgroup);
+                let group = engine.container_group(&status, place);
                 read.push((status, group));
             }
             Ok(read)
@@ -430,11 +448,41 @@ impl Engine {
         .await
     }
 
-    fn container_group(&self, status: &ContainerStatus, cgroup: &str) -> Option<GroupStats> {
-        (status.state == ContainerState::Running).then(|| group(&self.stats, &format!("{cgroup}/{}", status.id)))?
+    fn place(&self, sandbox: &str) -> Result<Place> {
+        let record = self.sandbox_record(sandbox)?;
+        Ok(if record.vm.is_some() { Place::Guest } else { Place::Host(record.cgroup) })
     }
 
-    async fn with_layers(&self, read: Vec<(ContainerStatus, Option<GroupStats>)>) -> Vec<ContainerStats> {
+    fn container_group(&self, status: &ContainerStatus, place: &Place) -> Group {
+        match place {
+            _ if status.state != ContainerState::Running => Group::Read(None),
+            Place::Host(cgroup) => Group::Read(group(&self.stats, &format!("{cgroup}/{}", status.id))),
+            Place::Guest => Group::Asked,
+        }
+    }
+
+    /// Asks the guests, all at once.
+    async fn with_guests(&self, read: Vec<(ContainerStatus, Group)>) -> Vec<(ContainerStatus, Option<GroupStats>)> {
+        let ask = |status: &ContainerStatus| {
+            let (engine, sandbox, id) = (self.clone(), status.sandbox_id.clone(), status.id.clone());
+            tokio::spawn(async move { engine.guest_group(&sandbox, &id).await })
+        };
+        let asked = |(status, group): &(ContainerStatus, Group)| matches!(group, Group::Asked).then(|| ask(status));
+        let asked: Vec<_> = read.iter().map(asked).collect();
+        let mut all = Vec::with_capacity(read.len());
+        for ((status, group), asked) in read.into_iter().zip(asked) {
+            let group = match (group, asked) {
+                (Group::Read(group), _) => group,
+                (Group::Asked, Some(answer)) => answer.await.unwrap_or_default(),
+                (Group::Asked, None) => None,
+            };
+            all.push((status, group));
+        }
+        all
+    }
+
+    async fn with_layers(&self, read: Vec<(ContainerStatus, Group)>) -> Vec<ContainerStats> {
+        let read = self.with_guests(read).await;
         let layers = self.layers(read.iter().map(|(status, _)| status)).await;
         let whole = |((status, group), writable_layer)| ContainerStats { status, group, writable_layer };
         read.into_iter().zip(layers).map(whole).collect()

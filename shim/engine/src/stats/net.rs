@@ -4,6 +4,9 @@ use std::fs;
 
 use super::Interface;
 
+/// The end of a virtual machine's interface: what passes it also passes the pod's own.
+const TAP: &str = "coracle-tap";
+
 /// All interfaces but the loopback.
 pub(super) fn interfaces(pid: i32) -> Option<Vec<Interface>> {
     Some(parse(&fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?))
@@ -20,7 +23,7 @@ fn parse(text: &str) -> Vec<Interface> {
             return None;
         };
         let name = name.trim().to_owned();
-        (name != "lo").then_some(Interface {
+        (name != "lo" && name != TAP).then_some(Interface {
             name,
             rx_bytes,
             rx_packets,

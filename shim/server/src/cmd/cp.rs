@@ -131,11 +131,11 @@ impl Cp {
     async fn inside(&self, engine: &Engine, pod: &str) -> Result<Command> {
         let found = app::find(engine, pod)?;
         let status = found.container(engine, self.container.as_deref()).await?;
-        let pid = running(&status)?;
+        let pid = running(engine, &status)?;
         let user = status.user.clone().unwrap_or_default();
         let container = Container::of(pid, user.uid, user.gid, &user.supplemental_groups)?;
         // Still the same: so the namespaces are the container's, and not those of a process that took its pid.
-        if running(&engine.container_status(&status.id)?)? != pid {
+        if running(engine, &engine.container_status(&status.id)?)? != pid {
             return Err(Coded::error(
                 exit::CONFLICT,
                 format!("container {} was just started again", status.config.name),
@@ -145,8 +145,15 @@ impl Cp {
     }
 }
 
-fn running(status: &ContainerStatus) -> Result<i32> {
+fn running(engine: &Engine, status: &ContainerStatus) -> Result<i32> {
     app::check_running(status)?;
+    if engine.in_machine(&status.sandbox_id)? {
+        let why = format!(
+            "container {}: it runs in a virtual machine, whose files are not the host's (exec tar copies)",
+            status.config.name
+        );
+        return Err(Coded::error(exit::ERROR, why));
+    }
     status.pid.with_context(|| format!("container {}: its process is not known", status.config.name))
 }
 

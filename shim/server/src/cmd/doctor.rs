@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use coracle_engine::{Finding, is_program};
+use coracle_engine::handler::Handler;
+use coracle_engine::{Engine, Finding, is_program};
 use serde::Serialize;
 
 use crate::app::App;
@@ -42,6 +43,7 @@ impl Doctor {
         let engine = app.engine()?;
         let mut report = Report { machine: machine(), findings: engine.doctor().await?, images: Vec::new() };
         report.machine.extend(service::troubles(&engine)?);
+        report.machine.extend(handlers(&engine).await);
         if self.images {
             report.images = engine.store().verify()?.iter().map(ToString::to_string).collect();
         }
@@ -89,6 +91,23 @@ fn machine() -> Vec<String> {
     }
     if !in_path("nft") {
         lacks.push("the program nft is missing (Debian: nftables): no masquerading and no hostPort".into());
+    }
+    lacks
+}
+
+/// What the configured handlers lack.
+async fn handlers(engine: &Engine) -> Vec<String> {
+    let handlers = engine.handlers();
+    let mut lacks = Vec::new();
+    for handler in handlers.named.values() {
+        let checked = match handler.check().await {
+            Ok(()) => handler.check_machine(engine.paths()).await,
+            unhealthy => unhealthy,
+        };
+        lacks.extend(checked.err().map(|why| why.to_string()));
+    }
+    if handlers.named.values().any(Handler::is_vm) && !in_path("mkfs.erofs") {
+        lacks.push("the program mkfs.erofs is missing (Debian: erofs-utils): no image for virtual machines".into());
     }
     lacks
 }

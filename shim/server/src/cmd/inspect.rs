@@ -80,8 +80,19 @@ async fn pod(engine: &Engine, sandbox: &str) -> Result<Value> {
         "tended": read(&dir.join("tend.json"))?,
         "record": read(&dir.join(record::FILE))?,
         "containers": containers?,
+        "machine": machine(&dir)?,
         "events": events::of(engine.paths(), &status.config.uid)?,
     }))
+}
+
+/// What there is of a pod's virtual machine.
+fn machine(dir: &Path) -> Result<Option<Value>> {
+    let folder = dir.join("vm");
+    if !folder.is_dir() {
+        return Ok(None);
+    }
+    let (machine, disks) = (read(&folder.join("machine.json"))?, read(&folder.join("disks.json"))?);
+    Ok(Some(json!({ "folder": folder, "machine": machine, "disks": disks, "console": folder.join("console.log") })))
 }
 
 fn container(engine: &Engine, sandbox: &str, id: &str) -> Result<Value> {

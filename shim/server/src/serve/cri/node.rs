@@ -1,5 +1,8 @@
 //! The node: what this server is, whether it is ready, how kubelet must be set up.
 
+use std::time::Duration;
+
+use coracle_engine::handler::{Handler, HandlerKind};
 use coracle_proto::cri as v1;
 use serde_json::json;
 use tonic::Status;
@@ -13,6 +16,8 @@ const KUBELET_API: &str = "0.1.0";
 const CRI_API: &str = "v1";
 /// How this runtime calls itself.
 const NAME: &str = "coracle";
+/// How long a kubelet that asks for the status waits for what is not yet known of a handler.
+const PATIENCE: Duration = Duration::from_millis(200);
 /// The bits of an address of each kind.
 const MAX_PREFIX: [u8; 2] = [32, 128];
 
@@ -27,7 +32,8 @@ impl Cri {
     }
 
     pub(super) async fn status_rpc(&self, request: v1::StatusRequest) -> Result<v1::StatusResponse, Status> {
-        let conditions = vec![self.runtime_condition(), self.network_condition().await?];
+        let mut conditions = vec![self.runtime_condition(), self.network_condition().await?];
+        conditions.extend(self.handlers_condition().await);
         let info = match request.verbose {
             true => verbose::node(&self.settings()),
             false => Default::default(),
@@ -64,6 +70,38 @@ impl Cri {
             reason: status.reason,
             message: status.message,
         })
+    }
+
+    /// Whether what the configured handlers need is there: a kubelet shows it and does not act upon it, since pods of the
+    /// other handlers can run.
+    async fn handlers_condition(&self) -> Option<v1::RuntimeCondition> {
+        let handlers = self.engine().handlers();
+        let mut problems = Vec::new();
+        let configured = handlers.named.values().filter(|handler| handler.kind != HandlerKind::Coracle);
+        let mut any = false;
+        for handler in configured {
+            any = true;
+            problems.extend(self.handler_problem(handler).await);
+        }
+        any.then(|| v1::RuntimeCondition {
+            r#type: "HandlersReady".into(),
+            status: problems.is_empty(),
+            reason: if problems.is_empty() { String::new() } else { "HandlerNotReady".into() },
+            message: problems.join("; "),
+        })
+    }
+
+    async fn handler_problem(&self, handler: &Handler) -> Option<String> {
+        if let Err(why) = handler.check().await {
+            return Some(why.to_string());
+        }
+        // The first time a machine may be booted to find out. That is not waited for: a later answer tells.
+        let (handler, paths) = (handler.clone(), self.engine().paths().clone());
+        let asked = tokio::spawn(async move { handler.check_machine(&paths).await });
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(Err(why))) => Some(why.to_string()),
+            _ => None,
+        }
     }
 
     /// The handlers by name, and the default one once more without.
