@@ -26,7 +26,6 @@ use crate::supervisor::Supervisor;
 use crate::sys::Fork;
 use anyhow::{Context, Result, bail};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
-use std::convert::Infallible;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -142,10 +141,7 @@ impl Guest {
                 Ok(())
             }
             Fork::Child => {
-                let error = match become_link(port) {
-                    Ok(never) => match never {},
-                    Err(error) => error,
-                };
+                let Err(error) = become_link(&port) else { crate::link::guest::run(port, Path::new(FOLDER)) };
                 eprintln!("init: start the link: {error}");
                 crate::sys::exit_now(1)
             }
@@ -171,11 +167,9 @@ impl Guest {
     }
 }
 
-fn become_link(port: OwnedFd) -> io::Result<Infallible> {
+fn become_link(port: &OwnedFd) -> io::Result<()> {
     crate::sys::close_all_but(&mut [port.as_raw_fd()]);
-    crate::sys::reset_signals();
-    fs::write("/proc/self/oom_score_adj", SPARED)?;
-    Err(io::Error::new(io::ErrorKind::Unsupported, "this build has none"))
+    fs::write("/proc/self/oom_score_adj", SPARED)
 }
 
 #[cfg(test)]
