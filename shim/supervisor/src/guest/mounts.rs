@@ -1,6 +1,7 @@
 //! Disks that are plugged into the running machine: found by their serial numbers, mounted below the bundle.
 //!
-//! The kernel takes a moment to see a new disk, and its node in /dev comes after its folder in /sys: both are waited for.
+//! The kernel takes a moment to see a new disk; its node in /dev comes after its folder in /sys, and can be opened after
+//! that: all is waited for.
 //! What is mounted already stays so: a request that is made again has the same answer.
 
 use crate::failure::{Fail, Failure};
@@ -40,11 +41,18 @@ pub fn attach(bundle: &Path, serial: &str, filesystem: &str) -> Result<PathBuf, 
         return Ok(place);
     }
     let device = wait_for(serial)?;
-    mount(Some(&device), &place, Some(filesystem), flags, None::<&str>).map_err(|error| {
-        let what = format!("mount disk {serial} ({}) as {filesystem} on {}", device.display(), place.display());
-        failed(&what, error.into())
-    })?;
-    Ok(place)
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match mount(Some(&device), &place, Some(filesystem), flags, None::<&str>) {
+            Ok(()) => return Ok(place),
+            // Its node is there before it can be opened.
+            Err(nix::Error::ENXIO | nix::Error::ENOENT) if Instant::now() < end => sleep(PAUSE),
+            Err(error) => {
+                let what = format!("mount disk {serial} ({}) as {filesystem} on {}", device.display(), place.display());
+                return Err(failed(&what, error.into()));
+            }
+        }
+    }
 }
 
 /// Takes its mount away. What is not mounted needs nothing.
