@@ -1,0 +1,5 @@
+//! Pods in virtual machines, by the front doors. They need QEMU and the kernel that `scripts/guest-kernel` makes, in
+//! /usr/lib/coracle/vm or where `CORACLE_VM_KERNEL` says; without KVM they are emulated. One test at a time has a machine.
+
+mod common;
+mod network;
