@@ -55,6 +55,7 @@ mod update;
 mod volume;
 
 pub use config::{Deadlines, EngineConfig, Paths};
+pub use dial::Dialled;
 pub use doctor::{Action, Finding};
 pub use engine::Engine;
 pub use error::{Error, Result};

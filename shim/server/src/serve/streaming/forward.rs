@@ -10,9 +10,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use coracle_engine::{Engine, id};
+use coracle_engine::{Dialled, Engine, id};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
@@ -53,8 +52,8 @@ async fn forward(engine: Engine, sandbox: String, port: u16, mut connection: Con
     connection.error.end().await;
 }
 
-async fn copy(stream: TcpStream, mut source: Source, sink: &mut Sink) {
-    let (mut from, mut to) = stream.into_split();
+async fn copy(stream: Dialled, mut source: Source, sink: &mut Sink) {
+    let (mut from, mut to) = tokio::io::split(stream);
     let inwards = async {
         let mut chunk = vec![0; CHUNK];
         while let read @ 1.. = source.read(&mut chunk).await {
