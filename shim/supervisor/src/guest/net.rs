@@ -24,6 +24,8 @@ const MAC: usize = 6;
 const LONGEST_WITH_BROADCAST: u8 = 30;
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 const RTN_UNICAST: u8 = 1;
+/// Which libc does not have for musl.
+const RTA_VIA: u16 = 18;
 const NUD_PERMANENT: u16 = 0x80;
 
 /// Sets `lo` up, and makes the NIC the pod's interface, if there is one in the request.
@@ -172,7 +174,7 @@ fn route_message(index: u32, route: &GuestRoute) -> Option<Message> {
         Some(ip) if ip.is_ipv4() == to.is_ipv4() => message = message.attr(libc::RTA_GATEWAY, &octets(ip)),
         Some(ip) => {
             let via = [u16::from(family(ip)).to_ne_bytes().to_vec(), octets(ip)].concat();
-            message = message.attr(libc::RTA_VIA, &via);
+            message = message.attr(RTA_VIA, &via);
         }
         None => {}
     }

@@ -23,6 +23,9 @@ const RTNH_F_ONLINK: u32 = 4;
 const RTPROT_RA: u8 = 9;
 const RTN_UNICAST: u8 = 1;
 const RTA_NH_ID: u16 = 30;
+/// Of these libc has none for musl.
+const RTA_VIA: u16 = 18;
+const RTA_ENCAP: u16 = 22;
 const NUD_PERMANENT: u16 = 0x80;
 /// Fields of `rta_cacheinfo` before `rta_expires`.
 const BEFORE_EXPIRES: usize = 8;
@@ -127,12 +130,12 @@ fn route(reply: &Reply, link: &Link, advertised: bool) -> Result<Option<GuestRou
     if table != u32::from(libc::RT_TABLE_MAIN) {
         return Err(refused(format!("the route to {to} is in table {table}, and a guest has one table")));
     }
-    let odd = [libc::RTA_MULTIPATH, libc::RTA_ENCAP, RTA_NH_ID].iter().any(|kind| attrs.get(*kind).is_some());
+    let odd = [libc::RTA_MULTIPATH, RTA_ENCAP, RTA_NH_ID].iter().any(|kind| attrs.get(*kind).is_some());
     if kind != RTN_UNICAST || src_len != 0 || tos != 0 || odd || out.is_none() {
         return Err(refused(format!("the route to {to} is more than a way by {}", link.name)));
     }
     // RTA_VIA is a family and an address of it: a gateway of the other family than the route's.
-    let via = attrs.get(libc::RTA_VIA).and_then(|via| ip_of(via.get(2..)?));
+    let via = attrs.get(RTA_VIA).and_then(|via| ip_of(via.get(2..)?));
     let gateway = attrs.get(libc::RTA_GATEWAY).and_then(ip_of).or(via);
     let text = |ip: Option<IpAddr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
     Ok(Some(GuestRoute {
