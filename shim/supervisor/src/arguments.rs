@@ -17,6 +17,8 @@ pub enum Action {
     Delete,
     /// Say what we are, to containerd.
     Info,
+    /// Say whether KVM can be used.
+    VmProbe,
     /// Say the version.
     Version,
     /// Say how it is used.
@@ -32,6 +34,8 @@ pub struct Arguments {
     pub id: String,
     /// Its directory; the working directory if it is not given.
     pub bundle: Option<PathBuf>,
+    /// Of which machine it is asked whether KVM can be used: JSON.
+    pub question: String,
     /// Messages go to `<bundle>/log`.
     pub debug: bool,
     /// Who begins us, if it is containerd and not our engine.
@@ -75,6 +79,10 @@ impl Arguments {
                 "publish-binary" | "socket" | "debug-socket" => drop(value()?),
                 "debug" => arguments.debug = flag == "debug" || value()? == "true",
                 "info" => arguments.action = Action::Info,
+                "vm-probe" => {
+                    arguments.action = Action::VmProbe;
+                    arguments.question = value()?;
+                }
                 "v" | "version" => arguments.action = Action::Version,
                 "h" | "help" => arguments.action = Action::Help,
                 other => bail!("unknown flag -{other}"),

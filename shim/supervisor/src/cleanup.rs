@@ -10,6 +10,7 @@ use crate::ops;
 use crate::sandbox::{ATTACH_SOCKET, CGROUP_RECORD, PID_FILE, RUNTIME_ROOT, SOCKET};
 use crate::shim;
 use crate::tender::lock_holder;
+use crate::vm;
 use anyhow::{Context, Result, anyhow, ensure};
 use coracle_proto::{Message, task};
 use nix::sys::signal::{Signal, kill};
@@ -51,6 +52,7 @@ pub fn delete(arguments: &Arguments) -> Result<()> {
         foreign.delete(&id).map_err(|failure| anyhow!("delete: container {id}: {}", failure.message))?;
     }
     shim::end(&bundle.join(shim::FOLDER), &arguments.id).map_err(|failure| anyhow!("delete: {}", failure.message))?;
+    vm::release(&bundle.join(vm::FOLDER)).map_err(|failure| anyhow!("delete: {}", failure.message))?;
     ops::remove_pod_cgroup(&bundle.join(CGROUP_RECORD)).map_err(|failure| anyhow!("delete: {}", failure.message))?;
     if let Some(containerd) = &arguments.containerd {
         forget_socket(containerd, &bundle, &arguments.id);

@@ -2,10 +2,12 @@
 //!
 //! ```json
 //! {"pid":12,"exit_status":137,"exited_at":"2026-01-02T03:04:05.123456789Z","oom_killed":true,"signal":9}
+//! {"pid":12,...,"signal":9,"reason":"VirtualMachineLost","message":"the virtual machine has ended (killed by signal 9)"}
 //! ```
 //! `exit_status` is the exit code, or 128 + the signal; `signal` is there only if one killed it; `oom_killed` says that
 //! the kernel killed a process of the container for want of memory, whichever process it was. The kernel counts such a kill
-//! before it sends the signal, so the count that is read after a death has it for certain, with no watch kept.
+//! before it sends the signal, so the count that is read after a death has it for certain, with no watch kept. `reason` (a
+//! word) and `message` are there if the container did not end by itself but with what it was in.
 
 use crate::sys::Death;
 use coracle_runtime::time;
@@ -55,23 +57,31 @@ impl Exit {
 }
 
 #[derive(Serialize)]
-struct Record {
+struct Record<'a> {
     pid: i32,
     exit_status: u32,
     exited_at: String,
     oom_killed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     signal: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
 }
 
 /// Writes `exit.json` so that it is either not there or whole.
-pub fn record(bundle: &Path, pid: i32, exit: &Exit, oom_killed: bool) -> io::Result<()> {
+///
+/// `lost` says how the virtual machine ended that the container was in, if that is why.
+pub fn record(bundle: &Path, pid: i32, exit: &Exit, oom_killed: bool, lost: Option<&str>) -> io::Result<()> {
     let record = Record {
         pid,
         exit_status: exit.status,
         exited_at: time::rfc3339_string(exit.at),
         oom_killed,
         signal: exit.signal,
+        reason: lost.map(|_| crate::vm::LOST),
+        message: lost,
     };
     let text = serde_json::to_vec(&record)?;
     let temporary = bundle.join(".exit.json.new");
@@ -116,15 +126,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = UNIX_EPOCH + Duration::new(1_767_323_045, 5);
         let killed = Exit { at, ..Exit::new(Death::Signaled(9)) };
-        record(dir.path(), 12, &killed, true).unwrap();
+        record(dir.path(), 12, &killed, true, None).unwrap();
         assert_eq!(
             fs::read_to_string(dir.path().join(FILE)).unwrap(),
             r#"{"pid":12,"exit_status":137,"exited_at":"2026-01-02T03:04:05.000000005Z","oom_killed":true,"signal":9}"#
         );
-        record(dir.path(), 12, &Exit { at, ..Exit::new(Death::Exited(3)) }, false).unwrap();
+        record(dir.path(), 12, &Exit { at, ..Exit::new(Death::Exited(3)) }, false, None).unwrap();
         let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
         assert!(text.contains(r#""exit_status":3,"#) && !text.contains("signal"), "{text}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        record(dir.path(), 12, &killed, false, Some("it has ended")).unwrap();
+        let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
+        assert!(text.ends_with(r#""reason":"VirtualMachineLost","message":"it has ended"}"#), "{text}");
     }
 
     #[test]

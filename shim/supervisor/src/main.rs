@@ -35,11 +35,9 @@ mod exits;
 mod failure;
 mod foreign;
 mod guest;
-#[allow(dead_code)] // until vm and guest start it
 mod link;
 mod log;
 mod logger;
-#[allow(dead_code)] // with vm::net
 mod netlink;
 mod oci;
 mod ops;
@@ -69,6 +67,7 @@ const USAGE: &str = "usage: containerd-shim-coracle-v1 -id ID [-bundle DIR] [-de
   start    begin the supervisor of sandbox ID in DIR (default: the working directory) and print its address
   delete   clear up after a supervisor that died
   -info    print what containerd asks of a runtime handler
+  -vm-probe JSON  print whether KVM runs the machine with this vmm, kernel and modules
   -v       print the version";
 
 fn main() -> ExitCode {
@@ -83,6 +82,7 @@ fn main() -> ExitCode {
         }
         Action::Delete => cleanup::delete(&arguments),
         Action::Info => containerd::info::tell(),
+        Action::VmProbe => vm::probe::tell(&arguments.question),
         Action::Version => {
             println!("{NAME}:\n  Version:  {}", env!("CARGO_PKG_VERSION"));
             Ok(())

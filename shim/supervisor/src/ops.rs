@@ -293,17 +293,13 @@ pub fn pod_cgroup(record: &Path) -> Result<Option<CgroupState>, Failure> {
 }
 
 /// Clears up after all containers and removes the pod's cgroup: the last thing done for a sandbox.
-pub fn release(
-    containers: &[(String, Oci)],
-    shim: &Path,
-    sandbox: &str,
-    cgroup_record: &Path,
-) -> Result<Vec<u8>, Failure> {
+pub fn release(containers: &[(String, Oci)], bundle: &Path, sandbox: &str) -> Result<Vec<u8>, Failure> {
     for (id, oci) in containers {
         oci.perform(id, Act::Delete { logger: None })?;
     }
-    crate::shim::end(shim, sandbox)?;
-    remove_pod_cgroup(cgroup_record)?;
+    crate::shim::end(&bundle.join(crate::shim::FOLDER), sandbox)?;
+    crate::vm::release(&bundle.join(crate::vm::FOLDER))?;
+    remove_pod_cgroup(&bundle.join(crate::sandbox::CGROUP_RECORD))?;
     Ok(Vec::new())
 }
 

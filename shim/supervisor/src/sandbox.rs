@@ -7,6 +7,9 @@
 //! goes. It keeps the namespaces it came from open: workers and the tender return to them. A shared PID namespace needs
 //! a first process: a fork that sleeps, dies with the supervisor, and never takes more than a few pages.
 //!
+//! With a virtual machine the pod's processes are in that; of the namespaces here only the network's is of use, where
+//! the plugins find the pod. The machine lives from CreateSandbox until the sandbox is stopped.
+//!
 //! Without CreateSandbox (containerd starting single tasks) the pod is just the process.
 
 mod namespaces;
@@ -17,10 +20,10 @@ use crate::containerd::events::Publisher;
 use crate::failure::{Fail, Failure};
 use crate::ops;
 use crate::service::{Outcome, answered, decode, done};
-use crate::shim;
 use crate::supervisor::{Job, Supervisor};
 use crate::task::State;
 use crate::tender::Tender;
+use crate::vm::{self, Vm};
 use coracle_proto::coracle::{InfoResponse, NamespaceMode, ReopenLogRequest, SandboxOptions, UpdateSandboxRequest};
 use coracle_proto::ttrpc::Code;
 use coracle_proto::types::Platform;
@@ -82,6 +85,8 @@ pub struct Sandbox {
     pub host_namespaces: Vec<(OwnedFd, CloneFlags)>,
     /// When the loop has to look again: a stop that takes long, or the end of the program.
     pub deadline: Option<Instant>,
+    /// The virtual machine that the pod is in.
+    pub vm: Option<Box<Vm>>,
     options: SandboxOptions,
     /// The network namespace that is there already; empty to make one.
     netns_path: PathBuf,
@@ -113,6 +118,7 @@ impl Sandbox {
             phase: Phase::None,
             host_namespaces: Vec::new(),
             deadline: None,
+            vm: None,
             options: SandboxOptions::default(),
             netns_path: PathBuf::new(),
             tender: Tender::default(),
@@ -151,6 +157,11 @@ impl Sandbox {
     /// The pod's cgroup; empty for none.
     pub fn cgroup(&self) -> &str {
         &self.options.cgroup_parent
+    }
+
+    /// What was asked for.
+    pub fn options(&self) -> &SandboxOptions {
+        &self.options
     }
 
     /// The limit of each container's log.
@@ -238,6 +249,9 @@ impl Sandbox {
         if self.pod_init != 0 {
             info.push(("pid_ns_pid", self.pod_init.to_string()));
         }
+        if let Some(vm) = &self.vm {
+            info.extend(vm.info());
+        }
         if let Ok(score) = fs::read_to_string(OOM_SCORE) {
             info.push(("oom_score_adj", score.trim().to_owned()));
         }
@@ -259,25 +273,41 @@ impl Supervisor {
         if self.sandbox.phase != Phase::None || self.sandbox.ending {
             return Err(Code::AlreadyExists.failure(format!("sandbox {}: already exists", request.sandbox_id)));
         }
-        self.sandbox.options = options::read(&request)?;
+        let options = options::read(&request)?;
+        vm::check_namespaces(&options)?;
+        self.sandbox.options = options;
         self.sandbox.netns_path = request.netns_path.into();
         self.sandbox.enter_namespaces()?;
         self.sandbox.phase = Phase::Created;
         self.sandbox.created_at = SystemTime::now();
-        if self.sandbox.options.cgroup_parent.is_empty() {
+        let (path, vm) = (self.sandbox.options.cgroup_parent.clone(), self.sandbox.options.vm.clone());
+        if path.is_empty() && vm.is_none() {
             return done();
         }
-        let record = self.sandbox.bundle.join(CGROUP_RECORD);
-        let path = self.sandbox.options.cgroup_parent.clone();
+        let bundle = self.sandbox.bundle.clone();
         let resources = std::mem::take(&mut self.sandbox.options.resources);
-        let body = Box::new(move || ops::make_pod_cgroup(&record, &path, &resources));
+        let body = Box::new(move || {
+            if !path.is_empty() {
+                ops::make_pod_cgroup(&bundle.join(CGROUP_RECORD), &path, &resources)?;
+            }
+            match vm {
+                None => Ok(Vec::new()),
+                Some(vm) => vm::prepare(&vm, &bundle, &path),
+            }
+        });
         let asked = self.work(Job::PodCgroup { call }, &[], body);
         asked.inspect_err(|_| self.sandbox_not_created())?;
         Ok(None)
     }
 
     pub(crate) fn pod_cgroup_done(&mut self, call: Call, result: Result<Vec<u8>, Failure>) {
-        if result.is_err() {
+        let result = result.and_then(|plan| {
+            if self.sandbox.options.vm.is_some() && self.sandbox.phase == Phase::Created {
+                self.start_vm(&plan)?;
+            }
+            Ok(Vec::new())
+        });
+        if result.is_err() && self.sandbox.phase == Phase::Created {
             self.sandbox_not_created();
         }
         self.answer(call, result);
@@ -423,7 +453,7 @@ impl Supervisor {
         self.sandbox.deadline = Some(Instant::now() + KILL_GRACE);
         // A worker that hangs in a hook would hold its container in the making for ever.
         for (_, worker) in self.workers.iter() {
-            if matches!(worker.job, Job::Create { .. } | Job::Start { .. } | Job::Exec { .. }) {
+            if matches!(worker.job, Job::Create { .. } | Job::Start { .. } | Job::Exec { .. } | Job::ConnectNetwork) {
                 worker.kill();
             }
         }
@@ -459,10 +489,12 @@ impl Supervisor {
         }
         if self.sandbox.phase == Phase::Stopping {
             let living = self.living();
-            if living.is_empty() {
+            if living.is_empty() && self.sandbox.end_vm() {
                 self.stopped();
             } else if late && !self.sandbox.killing {
                 self.kill_everything();
+            } else if late && self.sandbox.vm_hangs() {
+                self.sandbox.deadline = Some(Instant::now() + KILL_GRACE);
             } else if late {
                 self.stop_failed(&living);
             }
@@ -475,6 +507,14 @@ impl Supervisor {
         }
         if self.sandbox.phase == Phase::Stopped && self.sandbox.ending && !self.sandbox.releasing {
             self.begin_release();
+        }
+    }
+
+    /// The virtual machine was lost. If the pod was ready the program has no further use: who looks sees it gone.
+    pub(crate) fn lose(&mut self, was_ready: bool) {
+        match was_ready {
+            true => self.end(),
+            false => self.begin_stop(Duration::ZERO),
         }
     }
 
@@ -514,10 +554,9 @@ impl Supervisor {
     fn begin_release(&mut self) {
         self.sandbox.releasing = true;
         self.sandbox.deadline = Some(Instant::now() + RELEASE_GRACE);
-        let record = self.sandbox.bundle.join(CGROUP_RECORD);
         let containers: Vec<_> = self.containers.iter().map(|c| (c.id.clone(), c.oci.clone())).collect();
         let (bundle, id) = (self.sandbox.bundle.clone(), self.sandbox.id.clone());
-        let body = Box::new(move || ops::release(&containers, &bundle.join(shim::FOLDER), &id, &record));
+        let body = Box::new(move || ops::release(&containers, &bundle, &id));
         if let Err(failure) = self.work(Job::Release, &[], body) {
             self.release_done(Err(failure));
         }

@@ -47,6 +47,7 @@ const CONTROL: &[(&str, Handler)] = &[
     (method::REOPEN_LOG, Supervisor::reopen_log),
     (method::INFO, Supervisor::info),
     (method::UPDATE_SANDBOX, Supervisor::update_sandbox),
+    (method::CONNECT_NETWORK, Supervisor::connect_network),
 ];
 
 /// The init of a virtual machine does more.

@@ -113,6 +113,8 @@ pub enum Job {
     Quiet,
     /// The pod's cgroup is being made, for CreateSandbox.
     PodCgroup { call: Call },
+    /// The pod's virtual machine is being told its network, for those who have asked.
+    ConnectNetwork,
     /// A process of a shim runs: waits for its end.
     Wait { container: String, exec: String },
     /// Everything is being released, before the program ends.
@@ -192,6 +194,7 @@ impl Supervisor {
                 publisher.tick(&self.reactor, Instant::now());
             }
             self.sandbox.tick_tender();
+            self.tick_link();
             self.settle();
         }
         Ok(())
@@ -208,8 +211,9 @@ impl Supervisor {
         let publisher = self.publisher.as_ref().and_then(Publisher::deadline);
         let publisher = publisher.map(|at| at.saturating_duration_since(Instant::now()));
         let tender = self.sandbox.tender_due().map(|at| at.saturating_duration_since(Instant::now()));
+        let link = self.link_due().map(|at| at.saturating_duration_since(Instant::now()));
         let idle = (!self.idle).then_some(IDLE_AFTER);
-        deadline.into_iter().chain(publisher).chain(tender).chain(idle).min()
+        deadline.into_iter().chain(publisher).chain(tender).chain(link).chain(idle).min()
     }
 
     fn handle(&mut self, event: Ready) {
@@ -359,7 +363,7 @@ impl Supervisor {
             let exit = Exit::new(death);
             let of_sandbox = self.sandbox.pod_init_died(pid) || self.sandbox.tender_died(pid, exit.status);
             let is_link = self.guest.as_mut().is_some_and(|guest| guest.died(pid));
-            if of_sandbox || is_link || self.process_died(pid, exit) {
+            if of_sandbox || is_link || self.vm_died(pid, &exit) || self.process_died(pid, exit) {
                 continue;
             }
             let is_worker = self.workers.iter().any(|(_, worker)| worker.pid == pid);

@@ -125,6 +125,41 @@ pub fn dup_beyond(fd: RawFd, first: RawFd) -> io::Result<OwnedFd> {
     }
 }
 
+/// Lets a descriptor survive an exec.
+pub fn keep_over_exec(fd: RawFd) -> io::Result<()> {
+    // SAFETY: fcntl has no memory preconditions.
+    match unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// No program that this process becomes can have a capability that its file gives.
+pub fn drop_bounding_set() -> io::Result<()> {
+    for capability in 0.. {
+        // SAFETY: prctl(PR_CAPBSET_DROP) has no memory preconditions.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability as libc::c_ulong, 0, 0, 0) } != 0 {
+            let error = io::Error::last_os_error();
+            // The first number that the kernel does not know.
+            return if error.raw_os_error() == Some(libc::EINVAL) && capability > 0 { Ok(()) } else { Err(error) };
+        }
+    }
+    Ok(())
+}
+
+/// The processor's time-stamp counter, where there is one.
+#[cfg(target_arch = "x86_64")]
+pub fn timestamp_counter() -> Option<u64> {
+    // SAFETY: every x86-64 processor has the instruction, and Linux lets programs use it.
+    Some(unsafe { std::arch::x86_64::_rdtsc() })
+}
+
+/// The processor's time-stamp counter, where there is one.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn timestamp_counter() -> Option<u64> {
+    None
+}
+
 /// A descriptor of a process, readable when it has ended.
 pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open has no memory preconditions; a descriptor that it returns is ours.
@@ -157,7 +192,6 @@ pub fn set_window_size(terminal: &OwnedFd, columns: u16, rows: u16) -> io::Resul
 
 /// Makes a network device of `/dev/net/tun`, which was opened in the namespace it is to be in: whole frames, each behind
 /// a header that says which checksum is yet to be made and how it is to be cut.
-#[allow(dead_code)] // with vm::net
 pub fn make_tap(tun: &OwnedFd, name: &str) -> io::Result<()> {
     // SAFETY: all-zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

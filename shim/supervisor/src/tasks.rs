@@ -473,9 +473,11 @@ impl Supervisor {
     }
 
     fn record_exit(&mut self, id: &str, exit: &Exit) {
+        let lost = self.sandbox.lost().map(str::to_owned);
         let Ok(container) = self.container(id) else { return };
         let oom_killed = exits::oom_kills(&container.oom_file) > 0;
-        if let Err(error) = exits::record(&container.bundle, container.init.pid, exit, oom_killed) {
+        let recorded = exits::record(&container.bundle, container.init.pid, exit, oom_killed, lost.as_deref());
+        if let Err(error) = recorded {
             // Whoever waits is told all the same: a full disk must not hang the pod.
             eprintln!("record the exit of {id} in {}: {error}", container.bundle.display());
         }
@@ -533,6 +535,7 @@ impl Supervisor {
             Job::Wait { container, exec } => self.wait_done(&container, &exec, result),
             Job::Quiet => {}
             Job::PodCgroup { call } => self.pod_cgroup_done(call, result),
+            Job::ConnectNetwork => self.network_connected(result),
             Job::Release => self.release_done(result),
         }
     }

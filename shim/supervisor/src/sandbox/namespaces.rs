@@ -7,6 +7,7 @@
 
 use super::{OOM_SCORE, Sandbox};
 use crate::failure::{Fail, Failure};
+use crate::guest;
 use crate::sys::{self, Fork};
 use coracle_proto::coracle::{IdMapping, NamespaceMode, UserNamespace};
 use coracle_proto::ttrpc::Code;
@@ -134,8 +135,13 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Those of a pod in a virtual machine are the guest's.
     fn set_sysctls(&self) -> Result<(), Failure> {
-        let own_net = self.mode(self.options.network) == NamespaceMode::Pod;
+        if self.options.vm.is_some() {
+            return Ok(());
+        }
+        // In a guest there is no other pod: the network of its kernel is this one's.
+        let own_net = self.mode(self.options.network) == NamespaceMode::Pod || guest::is_init();
         let own_ipc = self.mode(self.options.ipc) == NamespaceMode::Pod;
         for (name, value) in &self.options.sysctls {
             let path = sysctl_path(name, own_net, own_ipc)?;
@@ -155,7 +161,8 @@ impl Sandbox {
     }
 
     fn start_pod_init(&mut self) -> Result<(), Failure> {
-        if self.mode(self.options.pid) != NamespaceMode::Pod || self.pod_init != 0 {
+        let shared = self.mode(self.options.pid) == NamespaceMode::Pod && self.options.vm.is_none();
+        if !shared || self.pod_init != 0 {
             return Ok(());
         }
         match sys::fork_into(CloneFlags::CLONE_NEWPID.bits())
