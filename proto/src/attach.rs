@@ -1,7 +1,7 @@
 //! Frames of the attach socket, without I/O.
 //!
-//! A client opens the socket and sends one line of JSON, `{"container":ID,"exec":EXEC_ID or "","stdin":bool}`; the
-//! supervisor answers one line, `{"ok":true}` or `{"error":"..."}`. Then frames run both ways:
+//! A client opens the socket and sends one line of JSON, `{"container":ID,"exec":EXEC_ID or "","stdin":bool,"wait":bool}`;
+//! what is not there is empty or false. The supervisor answers one line, `{"ok":true}` or `{"error":"..."}`. Then frames run both ways:
 //! ```text
 //!  0      1        5
 //!  | type | length | payload, `length` bytes (big endian), at most 64 KiB
@@ -12,9 +12,11 @@
 //! | 1 stdout | to the client | output; a terminal's output is all of this type |
 //! | 2 stderr | to the client | output |
 //! | 4 end | to the client | none: the process has ended and all its output was sent |
+//! | 4 end | from a client that is waited for | none: it wants no more, and nobody will come in its place |
 //!
 //! Attach to an exec before `Task.Start` of it and nothing is lost; a container's client sees output from the moment
-//! it attached. [`FrameReader`] keeps the promises of the one in [`crate::ttrpc`].
+//! it attached, and is dropped when it lags behind. With `wait` it is not: the container waits for it, and when it is gone
+//! without an end frame, for the next one that comes with `wait`. [`FrameReader`] keeps the promises of the one in [`crate::ttrpc`].
 
 use std::fmt;
 

@@ -27,6 +27,9 @@ pub struct Hello {
     /// Whether this client feeds the input.
     #[serde(default)]
     pub stdin: bool,
+    /// Whether the process is to wait for this client: the supervisor of the machine around this one.
+    #[serde(default)]
+    pub wait: bool,
 }
 
 #[derive(Debug)]
@@ -48,6 +51,8 @@ pub struct Client {
     phase: Phase,
     /// It feeds the input.
     pub stdin: bool,
+    /// It is waited for, and when it is lost, for the next one.
+    pub wait: bool,
     reader: FrameReader,
     out: OutBuffer,
     interest: Interest,
@@ -72,6 +77,7 @@ impl Client {
             stream,
             phase: Phase::Hello(Vec::new()),
             stdin: false,
+            wait: false,
             reader: FrameReader::new(),
             out: OutBuffer::default(),
             interest: Interest::NONE,
@@ -119,6 +125,11 @@ impl Client {
                     Ok(None) => break,
                     Ok(Some(Frame { kind: Kind::Stdin, payload })) if self.stdin => received.stdin.push(payload),
                     Ok(Some(Frame { kind: Kind::Stdin, .. })) => {}
+                    Ok(Some(Frame { kind: Kind::End, .. })) if self.wait => {
+                        self.wait = false;
+                        received.gone = true;
+                        break;
+                    }
                     Ok(Some(_)) | Err(_) => {
                         received.gone = true;
                         break;
@@ -131,13 +142,13 @@ impl Client {
     }
 
     /// Answers the first line with yes. Returns input that came right behind it.
-    pub fn accept(&mut self, io: u32, stdin: bool) -> Received {
+    pub fn accept(&mut self, io: u32, hello: &Hello) -> Received {
         let rest = match &mut self.phase {
             Phase::Asked(rest) => std::mem::take(rest),
             _ => Vec::new(),
         };
         self.phase = Phase::Attached(io);
-        self.stdin = stdin;
+        (self.stdin, self.wait) = (hello.stdin, hello.wait);
         let answered = self.out.send(&mut self.stream, &[b"{\"ok\":true}\n"]);
         let mut received = self.take(&rest);
         received.gone |= answered.is_err();
@@ -214,9 +225,9 @@ mod tests {
         let (mut peer, mut client) = pair();
         peer.write_all(b"{\"container\":\"c\",\"stdin\":true}\n\0\0\0\0\x02hi\0\0\0\0\0").unwrap();
         let received = client.read();
-        let hello = Hello { container: "c".into(), exec: String::new(), stdin: true };
-        assert_eq!(received.hello, Some(Ok(hello)));
-        let received = client.accept(1, true);
+        let hello = Hello { container: "c".into(), exec: String::new(), stdin: true, wait: false };
+        assert_eq!(received.hello.as_ref(), Some(&Ok(hello)));
+        let received = client.accept(1, &received.hello.unwrap().unwrap());
         assert_eq!(received.stdin, [b"hi".to_vec(), vec![]]);
         assert!(!received.gone);
     }
@@ -233,6 +244,15 @@ mod tests {
         let (mut peer, mut client) = pair();
         peer.write_all(b"{\"container\":\"c\",\"tty\":true}\n").unwrap();
         assert!(client.read().hello.unwrap().unwrap_err().contains("tty"));
+    }
+
+    #[test]
+    fn a_client_that_is_waited_for_can_say_that_nobody_comes_after_it() {
+        let (mut peer, mut client) = pair();
+        peer.write_all(b"{\"container\":\"c\",\"wait\":true}\n\x04\0\0\0\0").unwrap();
+        let hello = client.read().hello.unwrap().unwrap();
+        let received = client.accept(1, &hello);
+        assert!(received.gone && !client.wait);
     }
 
     #[test]

@@ -83,6 +83,10 @@ impl Supervisor {
             let text = format!("checkpoint {id}: the container is {}", container.init.state);
             return Err(Code::FailedPrecondition.failure(text));
         }
+        if matches!(container.oci, Oci::Vm(_)) {
+            let text = format!("checkpoint {id}: containers in virtual machines cannot be checkpointed");
+            return Err(Code::Unimplemented.failure(text));
+        }
         if !matches!(container.oci, Oci::Own(_)) {
             let text = format!("checkpoint {id}: containers of other runtimes cannot be checkpointed here");
             return Err(Code::Unimplemented.failure(text));

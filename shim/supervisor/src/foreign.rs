@@ -97,7 +97,7 @@ impl Foreign {
                 self.delete(id).and_then(|()| ops::clear_cgroup(id, &bundle, systemd)).map(done)
             }
             Act::Start => self.run(&Run::new(self, "start", id)?, &[id]).map(done),
-            Act::Exec { spec, terminal, ends, .. } => self.exec(id, &spec, terminal, ends),
+            Act::Exec { spec, names, ends, .. } => self.exec(id, &spec, names.terminal, ends),
             Act::Kill { signal, .. } => self.run(&Run::new(self, "kill", id)?, &[id, &signal.to_string()]).map(done),
             Act::KillAll(signal) => self.kill_all(id, signal).map(done),
             Act::Delete { .. } => self.delete(id).map(done),
@@ -156,7 +156,7 @@ impl Foreign {
         // Without its record nobody could clear up after it.
         let cgroup = recorded.inspect_err(|_| drop(self.delete(id)))?;
         let oom_file = cgroup.as_ref().and_then(ops::oom_file).unwrap_or_default();
-        Ok(Created { pid, own_pid_namespace, oom_file, logger: 0 }.encode())
+        Ok(Created { pid, own_pid_namespace, oom_file, ..Created::default() }.encode())
     }
 
     fn exec(&self, id: &str, spec: &[u8], terminal: bool, ends: ProcessEnds) -> Result<Vec<u8>, Failure> {

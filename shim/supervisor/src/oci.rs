@@ -3,7 +3,8 @@
 //!
 //! The program is named by `CreateTaskRequest.options`: runtime options without a binary, or none at all, are our own
 //! runtime as a library ([`ops`]); those with one are a program with runc's command line ([`foreign`]); our own
-//! [`ShimOptions`] are a containerd shim ([`shim`]).
+//! [`ShimOptions`] are a containerd shim ([`shim`]). In a pod that is in a virtual machine all of them are that machine's
+//! ([`vm::task`](crate::vm::task)), and there our own runtime's.
 //!
 //! What the other runtime options say is done here, or refused by name:
 //!
@@ -24,7 +25,9 @@ use crate::logger;
 use crate::ops::{self, Created};
 use crate::sandbox::{RUNTIME_ROOT, Sandbox};
 use crate::shim::Shim;
-use crate::stdio::ProcessEnds;
+use crate::stdio::{Names, ProcessEnds};
+use crate::vm::pump;
+use crate::vm::task::Guest;
 use coracle_proto::coracle::ShimOptions;
 use coracle_proto::ttrpc::Code;
 use coracle_proto::{any, runc, task};
@@ -41,6 +44,8 @@ pub enum Oci {
     Foreign(Box<Foreign>),
     /// A shim.
     Shim(Box<Shim>),
+    /// The supervisor of the pod's virtual machine.
+    Vm(Box<Guest>),
 }
 
 /// What a worker does with a container.
@@ -69,9 +74,9 @@ pub enum Act {
         exec: String,
         /// The OCI process.
         spec: Vec<u8>,
-        /// It gets a terminal.
-        terminal: bool,
-        /// The ends of its streams.
+        /// The words for its streams.
+        names: Names,
+        /// The ends of them.
         ends: ProcessEnds,
     },
     /// Task.Kill of a process, where a signal to its pid is not the way.
@@ -149,6 +154,10 @@ impl Oci {
     /// What the request asks for.
     pub fn of(request: &task::CreateTaskRequest, pod: &Sandbox) -> Result<(Oci, runc::Options), Failure> {
         let invalid = |text: String| Code::InvalidArgument.failure(format!("container {}: {text}", request.id));
+        if let Some(vm) = &pod.vm {
+            let guest = Guest::new(vm.folder(), &request.bundle, (&pod.bundle, &pod.id));
+            return Ok((Oci::Vm(Box::new(guest)), guest_options(request).map_err(invalid)?));
+        }
         if let Some(options) = request.options.as_ref().and_then(any::unpack::<ShimOptions>) {
             let options = options.map_err(|error| invalid(format!("its options do not decode: {error}")))?;
             if options.sandbox_container {
@@ -190,7 +199,20 @@ impl Oci {
             Oci::Own(_) => false,
             // The runtime may translate it for an init; nothing of it can be wanted when it is to be killed.
             Oci::Foreign(_) => exec.is_empty() && signal != SIGKILL,
-            Oci::Shim(_) => true,
+            Oci::Shim(_) | Oci::Vm(_) => true,
+        }
+    }
+
+    /// Whether its processes are no children of ours and have to be asked about.
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Oci::Shim(_) | Oci::Vm(_))
+    }
+
+    /// The words of a process' streams as far as they are of this machine.
+    pub fn names_here(&self, names: &Names) -> Names {
+        match self {
+            Oci::Vm(_) => pump::names_here(names),
+            _ => names.clone(),
         }
     }
 
@@ -214,12 +236,13 @@ impl Oci {
             Oci::Own(root) => root,
             Oci::Foreign(foreign) => return foreign.perform(id, act),
             Oci::Shim(shim) => return shim.perform(id, act),
+            Oci::Vm(guest) => return guest.perform(id, act),
         };
         match act {
             Act::Create { request, options, ends } => ops::create(root, *request, &options, ends),
             Act::Undo { bundle, systemd } => ops::undo_create(root, id, &bundle, systemd),
             Act::Start => ops::start(root, id),
-            Act::Exec { spec, terminal, ends, .. } => ops::exec(root, id, &spec, terminal, ends),
+            Act::Exec { spec, names, ends, .. } => ops::exec(root, id, &spec, names.terminal, ends),
             Act::Kill { signal, .. } => ops::kill(root, id, signal),
             Act::KillAll(signal) => ops::kill_all(root, id, signal),
             Act::Delete { .. } => ops::delete(root, id),
@@ -231,6 +254,17 @@ impl Oci {
             Act::Resize { .. } | Act::CloseInput { .. } | Act::Wait { .. } => Err(not_needed(id)),
         }
     }
+}
+
+/// Of a container in a virtual machine: what its runtime there is told.
+fn guest_options(request: &task::CreateTaskRequest) -> Result<runc::Options, String> {
+    let options = options::read(request.options.as_ref())?;
+    for (what, is_there) in [("BinaryName", !options.binary_name.is_empty()), ("Root", !options.root.is_empty())] {
+        if is_there {
+            return Err(format!("runtime option {what} cannot be used in a virtual machine"));
+        }
+    }
+    Ok(runc::Options { systemd_cgroup: false, ..options })
 }
 
 /// Of acts that are for shims alone: the terminals and the children of other runtimes are ours.

@@ -4,6 +4,7 @@ use crate::failure::{Fail, Failure};
 use crate::logger::Logger;
 use crate::oci::{Act, Oci};
 use crate::stdio::ProcessEnds;
+use crate::vm::volume::Sent;
 use coracle_proto::runc;
 use coracle_proto::task_types::ProcessInfo;
 use coracle_proto::ttrpc::Code;
@@ -13,6 +14,7 @@ use coracle_runtime::cgroup::{Cgroup, CgroupOptions, CgroupPath, CgroupState, St
 use coracle_runtime::{CreateOptions, ExecOptions, Parent, Process, RootfsMount, Runtime, Stdio};
 use nix::libc::SIGKILL;
 use oci_spec::runtime::LinuxResources;
+use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
@@ -24,7 +26,7 @@ use std::path::{Path, PathBuf};
 const ROOT_RECORD: &str = "oci-root";
 
 /// What the supervisor has to know of a container it did not make itself.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Created {
     /// The init's pid.
     pub pid: i32,
@@ -34,26 +36,20 @@ pub struct Created {
     pub oom_file: String,
     /// The pid of its logger, or 0.
     pub logger: i32,
+    /// The volumes that a virtual machine was sent, and that it is to be sent again when they change.
+    pub volumes: Vec<Sent>,
 }
 
 impl Created {
     /// For the worker's report.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = self.pid.to_le_bytes().to_vec();
-        bytes.extend(self.logger.to_le_bytes());
-        bytes.push(u8::from(self.own_pid_namespace));
-        bytes.extend_from_slice(self.oom_file.as_bytes());
-        bytes
+        // Numbers and strings are always JSON.
+        serde_json::to_vec(self).unwrap_or_default()
     }
 
     /// From the worker's report.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (pid, rest) = bytes.split_first_chunk::<4>()?;
-        let (logger, rest) = rest.split_first_chunk::<4>()?;
-        let (own, file) = rest.split_first()?;
-        let oom_file = String::from_utf8(file.to_vec()).ok()?;
-        let (pid, logger) = (i32::from_le_bytes(*pid), i32::from_le_bytes(*logger));
-        Some(Created { pid, own_pid_namespace: *own == 1, oom_file, logger })
+        serde_json::from_slice(bytes).ok()
     }
 }
 
@@ -61,7 +57,7 @@ impl ProcessEnds {
     /// The descriptors a worker must keep.
     pub fn raw(&self) -> Vec<RawFd> {
         let ends = [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten().map(AsRawFd::as_raw_fd);
-        let ends = ends.chain(self.console.iter().map(AsRawFd::as_raw_fd));
+        let ends = ends.chain([&self.console, &self.attach].into_iter().flatten().map(AsRawFd::as_raw_fd));
         ends.chain(self.logger.iter().flat_map(Logger::raw)).collect()
     }
 
@@ -121,7 +117,7 @@ pub fn create(
     let pid = runtime.create(&request.id, create)?;
     let detail = runtime.detail(&request.id)?;
     let oom_file = oom_file(&detail.cgroup).unwrap_or_default();
-    Ok(Created { pid, own_pid_namespace: detail.own_pid_namespace, oom_file, logger: 0 }.encode())
+    Ok(Created { pid, own_pid_namespace: detail.own_pid_namespace, oom_file, ..Created::default() }.encode())
 }
 
 /// containerd's mount in the runtime's terms.

@@ -41,6 +41,16 @@ pub enum Token {
     RelayOut(u32),
     /// A container's memory ran out.
     Memory(u32),
+    /// The way to a process in a virtual machine.
+    Pump(u32),
+    /// Somebody has input for it.
+    PumpIn(u32),
+    /// Who reads its output takes more.
+    PumpOut(u32),
+    /// Who reads its error output takes more.
+    PumpErr(u32),
+    /// A volume that was sent to the virtual machine has changed.
+    Volumes,
 }
 
 impl Token {
@@ -59,6 +69,11 @@ impl Token {
             Token::RelayIn(key) => (10, key),
             Token::RelayOut(key) => (11, key),
             Token::Memory(key) => (12, key),
+            Token::Pump(key) => (13, key),
+            Token::PumpIn(key) => (14, key),
+            Token::PumpOut(key) => (15, key),
+            Token::PumpErr(key) => (16, key),
+            Token::Volumes => (17, 0),
         };
         kind << 32 | u64::from(key)
     }
@@ -78,7 +93,12 @@ impl Token {
             9 => Token::Events,
             10 => Token::RelayIn(key),
             11 => Token::RelayOut(key),
-            _ => Token::Memory(key),
+            12 => Token::Memory(key),
+            13 => Token::Pump(key),
+            14 => Token::PumpIn(key),
+            15 => Token::PumpOut(key),
+            16 => Token::PumpErr(key),
+            _ => Token::Volumes,
         }
     }
 }
@@ -260,6 +280,8 @@ mod tests {
             Token::Worker(1),
             Token::Events,
             Token::RelayOut(2),
+            Token::PumpErr(3),
+            Token::Volumes,
         ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }

@@ -2,7 +2,7 @@
 //! virtual machine. Both speak the same API; what differs is how they are reached, how a container is made there, and what
 //! is done here when a process of theirs has ended.
 
-use crate::failure::{Fail, Failure};
+use crate::failure::Failure;
 use crate::oci::{Act, not_needed};
 use crate::shim::client::Client;
 use coracle_proto::ttrpc::{Code, method};

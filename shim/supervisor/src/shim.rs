@@ -90,7 +90,7 @@ impl Shim {
                 let _ = self.delete(id, "");
                 ops::clear_cgroup(id, &bundle, systemd).map(|()| Vec::new())
             }
-            Act::Exec { exec, spec, terminal, ends, .. } => self.exec(id, &exec, spec, terminal, &ends.fifos),
+            Act::Exec { exec, spec, names, ends } => self.exec(id, &exec, spec, names.terminal, &ends.fifos),
             Act::Delete { .. } => self.delete_container(id).map(|()| Vec::new()),
             Act::Checkpoint(_) => Err(not_needed(id)),
             Act::Wait { exec, oom_file, pid } => self.wait(id, exec, &oom_file, pid),
@@ -109,7 +109,7 @@ impl Shim {
         let cgroup = Cgroup::of_process(pid).ok().flatten();
         let oom_file = cgroup.and_then(|cgroup| ops::oom_file(&cgroup.state())).unwrap_or_default();
         // What it leaves running is the shim's to kill.
-        Ok(Created { pid, own_pid_namespace: true, oom_file, logger: 0 }.encode())
+        Ok(Created { pid, own_pid_namespace: true, oom_file, ..Created::default() }.encode())
     }
 
     /// The options of its tasks. runc's state goes into the pod's folder if no other place is wanted.

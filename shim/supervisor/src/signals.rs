@@ -2,7 +2,7 @@
 
 use crate::connection::Call;
 use crate::failure::Fail;
-use crate::oci::{Act, Oci};
+use crate::oci::Act;
 use crate::service::{Outcome, decode, done};
 use crate::supervisor::{Job, Supervisor};
 use crate::sys;
@@ -58,12 +58,12 @@ impl Supervisor {
     /// Signals a process on behalf of nobody who waits for an answer.
     pub(crate) fn signal(&mut self, id: &str, exec: &str, signal: i32) {
         let Ok(container) = self.container(id) else { return };
-        let by_shim = matches!(container.oci, Oci::Shim(_));
+        let remote = container.oci.is_remote();
         let Ok(process) = self.process(id, exec) else { return };
         if !process.state.alive() || process.pid == 0 {
             return;
         }
-        if by_shim {
+        if remote {
             // What cannot be signalled will be found alive by whoever wants it dead.
             let _ = self.act(Job::Quiet, id, Act::Kill { exec: exec.to_owned(), signal });
         } else {
@@ -76,14 +76,14 @@ impl Supervisor {
     pub(crate) fn kill_created(&mut self, id: &str) {
         let Ok(container) = self.container(id) else { return };
         let pid = container.init.pid;
-        match container.oci {
-            Oci::Shim(_) => {
+        match container.oci.is_remote() {
+            true => {
                 let kill = Act::Kill { exec: String::new(), signal: SIGKILL };
                 if let Err(failure) = self.act(Job::Quiet, id, kill) {
                     eprintln!("kill {id}: {}", failure.message);
                 }
             }
-            _ => drop(sys::kill(pid, SIGKILL)),
+            false => drop(sys::kill(pid, SIGKILL)),
         }
     }
 }

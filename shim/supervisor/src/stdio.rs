@@ -17,6 +17,7 @@
 use crate::failure::{Fail, Failure};
 use crate::logger::{self, Logger, Program};
 use crate::relay::RelayEnds;
+use crate::vm::pump;
 use coracle_proto::ttrpc::Code;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::{File, OpenOptions};
@@ -184,6 +185,8 @@ pub struct ProcessEnds {
     pub logger: Option<Logger>,
     /// For a shim, instead of all these: the fifos it is to open by their names.
     pub fifos: Names,
+    /// For a process in a virtual machine, instead of its own ends: the way to it.
+    pub attach: Option<UnixStream>,
 }
 
 /// The supervisor's ends.
@@ -201,6 +204,8 @@ pub struct OurEnds {
     pub kept: Kept,
     /// A terminal's fifos.
     pub relay: RelayEnds,
+    /// The ends of a process that is in a virtual machine, and the way to it.
+    pub pump: Option<pump::Ends>,
 }
 
 /// Other ends of fifos.

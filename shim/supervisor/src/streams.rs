@@ -2,6 +2,8 @@
 //! clients, what a client says goes to the process.
 //!
 //! - A container never waits: its log drops lines when the disk is full, a client that lags is dropped.
+//! - A client that is to be waited for is: it stands for all of the process' readers, on the machine around this virtual
+//!   one. Lost without a word it is waited for, until it comes again; no output is read meanwhile, and the input stays.
 //! - An exec has one reader, and waits for it. When the reader has left, the exec's streams are closed: it sees the end
 //!   of its input, a broken pipe when it writes on, and the hang-up of its terminal, as when a terminal's window closes.
 //! - When a process has died, everything it wrote is still read (its pipes hold it) before its clients are told the end.
@@ -87,6 +89,8 @@ struct Io {
     exited: bool,
     /// The exec's reader has left.
     abandoned: bool,
+    /// The client that is waited for is not there.
+    awaits: bool,
     /// Its clients were told the end.
     told: bool,
     /// The process is forgotten; this lives on only for clients that have not got everything.
@@ -146,6 +150,7 @@ impl Streams {
             size: None,
             exited: false,
             abandoned: false,
+            awaits: false,
             told: false,
             released: false,
         }))
@@ -238,7 +243,7 @@ impl Streams {
         let kind = if stream == Stream::Stdout { Kind::Stdout } else { Kind::Stderr };
         let mut lost = Vec::new();
         for &client in &io.clients {
-            if !self.clients.get_mut(client).is_some_and(|client| client.output(kind, bytes, io.exec)) {
+            if !self.clients.get_mut(client).is_some_and(|client| client.output(kind, bytes, io.exec || client.wait)) {
                 lost.push(client);
             }
         }
@@ -270,7 +275,11 @@ impl Streams {
                 io.sources[index(stream)] = None;
             }
         }
-        if io.exited && !io.told && io.sources.iter().flatten().all(|source| source.ended || source.drained) {
+        if io.exited
+            && !io.told
+            && !io.awaits
+            && io.sources.iter().flatten().all(|source| source.ended || source.drained)
+        {
             io.told = true;
             io.relay.end_output();
             for client in std::mem::take(&mut io.clients) {
@@ -451,12 +460,12 @@ impl Streams {
     }
 
     /// Connects a client to a process' streams, or tells it why not.
-    pub fn attach(&mut self, reactor: &Reactor, client_key: u32, stdin: bool, target: Result<u32, String>) {
-        let target = target.and_then(|io| match self.ios.get(io) {
+    pub fn attach(&mut self, reactor: &Reactor, client_key: u32, target: Result<(u32, Hello), String>) {
+        let target = target.and_then(|(io, hello)| match self.ios.get(io) {
             None => Err("the process has ended".to_owned()),
-            Some(streams) if streams.exited => Err("the process has ended".to_owned()),
+            Some(streams) if streams.exited && !streams.awaits => Err("the process has ended".to_owned()),
             Some(streams) if streams.exec && !streams.clients.is_empty() => Err("attached already".to_owned()),
-            Some(_) => Ok(io),
+            Some(_) => Ok((io, hello)),
         });
         let Some(client) = self.clients.get_mut(client_key) else { return };
         match target {
@@ -464,10 +473,11 @@ impl Streams {
                 client.refuse(&why);
                 self.update_clients(reactor);
             }
-            Ok(io) => {
-                let received = client.accept(io, stdin);
+            Ok((io, hello)) => {
+                let received = client.accept(io, &hello);
                 if let Some(streams) = self.ios.get_mut(io) {
                     streams.clients.push(client_key);
+                    streams.awaits &= !hello.wait;
                 }
                 self.received(reactor, client_key, received);
             }
@@ -480,9 +490,10 @@ impl Streams {
         let Some(io) = client.attached_to() else { return };
         if let Some(streams) = self.ios.get_mut(io) {
             streams.clients.retain(|other| *other != key);
-            streams.abandoned |= streams.exec && !streams.exited;
+            streams.awaits |= client.wait && !streams.told;
+            streams.abandoned |= streams.exec && !streams.exited && !client.wait;
         }
-        if client.stdin {
+        if client.stdin && !client.wait {
             self.input_ended(io);
         }
     }
@@ -507,10 +518,10 @@ fn resize_failed(error: io::Error) -> Failure {
 }
 
 impl Io {
-    /// An exec waits for its client.
+    /// An exec waits for its client, and each process for one that asks for it.
     fn must_wait(&self, clients: &Table<Client>) -> bool {
-        self.relay.is_full()
-            || self.exec && self.clients.iter().any(|key| clients.get(*key).is_some_and(Client::is_behind))
+        let behind = |client: &Client| (self.exec || client.wait) && client.is_behind();
+        self.relay.is_full() || self.awaits || self.clients.iter().any(|key| clients.get(*key).is_some_and(behind))
     }
 
     fn watch_input(&mut self, reactor: &Reactor, key: u32) {

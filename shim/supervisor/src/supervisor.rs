@@ -17,6 +17,8 @@ use crate::stdio::{IoOwner, Names, OurEnds};
 use crate::streams::Streams;
 use crate::sys;
 use crate::task::State;
+use crate::vm::pump::Pumps;
+use crate::vm::volume::Watches;
 use crate::worker::{Body, Worker};
 use anyhow::{Context, Result};
 use coracle_proto::events::TaskCreate;
@@ -24,7 +26,7 @@ use coracle_proto::runc;
 use coracle_proto::ttrpc::{Code, encode_response};
 use nix::sys::signalfd::SignalFd;
 use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -61,6 +63,12 @@ pub struct Process {
     pub logger: Option<OwnedFd>,
     /// An exit of which containerd hears once it has heard of the start.
     pub unannounced: Option<Exit>,
+    /// The way to it, in a virtual machine.
+    pub pump: Option<u32>,
+    /// It has ended in there; told when all its output has passed, or then.
+    pub held: Option<(Exit, Instant)>,
+    /// The size of its terminal, asked for before it ran.
+    pub size: Option<(u32, u32)>,
 }
 
 /// One container.
@@ -117,6 +125,10 @@ pub enum Job {
     ConnectNetwork,
     /// A process of a shim runs: waits for its end.
     Wait { container: String, exec: String },
+    /// The way to a process in the virtual machine is being made again.
+    Attach { pump: u32, stream: UnixStream },
+    /// Volumes that have changed are being sent to the virtual machine.
+    SendVolumes,
     /// Everything is being released, before the program ends.
     Release,
 }
@@ -129,6 +141,8 @@ pub struct Supervisor {
     signals: SignalFd,
     connections: Table<Connection>,
     pub(crate) streams: Streams,
+    pub(crate) pumps: Pumps,
+    pub(crate) volumes: Watches,
     pub(crate) workers: Table<Worker<Job>>,
     pub(crate) containers: Vec<Container>,
     pub(crate) sandbox: Sandbox,
@@ -164,6 +178,8 @@ impl Supervisor {
             signals,
             connections: Table::default(),
             streams: Streams::default(),
+            pumps: Pumps::default(),
+            volumes: Watches::default(),
             workers: Table::default(),
             containers: Vec::new(),
             sandbox,
@@ -190,6 +206,7 @@ impl Supervisor {
                 self.handle(event);
             }
             self.end_shim_inputs();
+            self.tick_guest();
             if let Some(publisher) = &mut self.publisher {
                 publisher.tick(&self.reactor, Instant::now());
             }
@@ -212,8 +229,9 @@ impl Supervisor {
         let publisher = publisher.map(|at| at.saturating_duration_since(Instant::now()));
         let tender = self.sandbox.tender_due().map(|at| at.saturating_duration_since(Instant::now()));
         let link = self.link_due().map(|at| at.saturating_duration_since(Instant::now()));
+        let guest = self.guest_due().map(|at| at.saturating_duration_since(Instant::now()));
         let idle = (!self.idle).then_some(IDLE_AFTER);
-        deadline.into_iter().chain(publisher).chain(tender).chain(link).chain(idle).min()
+        deadline.into_iter().chain(publisher).chain(tender).chain(link).chain(guest).chain(idle).min()
     }
 
     fn handle(&mut self, event: Ready) {
@@ -230,6 +248,10 @@ impl Supervisor {
             Token::Memory(key) => self.memory_ready(key),
             Token::RelayIn(key) => self.streams.typed(&self.reactor, key),
             Token::RelayOut(key) => self.streams.shown(&self.reactor, key),
+            Token::Pump(key) | Token::PumpIn(key) | Token::PumpOut(key) | Token::PumpErr(key) => {
+                self.pump_ready(key, event);
+            }
+            Token::Volumes => self.volumes.ready(),
             Token::Events => {
                 if let Some(publisher) = &mut self.publisher {
                     publisher.ready(&self.reactor, event);
@@ -305,14 +327,11 @@ impl Supervisor {
 
     fn attach_ready(&mut self, key: u32, event: Ready) {
         let Some(hello) = self.streams.client_ready(&self.reactor, key, event.read, event.write) else { return };
-        let (stdin, target) = match hello {
-            Err(why) => (false, Err(why)),
-            Ok(hello) => {
-                let process = self.process(&hello.container, &hello.exec);
-                (hello.stdin, process.map(|process| process.io).map_err(|failure| failure.message))
-            }
-        };
-        self.streams.attach(&self.reactor, key, stdin, target);
+        let target = hello.and_then(|hello| {
+            let process = self.process(&hello.container, &hello.exec);
+            process.map(|process| (process.io, hello)).map_err(|failure| failure.message)
+        });
+        self.streams.attach(&self.reactor, key, target);
     }
 
     /// Starts a worker. `keep` are the descriptors it needs.

@@ -13,6 +13,7 @@ use crate::stdio::{self, IoOwner, Names, OurEnds, ProcessEnds};
 use crate::supervisor::{Container, Job, Process, Supervisor};
 use crate::sys;
 use crate::task::{Event, State};
+use crate::vm::pump;
 use crate::worker::DIED;
 use coracle_proto::task_types::ProcessInfo;
 use coracle_proto::ttrpc::Code;
@@ -64,6 +65,9 @@ impl Process {
             input_ended: false,
             logger: None,
             unannounced: None,
+            pump: None,
+            held: None,
+            size: None,
         }
     }
 
@@ -128,12 +132,13 @@ impl Supervisor {
             stderr: request.stderr.clone(),
         };
         let bundle = PathBuf::from(&request.bundle);
-        let (oci, options) = Oci::of(&request, &self.sandbox)?;
+        let (mut oci, options) = Oci::of(&request, &self.sandbox)?;
+        self.introduce(&mut oci);
         let options = Box::new(options);
         if matches!(oci, Oci::Shim(_)) {
             self.read_shim_log()?;
         }
-        let io = self.streams.create(&names, false, self.sandbox.log_max_bytes())?;
+        let io = self.streams.create(&oci.names_here(&names), false, self.sandbox.log_max_bytes())?;
         let init = Process::new("", State::Creating, names, io, Vec::new());
         self.containers.push(Container {
             id: id.clone(),
@@ -175,8 +180,11 @@ impl Supervisor {
         let container = self.container(id)?;
         match &container.oci {
             Oci::Shim(shim) => shim::open_fifos(names, shim.bundle(), exec),
-            _ => {
-                let (mut theirs, ours) = stdio::open(names, container.io_owner)?;
+            oci => {
+                let (mut theirs, ours) = match oci {
+                    Oci::Vm(guest) => pump::open(names, container.io_owner, guest.folder())?,
+                    _ => stdio::open(names, container.io_owner)?,
+                };
                 if let Some(logger) = &mut theirs.logger {
                     logger.namespace = self.sandbox.namespace.clone();
                 }
@@ -205,9 +213,9 @@ impl Supervisor {
     fn start_exec(&mut self, call: Call, id: &str, exec: &str) -> Result<(), Failure> {
         let (theirs, ends) = self.open_stdio(id, exec)?;
         let process = self.process(id, exec)?;
-        let (spec, terminal) = (std::mem::take(&mut process.spec), process.names.terminal);
+        let (spec, names) = (std::mem::take(&mut process.spec), process.names.clone());
         let job = Job::Exec { call, container: id.to_owned(), exec: exec.to_owned(), ends };
-        self.act(job, id, Act::Exec { exec: exec.to_owned(), spec, terminal, ends: theirs })
+        self.act(job, id, Act::Exec { exec: exec.to_owned(), spec, names, ends: theirs })
     }
 
     /// A container can be started again; an exec that could not start has ended.
@@ -241,7 +249,8 @@ impl Supervisor {
         };
         let names =
             Names { terminal: request.terminal, stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
-        let io = self.streams.create(&names, true, 0)?;
+        let here = self.container(id)?.oci.names_here(&names);
+        let io = self.streams.create(&here, true, 0)?;
         let process = Process::new(exec, State::Created, names, io, spec.value);
         self.container(id)?.execs.push(process);
         let (container_id, exec_id) = (request.id, request.exec_id);
@@ -296,11 +305,15 @@ impl Supervisor {
     pub(crate) fn resize_pty(&mut self, call: Call, payload: &[u8]) -> Outcome {
         let request: task::ResizePtyRequest = decode(payload)?;
         let process = self.process(&request.id, &request.exec_id)?;
-        let (io, made) = (process.io, process.pid != 0);
-        if matches!(self.container(&request.id)?.oci, Oci::Shim(_)) && made {
+        let (io, made, terminal) = (process.io, process.pid != 0, process.names.terminal);
+        if self.container(&request.id)?.oci.is_remote() && terminal {
             let (exec, width, height) = (request.exec_id, request.width, request.height);
-            self.act(Job::Answer { call }, &request.id, Act::Resize { exec, width, height })?;
-            return Ok(None);
+            if made {
+                self.act(Job::Answer { call }, &request.id, Act::Resize { exec, width, height })?;
+                return Ok(None);
+            }
+            self.process(&request.id, &exec)?.size = Some((width, height));
+            return done();
         }
         let clamp = |size: u32| size.min(u32::from(u16::MAX)) as u16;
         self.streams.resize(io, clamp(request.width), clamp(request.height))?;
@@ -400,6 +413,9 @@ impl Supervisor {
         let container = self.container(id)?;
         let Some(at) = container.execs.iter().position(|process| process.exec_id == exec) else { return done() };
         let mut process = container.execs.remove(at);
+        if let Some(pump) = process.pump {
+            self.pumps.release(&self.reactor, pump);
+        }
         if let Some(logger) = process.logger.take() {
             self.end_logger(logger);
         }
@@ -433,6 +449,9 @@ impl Supervisor {
         let mut container = self.containers.remove(at);
         container.oom.forget(&self.reactor, container.init.io);
         for process in container.execs.into_iter().chain([container.init]) {
+            if let Some(pump) = process.pump {
+                self.pumps.release(&self.reactor, pump);
+            }
             self.streams.release(&self.reactor, process.io);
             self.turn_away(process.waiters, id);
         }
@@ -443,7 +462,8 @@ impl Supervisor {
         let is_it = |process: &Process| process.pid == pid && process.exit.is_none();
         let found = self.containers.iter().find_map(|container| {
             let processes = std::iter::once(&container.init).chain(&container.execs);
-            let process = processes.into_iter().find(|process| is_it(process))?;
+            let ours = !matches!(container.oci, Oci::Vm(_));
+            let process = processes.into_iter().find(|process| ours && is_it(process))?;
             Some((container.id.clone(), process.exec_id.clone()))
         });
         let Some((id, exec)) = found else { return false };
@@ -533,6 +553,8 @@ impl Supervisor {
             Job::Delete { call, container } => self.delete_done(call, &container, result),
             Job::Answer { call } => self.answer(call, result),
             Job::Wait { container, exec } => self.wait_done(&container, &exec, result),
+            Job::Attach { pump, stream } => self.attached_again(pump, stream, result),
+            Job::SendVolumes => self.volumes_sent(result),
             Job::Quiet => {}
             Job::PodCgroup { call } => self.pod_cgroup_done(call, result),
             Job::ConnectNetwork => self.network_connected(result),
@@ -560,19 +582,19 @@ impl Supervisor {
         container.init.pid = created.pid;
         container.init.logger = pidfd_of_logger(created.logger);
         container.init.report(Event::Created);
-        let io = container.init.io;
-        if let Err(failure) = self.streams.connect(&self.reactor, io, ends) {
+        if let Err(failure) = self.connect_streams(id, "", ends) {
             // Without its streams it is of no use to anyone; it is killed, and deleted like any other.
-            let _ = sys::kill(created.pid, SIGKILL);
+            self.kill_created(id);
             return self.answer(call, Err(failure));
         }
+        self.watch_volumes(created.volumes);
         if let Some(mut event) = self.container(id).ok().and_then(|container| container.announcement.take()) {
             event.pid = created.pid as u32;
             self.publish("/tasks/create", &*event);
         }
         self.watch_oom(id);
-        self.claim(created.pid);
-        self.wait_by_shim(id, "");
+        self.claim(id, created.pid);
+        self.wait_remotely(id, "");
         self.answer(call, Ok(task::CreateTaskResponse { pid: created.pid as u32 }.encode_to_vec()));
     }
 
@@ -587,8 +609,23 @@ impl Supervisor {
         }
     }
 
+    /// The ends of a process that was made are put to use.
+    fn connect_streams(&mut self, id: &str, exec: &str, mut ends: OurEnds) -> Result<(), Failure> {
+        let (io, pump) = (self.process(id, exec)?.io, ends.pump.take());
+        self.streams.connect(&self.reactor, io, ends)?;
+        if let Some(pump) = pump {
+            let failed = |error| Code::Unknown.failure(format!("pass on the streams of {id} {exec}: {error}"));
+            self.process(id, exec)?.pump = Some(self.pumps.start(&self.reactor, pump).map_err(failed)?);
+        }
+        Ok(())
+    }
+
     /// The child may have died before its worker told us that it is ours.
-    fn claim(&mut self, pid: i32) {
+    fn claim(&mut self, id: &str, pid: i32) {
+        // A pid of another machine says nothing here.
+        if self.container(id).is_ok_and(|container| matches!(container.oci, Oci::Vm(_))) {
+            return;
+        }
         if let Some(at) = self.unclaimed.iter().position(|(other, _)| *other == pid) {
             let (_, exit) = self.unclaimed.swap_remove(at);
             self.process_died(pid, exit);
@@ -623,19 +660,20 @@ impl Supervisor {
             process.pid = created.pid;
             process.logger = pidfd_of_logger(created.logger);
             process.report(Event::Started);
-            let io = process.io;
-            self.streams.connect(&self.reactor, io, ends).inspect_err(|_| {
-                let _ = sys::kill(created.pid, SIGKILL);
-            })?;
+            let size = process.size.take();
+            self.connect_streams(id, exec, ends).inspect_err(|_| self.signal(id, exec, SIGKILL))?;
+            if let Some((width, height)) = size {
+                self.act(Job::Quiet, id, Act::Resize { exec: exec.to_owned(), width, height })?;
+            }
             let (container_id, exec_id, pid) = (id.to_owned(), exec.to_owned(), created.pid as u32);
             self.publish("/tasks/exec-started", &events::TaskExecStarted { container_id, exec_id, pid });
-            self.claim(created.pid);
+            self.claim(id, created.pid);
             Ok(created.pid as u32)
         });
         match outcome {
             Ok(pid) => {
                 self.let_go_of_fifos(id, exec);
-                self.wait_by_shim(id, exec);
+                self.wait_remotely(id, exec);
                 self.answer(call, Ok(task::StartResponse { pid }.encode_to_vec()));
             }
             Err(failure) => {

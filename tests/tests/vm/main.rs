@@ -3,3 +3,7 @@
 
 mod common;
 mod network;
+#[allow(dead_code)] // it is the supervisor's tests'
+#[path = "../supervisor/pod.rs"]
+mod pod;
+mod tasks;

@@ -5,7 +5,6 @@
 //! its kill, before the news of it is read. The watch is a descriptor in the loop, which only containerd's containers have.
 
 use crate::exits::{self, Exit};
-use crate::oci::Oci;
 use crate::reactor::{Interest, Reactor, Token};
 use crate::supervisor::{Job, Supervisor};
 use crate::tasks::exit_fields;
@@ -93,7 +92,7 @@ impl Supervisor {
     pub(crate) fn watch_oom(&mut self, id: &str) {
         let wanted = self.publisher.is_some();
         let Some(container) = self.containers.iter_mut().find(|container| container.id == id) else { return };
-        if !wanted || container.oom_file.is_empty() || matches!(container.oci, Oci::Shim(_)) {
+        if !wanted || container.oom_file.is_empty() || container.oci.is_remote() {
             return;
         }
         let watched = coracle_runtime::cgroup::watch_oom(Path::new(&container.oom_file));

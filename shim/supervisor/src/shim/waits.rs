@@ -42,17 +42,17 @@ impl Supervisor {
         self.streams.connect(&self.reactor, io, OurEnds { stdout: Some(end.into()), kept, ..OurEnds::default() })
     }
 
-    /// A process of a shim exists: somebody has to wait for it.
-    pub(crate) fn wait_by_shim(&mut self, id: &str, exec: &str) {
+    /// A process of a shim or of a virtual machine exists: somebody has to wait for it.
+    pub(crate) fn wait_remotely(&mut self, id: &str, exec: &str) {
         let Ok(container) = self.container(id) else { return };
-        if !matches!(container.oci, Oci::Shim(_)) {
+        if !container.oci.is_remote() {
             return;
         }
         let oom_file = container.oom_file.clone();
         let pid = self.process(id, exec).map_or(0, |process| process.pid);
         let job = Job::Wait { container: id.to_owned(), exec: exec.to_owned() };
         if let Err(failure) = self.act(job, id, Act::Wait { exec: exec.to_owned(), oom_file, pid }) {
-            self.shim_lost(id, exec, &failure);
+            self.lost_sight(id, exec, &failure);
         }
     }
 
@@ -90,7 +90,7 @@ impl Supervisor {
         let ended = result.and_then(|bytes| task::WaitResponse::decode(bytes.as_slice()).map_err(malformed));
         let ended = match ended {
             Ok(ended) => ended,
-            Err(failure) => return self.shim_lost(id, exec, &failure),
+            Err(failure) => return self.lost_sight(id, exec, &failure),
         };
         let at = ended.exited_at.as_ref().map_or_else(SystemTime::now, SystemTime::from);
         let Ok(container) = self.container(id) else { return };
@@ -99,21 +99,23 @@ impl Supervisor {
         {
             container.oom_file = shim.oom_note().to_string_lossy().into_owned();
         }
-        self.end_process(id, exec, Exit { status: ended.exit_status, signal: None, at });
+        self.hold_exit(id, exec, Exit { status: ended.exit_status, signal: None, at });
     }
 
     /// The shim cannot tell how a process ends, most likely because it has died. What it left is ours by now and is
     /// killed, and its exit is seen like any child's; of what is not here nobody will ever know more.
-    fn shim_lost(&mut self, id: &str, exec: &str, failure: &Failure) {
+    fn lost_sight(&mut self, id: &str, exec: &str, failure: &Failure) {
         eprintln!("wait for {id} {exec}: {}", failure.message);
+        let of_guest = self.container(id).is_ok_and(|container| matches!(container.oci, Oci::Vm(_)));
         let Ok(pid) = self.process(id, exec).map(|process| process.pid) else { return };
-        if pid > 0 && is_child(pid, std::process::id()) && sys::kill(pid, SIGKILL).is_ok() {
+        if !of_guest && pid > 0 && is_child(pid, std::process::id()) && sys::kill(pid, SIGKILL).is_ok() {
             return;
         }
         self.end_process(id, exec, Exit::unseen());
     }
 
-    fn end_process(&mut self, id: &str, exec: &str, exit: Exit) {
+    /// Unless its end is known already.
+    pub(crate) fn end_process(&mut self, id: &str, exec: &str, exit: Exit) {
         if self.process(id, exec).is_ok_and(|process| process.exit.is_none()) {
             self.process_ended(id, exec, exit);
         }

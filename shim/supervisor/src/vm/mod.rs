@@ -27,18 +27,19 @@ mod boot;
 mod check;
 pub mod client;
 mod console;
-#[allow(dead_code)] // until containers are in it
 pub mod disk;
+mod flow;
 mod initrd;
 mod jail;
 pub mod net;
 pub mod probe;
-#[allow(dead_code)] // with disk
+pub mod pump;
 mod qemu;
-#[allow(dead_code)]
 mod qmp;
-#[allow(dead_code)]
+pub mod spec;
+pub mod task;
 mod vmm;
+pub mod volume;
 
 use crate::connection::Call;
 use crate::exits::Exit;
@@ -51,6 +52,7 @@ use crate::supervisor::{Job, Supervisor};
 use crate::sys;
 pub use boot::release;
 use boot::{Launch, Plan, Users};
+pub use client::client;
 use coracle_proto::coracle::{NamespaceMode, SandboxOptions, VmOptions};
 use coracle_proto::ttrpc::Code;
 use nix::libc::SIGKILL;
@@ -153,7 +155,6 @@ pub struct Vm {
 
 impl Vm {
     /// Its folder.
-    #[allow(dead_code)] // until containers are in it
     pub fn folder(&self) -> &Path {
         &self.folder
     }

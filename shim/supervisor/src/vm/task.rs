@@ -1,0 +1,444 @@
+//! Containers in the virtual machine: what a worker does for each request.
+//!
+//! ```text
+//! Create   config.json is adapted (spec); the root filesystem and images are plugged in as disks and mounted in the guest;
+//!          volumes are sent (volume); Task.Create there; the attach socket is greeted (pump)
+//! Start, Kill, Pause, ...  the same call there (remote)
+//! Wait     Task.Wait there; what it counted of its memory and its last words are brought here
+//! Delete   Task.Delete there; its bundle is emptied, its disks are let go of
+//! ```
+//! The root filesystem is what the engine gives, a file with an EROFS, or whatever containerd mounts: of that one is made,
+//! from a mount in the worker's own mount namespace. What is written to it goes to the guest's memory.
+//!
+//! `<bundle>/vm.json` says what there is to bring back and to let go of, before it is there. A process' pid is the guest's.
+
+use super::pump;
+use super::spec::{self, Kind};
+use super::{disk, volume};
+use crate::failure::{Fail, Failure};
+use crate::oci::{Act, not_needed};
+use crate::ops::{self, Created};
+use crate::remote::{Exec, LONG, Remote, SHORT};
+use crate::shim::client::Client;
+use crate::stdio::{Names, ProcessEnds};
+use crate::sys;
+use coracle_proto::coracle::{GuestMountRequest, GuestMountResponse, GuestUnmountRequest, GuestUnmountResponse};
+use coracle_proto::ttrpc::{Code, method, service};
+use coracle_proto::types::Mount;
+use coracle_proto::{Message, any, cgroups_v1 as v1, cgroups_v2 as v2, runc, task};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// In a container's bundle: what it has in the guest.
+const RECORD: &str = "vm.json";
+/// In a container's bundle: the filesystem that was made of its root.
+const IMAGE: &str = "rootfs.erofs";
+/// Makes it.
+const MKFS: &str = "mkfs.erofs";
+/// How the kernel calls that filesystem.
+const EROFS: &str = "erofs";
+/// What it says of itself is shown up to here.
+const MAX_WORDS: usize = 500;
+/// A configuration is at most this long: one message.
+const MAX_CONFIG: u64 = 3 << 20;
+/// One worker at a time lets go of disks.
+const LOCK: &str = "unplug.lock";
+/// A link that breaks is there again after a moment; what waits for an end asks again, this often without a rest.
+const ATTEMPTS: u32 = 100;
+/// Before the next.
+const PAUSE: Duration = Duration::from_millis(100);
+/// One that waited for so long was connected.
+const CONNECTED: Duration = Duration::from_secs(2);
+
+/// A container of the pod's machine.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// The machine's folder.
+    folder: PathBuf,
+    /// The container's.
+    bundle: PathBuf,
+    /// The pod's folder, and its id.
+    pod: (PathBuf, String),
+    /// Pids of the guest that its configuration may name.
+    pub(super) pids: Vec<i32>,
+    /// The first process of the pod's PID namespace there.
+    pub(super) init: Option<i32>,
+}
+
+/// `vm.json`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Record {
+    /// Files for its last words.
+    messages: Vec<PathBuf>,
+    /// Serial numbers.
+    disks: Vec<String>,
+}
+
+impl Record {
+    fn read(bundle: &Path) -> Record {
+        // A container that was never made has none.
+        fs::read(bundle.join(RECORD)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    fn write(&self, bundle: &Path) -> Result<(), Failure> {
+        let path = bundle.join(RECORD);
+        let written = fs::write(&path, json!(self).to_string());
+        written.map_err(|error| Code::Unknown.failure(format!("write {}: {error}", path.display())))
+    }
+}
+
+impl Remote for Guest {
+    fn client(&self) -> Result<Client, Failure> {
+        super::client(&self.folder)
+    }
+}
+
+impl Guest {
+    /// One of the machine in this folder.
+    pub fn new(folder: &Path, bundle: &str, pod: (&Path, &str)) -> Guest {
+        let pod = (pod.0.to_owned(), pod.1.to_owned());
+        Guest { folder: folder.to_owned(), bundle: PathBuf::from(bundle), pod, pids: Vec::new(), init: None }
+    }
+
+    /// The machine's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Does what a worker is for.
+    pub fn perform(&self, id: &str, act: Act) -> Result<Vec<u8>, Failure> {
+        match act {
+            Act::Create { request, options, ends } => self.create(*request, &options, &ends),
+            Act::Undo { .. } => {
+                // Whether it knows of the container or not, nothing of it may run on.
+                let _ = self.delete(id, "");
+                self.let_go(id).map(|()| Vec::new())
+            }
+            Act::Exec { exec, spec, names, ends } => self.exec(id, &exec, &spec, &names, &ends),
+            Act::Delete { .. } => self.delete_container(id).map(|()| Vec::new()),
+            Act::Update(resources) => {
+                let resources = adapted(id, &resources, spec::adapt_resources)?;
+                self.plainly(id, Act::Update(resources))
+            }
+            Act::Checkpoint(_) => Err(not_needed(id)),
+            Act::Wait { exec, oom_file, .. } => self.wait(id, &exec, &oom_file),
+            act => self.plainly(id, act),
+        }
+    }
+
+    fn create(
+        &self,
+        request: task::CreateTaskRequest,
+        options: &runc::Options,
+        ends: &ProcessEnds,
+    ) -> Result<Vec<u8>, Failure> {
+        let id = request.id.clone();
+        let names = Names {
+            terminal: request.terminal,
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+        };
+        let made = self.make(request, options, &names, ends);
+        made.inspect_err(|_| {
+            let _ = self.delete(&id, "");
+            // Told is why it was not made; what cannot be let go of goes with the machine.
+            let _ = self.let_go(&id);
+        })
+    }
+
+    fn make(
+        &self,
+        request: task::CreateTaskRequest,
+        options: &runc::Options,
+        names: &Names,
+        ends: &ProcessEnds,
+    ) -> Result<Vec<u8>, Failure> {
+        let id = &request.id;
+        let (mut config, volumes) = self.configuration(id)?;
+        let mut client = self.client()?;
+        let mut record = Record::default();
+        let root = self.root(&mut client, request.rootfs, &mut record)?;
+        let mut sent = Vec::new();
+        for volume in volumes {
+            let source = volume.source.as_path();
+            let path = match volume.kind {
+                Kind::Disk => self.plug(&mut client, source, &mut record)?,
+                Kind::Local => volume::make_local(&mut client, source)?,
+                Kind::Sent => {
+                    let (path, one) = volume::send(&mut client, source)?;
+                    sent.push(one);
+                    path
+                }
+                Kind::Message => {
+                    record.messages.push(source.to_owned());
+                    volume::send(&mut client, source)?.0
+                }
+            };
+            config["mounts"][volume.at]["source"] = json!(path);
+        }
+        record.write(&self.bundle)?;
+        let bundle = volume::send_bundle(&mut client, id, config.to_string().into_bytes())?;
+        let [stdin, stdout, stderr] = pump::names_there(names);
+        let create = task::CreateTaskRequest {
+            id: id.clone(),
+            rootfs: vec![overlay(&root, &bundle)],
+            bundle,
+            terminal: request.terminal,
+            stdin,
+            stdout,
+            stderr,
+            options: Some(any::pack(&runc::Options {
+                no_pivot_root: options.no_pivot_root,
+                no_new_keyring: options.no_new_keyring,
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        let created: task::CreateTaskResponse = client.call(method::CREATE, &create, Some(LONG))?;
+        greet(ends, id, "")?;
+        let oom_file = self.oom_note().to_string_lossy().into_owned();
+        // What it leaves running is the guest's to kill.
+        let (pid, own_pid_namespace) = (created.pid as i32, true);
+        Ok(Created { pid, own_pid_namespace, oom_file, volumes: sent, ..Created::default() }.encode())
+    }
+
+    /// The guest's config.json, with sources still to be written in.
+    fn configuration(&self, id: &str) -> Result<(Value, Vec<spec::Volume>), Failure> {
+        let path = self.bundle.join("config.json");
+        let failed = |error: io::Error| Code::InvalidArgument.failure(format!("read {}: {error}", path.display()));
+        let size = fs::metadata(&path).map_err(failed)?.len();
+        if size > MAX_CONFIG {
+            return Err(failed(io::Error::other(format!("it has more than {MAX_CONFIG} bytes"))));
+        }
+        let config = serde_json::from_slice(&fs::read(&path).map_err(failed)?).map_err(|error| failed(error.into()))?;
+        let pod = spec::Pod { id: &self.pod.1, bundle: &self.pod.0, pids: &self.pids, init: self.init };
+        spec::adapt(config, id, &pod).map_err(|why| refused(id, why))
+    }
+
+    /// Where the container's root is mounted in the guest, for reading.
+    fn root(&self, client: &mut Client, rootfs: Vec<Mount>, record: &mut Record) -> Result<String, Failure> {
+        match rootfs.as_slice() {
+            [mount] if mount.r#type == EROFS => self.plug(client, Path::new(&mount.source), record),
+            _ => {
+                let image = self.make_image(rootfs)?;
+                self.plug(client, &image, record)
+            }
+        }
+    }
+
+    /// Makes a filesystem of whatever the root is here.
+    fn make_image(&self, rootfs: Vec<Mount>) -> Result<PathBuf, Failure> {
+        let image = self.bundle.join(IMAGE);
+        let failed = |why: String| Code::Unknown.failure(format!("make {}: {why}", image.display()));
+        coracle_runtime::leave_mount_namespace(&self.bundle)?;
+        let mounts: Vec<_> = rootfs.into_iter().map(ops::rootfs_mount).collect();
+        coracle_runtime::mount_rootfs(&self.bundle, &mounts)?;
+        let root = root_of(&self.bundle)?;
+        let mut command = Command::new(MKFS);
+        command.arg("--quiet").arg(&image).arg(root).stdin(Stdio::null());
+        crate::foreign::forget_own_environment(&mut command);
+        let output = command.output().map_err(|error| failed(format!("run {MKFS}: {error} (is it installed?)")))?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr);
+            let words: String = words.trim().replace('\n', "; ").chars().take(MAX_WORDS).collect();
+            return Err(failed(format!("{MKFS}: {}: {words}", output.status)));
+        }
+        Ok(image)
+    }
+
+    /// Plugs a file in and has it mounted; where.
+    fn plug(&self, client: &mut Client, file: &Path, record: &mut Record) -> Result<String, Failure> {
+        let serial = disk::plug(&self.folder, file, true)?;
+        record.disks.push(serial.clone());
+        record.write(&self.bundle)?;
+        let request = GuestMountRequest { serial, filesystem: EROFS.into() };
+        let mounted: GuestMountResponse = client.call_of(service::GUEST, method::MOUNT, &request, Some(SHORT))?;
+        Ok(mounted.path)
+    }
+
+    fn exec(
+        &self,
+        id: &str,
+        exec: &str,
+        process: &[u8],
+        names: &Names,
+        ends: &ProcessEnds,
+    ) -> Result<Vec<u8>, Failure> {
+        let spec = adapted(id, process, spec::adapt_process)?;
+        let exec = Exec { id, exec, spec, terminal: names.terminal, streams: pump::names_there(names) };
+        let name = exec.exec;
+        let pid = self.start_exec(exec, || greet(ends, id, name))?;
+        Ok(Created { pid: pid as i32, ..Created::default() }.encode())
+    }
+
+    /// Waits for a process to end and brings here what tells of its end. The guest forgets an exec by that.
+    fn wait(&self, id: &str, exec: &str, oom_file: &str) -> Result<Vec<u8>, Failure> {
+        // This may take as long as the pod lives.
+        sys::forget_own_text();
+        let mut attempt = 0;
+        let ended = loop {
+            let began = Instant::now();
+            match self.wait_for_end(id, exec) {
+                Err(failure) if failure.code == Code::Unavailable && attempt < ATTEMPTS => {
+                    attempt = if began.elapsed() > CONNECTED { 0 } else { attempt + 1 };
+                    // A machine that is lost is so for every process, and told of by its own death.
+                    self.client()?;
+                    std::thread::sleep(PAUSE);
+                }
+                ended => break ended?,
+            }
+        };
+        if exec.is_empty() {
+            if let Err(failure) = self.note_oom(id, oom_file) {
+                eprintln!("what {id} counted of its memory: {}", failure.message);
+            }
+            for message in Record::read(&self.bundle).messages {
+                if let Err(failure) = self.client().and_then(|mut client| volume::fetch(&mut client, &message)) {
+                    eprintln!("the last words of {id}: {}", failure.message);
+                }
+            }
+        } else {
+            // One that cannot be forgotten now is with its container.
+            let _ = self.delete(id, exec);
+        }
+        Ok(ended.encode_to_vec())
+    }
+
+    /// Keeps what the guest's kernel has counted, in a form that all who count know.
+    fn note_oom(&self, id: &str, oom_file: &str) -> Result<(), Failure> {
+        let stats = self.answer::<task::StatsResponse>(method::STATS, &task::StatsRequest { id: id.to_owned() })?;
+        let stats = task::StatsResponse::decode(stats.as_slice()).ok().and_then(|answer| answer.stats);
+        let kills = stats.map_or(0, |stats| oom_kills(&stats));
+        if kills > 0 {
+            let written = fs::write(oom_file, format!("oom_kill {kills}\n"));
+            written.map_err(|error| Code::Unknown.failure(format!("write {oom_file}: {error}")))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a container that has ended. What was in a machine that is no more needs nothing.
+    fn delete_container(&self, id: &str) -> Result<(), Failure> {
+        let done = self.delete(id, "").and_then(|()| self.let_go(id));
+        let gone = self.client().is_err_and(|failure| failure.code == Code::Unavailable);
+        let done = if gone { Ok(()) } else { done };
+        if done.is_ok() {
+            let _ = fs::remove_file(self.bundle.join(IMAGE));
+            let _ = fs::remove_file(self.bundle.join(RECORD));
+        }
+        done
+    }
+
+    /// Lets go of what a container had in the guest.
+    fn let_go(&self, id: &str) -> Result<(), Failure> {
+        let mut client = self.client()?;
+        volume::forget(&mut client, &volume::bundle_name(id))?;
+        let mut record = Record::read(&self.bundle);
+        if record.disks.is_empty() {
+            return Ok(());
+        }
+        let path = self.folder.join(LOCK);
+        let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let lock = lock.and_then(|file| Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error.into()));
+        let _lock = lock.map_err(|error| Code::Unknown.failure(format!("lock {}: {error}", path.display())))?;
+        while let Some(serial) = record.disks.last().cloned() {
+            if disk::users(&self.folder, &serial)? == 1 {
+                let request = GuestUnmountRequest { serial: serial.clone() };
+                let _: GuestUnmountResponse = client.call_of(service::GUEST, method::UNMOUNT, &request, Some(SHORT))?;
+            }
+            disk::unplug(&self.folder, &serial)?;
+            record.disks.pop();
+            record.write(&self.bundle)?;
+        }
+        Ok(())
+    }
+
+    /// Where the count of a container's OOM kills is kept when it has ended.
+    fn oom_note(&self) -> PathBuf {
+        self.bundle.join("oom-kills")
+    }
+}
+
+fn refused(id: &str, why: String) -> Failure {
+    Code::InvalidArgument.failure(format!("container {id}: {why}"))
+}
+
+/// A JSON document of a request, after that.
+fn adapted(id: &str, text: &[u8], by: fn(&mut Value) -> Result<(), String>) -> Result<Vec<u8>, Failure> {
+    let mut value: Value = serde_json::from_slice(text).map_err(|error| refused(id, error.to_string()))?;
+    by(&mut value).map_err(|why| refused(id, why))?;
+    Ok(value.to_string().into_bytes())
+}
+
+fn greet(ends: &ProcessEnds, id: &str, exec: &str) -> Result<(), Failure> {
+    let stream = ends.attach.as_ref().ok_or_else(|| not_needed(id))?;
+    pump::greet(stream, id, exec)
+}
+
+/// A root that can be written to over one that cannot.
+fn overlay(lower: &str, bundle: &str) -> Mount {
+    let options = vec![
+        format!("lowerdir={lower}"),
+        format!("upperdir={bundle}/upper"),
+        format!("workdir={bundle}/work"),
+        "index=off".to_owned(),
+    ];
+    Mount { r#type: "overlay".into(), source: "overlay".into(), options, ..Default::default() }
+}
+
+/// The folder that config.json names.
+fn root_of(bundle: &Path) -> Result<PathBuf, Failure> {
+    let path = bundle.join("config.json");
+    let failed = |error: io::Error| Code::InvalidArgument.failure(format!("read {}: {error}", path.display()));
+    let config: Value = serde_json::from_slice(&fs::read(&path).map_err(failed)?).map_err(|e| failed(e.into()))?;
+    Ok(bundle.join(config["root"]["path"].as_str().unwrap_or("rootfs")))
+}
+
+/// Of either version's statistics.
+fn oom_kills(stats: &coracle_proto::Any) -> u64 {
+    if let Some(Ok(metrics)) = any::unpack::<v2::Metrics>(stats) {
+        return metrics.memory_events.map_or(0, |events| events.oom_kill);
+    }
+    match any::unpack::<v1::Metrics>(stats) {
+        Some(Ok(metrics)) => metrics.memory_oom_control.map_or(0, |control| control.oom_kill),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kills_are_counted_in_the_statistics_of_both_versions() {
+        let events = Some(v2::MemoryEvents { oom_kill: 2, ..Default::default() });
+        let two = any::pack(&v2::Metrics { memory_events: events, ..Default::default() });
+        let control = Some(v1::MemoryOomControl { oom_kill: 1, ..Default::default() });
+        let one = any::pack(&v1::Metrics { memory_oom_control: control, ..Default::default() });
+        assert_eq!((oom_kills(&two), oom_kills(&one)), (2, 1));
+        assert_eq!(oom_kills(&coracle_proto::Any { type_url: "x".into(), value: vec![1] }), 0);
+    }
+
+    #[test]
+    fn what_a_container_has_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Record::read(dir.path()).disks.is_empty());
+        Record { messages: vec!["/m".into()], disks: vec!["disk-1".into()] }.write(dir.path()).unwrap();
+        let record = Record::read(dir.path());
+        assert_eq!((record.messages, record.disks), (vec![PathBuf::from("/m")], vec!["disk-1".to_owned()]));
+    }
+
+    #[test]
+    fn refusals_name_the_container() {
+        let failure = adapted("web", br#"{"rdma":{"x":{"hcaHandles":1}}}"#, spec::adapt_resources).unwrap_err();
+        assert_eq!(failure.message, "container web: RDMA (not in a virtual machine)");
+        assert!(adapted("web", b"{", spec::adapt_process).is_err());
+    }
+}
