@@ -241,6 +241,12 @@ impl Link {
         *self = Link::new(self.role, phase);
     }
 
+    /// Whether nothing was opened yet that could be lost. A host that connects is announced beside its bytes: what a guest
+    /// reads before the announcement, and begins to answer, is of the host that comes and not of the one that went.
+    pub fn is_fresh(&self) -> bool {
+        self.last == 0
+    }
+
     /// Has the host begin a session. The nonce is a random number that no guest can know.
     pub fn restart(&mut self, nonce: u128) {
         self.lost();

@@ -72,7 +72,7 @@ enum Attempt {
 }
 
 pub(super) struct Guest {
-    end: End,
+    pub(super) end: End,
     folder: PathBuf,
     dialing: BTreeMap<u32, Dialing>,
 }
@@ -87,8 +87,7 @@ impl Guest {
             match self.turn(&mut port) {
                 Ok(true) => {}
                 Ok(false) => {
-                    self.end.link.lost();
-                    cut_off(&mut self.end, &mut self.dialing);
+                    self.host_left();
                     if let Err(error) = wait_for_host(&port) {
                         return error;
                     }
@@ -96,6 +95,13 @@ impl Guest {
                 Err(error) => return error,
             }
         }
+    }
+
+    pub(super) fn host_left(&mut self) {
+        if !self.end.link.is_fresh() {
+            self.end.link.lost();
+        }
+        cut_off(&mut self.end, &mut self.dialing);
     }
 
     /// Once around. False: the host has left.
@@ -130,7 +136,9 @@ impl Guest {
             Event::Closed(id) if dialing.remove(&id).is_some() => end.link.close(id),
             Event::Closed(id) => end.pass_on(id),
             Event::Down(why) => {
-                eprintln!("the link: {why}");
+                if !(end.locals.is_empty() && dialing.is_empty()) {
+                    eprintln!("the link: {why}");
+                }
                 cut_off(end, dialing);
             }
             Event::Up | Event::Opened(_) | Event::Refused(..) => {}

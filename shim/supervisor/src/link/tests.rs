@@ -4,7 +4,7 @@
 use super::guest::Guest;
 use super::host::{AGENT_SOCKET, Host, Listeners, start_host};
 use crate::sys;
-use coracle_proto::link::{FILL, MAGIC};
+use coracle_proto::link::{Event, FILL, Link, MAGIC};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, geteuid};
 use std::fs::{self, File};
@@ -267,6 +267,27 @@ fn when_the_guest_leaves_its_clients_see_the_end() {
     rig.guest.shutdown(Shutdown::Both).unwrap();
     assert_eq!(rest_of(&mut client), b"");
     rig.threads.drain(..).for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn a_beginning_that_is_read_before_the_host_is_announced_is_answered() {
+    let rig = Rig::new();
+    let mut guest = Guest::new(&rig.path("guest"));
+    let mut port = File::from(OwnedFd::from(rig.guest.try_clone().unwrap()));
+    let mut host = Link::host();
+    host.restart(1);
+    (&mut rig.port.as_ref().unwrap()).write_all(host.output()).unwrap();
+    // What a port shows to who reads on: the beginning is there, nobody at the other end.
+    rig.guest.shutdown(Shutdown::Read).unwrap();
+    while guest.turn(&mut port).unwrap() {}
+    guest.host_left();
+    while !guest.end.link.output().is_empty() {
+        guest.end.write_port(&mut port).unwrap();
+    }
+    let mut answer = vec![0; FILL + 32];
+    rig.port.as_ref().unwrap().set_nonblocking(false).unwrap();
+    (&mut rig.port.as_ref().unwrap()).read_exact(&mut answer).unwrap();
+    assert_eq!(host.receive(&mut &answer[..]), Some(Event::Up));
 }
 
 /// Reads the beginning of a session, as a guest that then does what it likes.
