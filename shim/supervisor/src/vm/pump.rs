@@ -83,7 +83,9 @@ pub fn open(names: &Names, owner: IoOwner, folder: &Path) -> Result<(ProcessEnds
 pub fn connect_now(folder: &Path) -> io::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    connect(socket.as_raw_fd(), &UnixAddr::new(&folder.join(SOCKET))?)?;
+    // However long the folder's path is.
+    let folder = File::open(folder)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(&super::by_descriptor(&folder, SOCKET))?)?;
     Ok(socket.into())
 }
 
