@@ -57,6 +57,7 @@ mod task;
 mod tasks;
 mod tender;
 mod vm;
+mod waits;
 mod worker;
 
 use arguments::{Action, Arguments};

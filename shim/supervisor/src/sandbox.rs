@@ -101,7 +101,7 @@ pub struct Sandbox {
     ending: bool,
     releasing: bool,
     released: bool,
-    waiters: Vec<Call>,
+    pub(crate) waiters: Vec<Call>,
     stop_calls: Vec<Call>,
     end_calls: Vec<Call>,
 }

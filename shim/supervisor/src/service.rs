@@ -84,6 +84,7 @@ impl Supervisor {
             1 => handler(&request).and_then(|handler| handler(self, call, &request.payload)),
             _ => Err(Code::InvalidArgument.failure(format!("stream {} is not a client's: it is even", call.stream))),
         };
+        self.deadlines.note(call, &request, &outcome);
         match outcome {
             Ok(None) => {}
             Ok(Some(answer)) => self.answer(call, Ok(answer)),

@@ -19,6 +19,7 @@ use crate::sys;
 use crate::task::State;
 use crate::vm::pump::Pumps;
 use crate::vm::volume::Watches;
+use crate::waits::Deadlines;
 use crate::worker::{Body, Worker};
 use anyhow::{Context, Result};
 use coracle_proto::events::TaskCreate;
@@ -154,6 +155,8 @@ pub struct Supervisor {
     pub(crate) publisher: Option<Publisher>,
     /// It is the init of a virtual machine.
     pub(crate) guest: Option<Guest>,
+    /// Until when calls wait.
+    pub(crate) deadlines: Deadlines,
     idle: bool,
 }
 
@@ -187,6 +190,7 @@ impl Supervisor {
             finished: false,
             publisher: None,
             guest: None,
+            deadlines: Deadlines::default(),
             idle: false,
         })
     }
@@ -212,6 +216,7 @@ impl Supervisor {
             }
             self.sandbox.tick_tender();
             self.tick_link();
+            self.end_waits();
             self.settle();
         }
         Ok(())
@@ -230,8 +235,10 @@ impl Supervisor {
         let tender = self.sandbox.tender_due().map(|at| at.saturating_duration_since(Instant::now()));
         let link = self.link_due().map(|at| at.saturating_duration_since(Instant::now()));
         let guest = self.guest_due().map(|at| at.saturating_duration_since(Instant::now()));
+        let waits = self.deadlines.next().map(|at| at.saturating_duration_since(Instant::now()));
         let idle = (!self.idle).then_some(IDLE_AFTER);
-        deadline.into_iter().chain(publisher).chain(tender).chain(link).chain(guest).chain(idle).min()
+        let due = deadline.into_iter().chain(publisher).chain(tender).chain(link).chain(guest).chain(waits);
+        due.chain(idle).min()
     }
 
     fn handle(&mut self, event: Ready) {
@@ -304,6 +311,7 @@ impl Supervisor {
 
     /// Sends an answer, if the client is still there.
     pub(crate) fn answer(&mut self, call: Call, result: Result<Vec<u8>, Failure>) {
+        self.deadlines.forget(call);
         let Some(connection) = self.connections.get_mut(call.connection) else { return };
         let answer = encode_response(call.stream, result.map_err(Into::into)).or_else(|error| {
             let failure = Code::ResourceExhausted.failure(error.to_string());
