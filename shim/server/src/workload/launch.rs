@@ -115,12 +115,12 @@ pub async fn start(app: &App, engine: &Engine, kept: Kept) -> Result<Option<Star
     }
     let sandbox = engine.run_sandbox(config).await?.id;
     let folder = Folder::of(engine.paths(), &sandbox);
-    // Tended by us from before the first container: its end must not call for another.
+    // Tended by us from before it can be found, and before the first container: its supervisor must not call for another.
+    let tender = Tender::take(app, engine, &sandbox, kept.clone())?;
+    let mut tender = tender.context("another process tends the new pod")?;
     folder.write_pod(&kept)?;
     // Its name server answers before its first container asks.
     service::refresh(engine).await?;
-    let tender = Tender::take(app, engine, &sandbox, kept.clone())?;
-    let mut tender = tender.context("another process tends the new pod")?;
     tender.first_start(&mut Unwatched).await?;
     let found = Found { sandbox, folder, kept: Some(kept.clone()) };
     Ok(Some(Started { found, kept, tender }))
