@@ -152,7 +152,7 @@ fn memory_volumes_and_last_words_are_told_and_what_is_the_machines_is_refused() 
         edit: Some(Box::new(|config| config["linux"]["resources"] = json!({ "memory": { "limit": 16 << 20 } }))),
         ..Wish::default()
     };
-    pod.run_with("oom", &["sh", "-c", "x=$(head -c 100000000 /dev/zero | tr '\\0' x)"], &limit);
+    pod.run_with("oom", &["busybox", "dd", "bs=64M", "count=1", "if=/dev/zero", "of=/dev/null"], &limit);
     assert_ne!(pod.wait("oom", ""), 0);
     let exit: Value = serde_json::from_slice(&fs::read(pod.bundle("oom").join("exit.json")).unwrap()).unwrap();
     assert_eq!(exit["oom_killed"], json!(true), "{exit}");

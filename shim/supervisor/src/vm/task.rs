@@ -15,6 +15,7 @@
 use super::pump;
 use super::spec::{self, Kind};
 use super::{disk, volume};
+use crate::exits;
 use crate::failure::{Fail, Failure};
 use crate::oci::{Act, not_needed};
 use crate::ops::{self, Created};
@@ -25,7 +26,7 @@ use crate::sys;
 use coracle_proto::coracle::{GuestMountRequest, GuestMountResponse, GuestUnmountRequest, GuestUnmountResponse};
 use coracle_proto::ttrpc::{Code, method, service};
 use coracle_proto::types::Mount;
-use coracle_proto::{Message, any, cgroups_v1 as v1, cgroups_v2 as v2, runc, task};
+use coracle_proto::{Message, any, runc, task};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -48,6 +49,8 @@ const EROFS: &str = "erofs";
 const MAX_WORDS: usize = 500;
 /// A configuration is at most this long: one message.
 const MAX_CONFIG: u64 = 3 << 20;
+/// The guest's exit.json is a line.
+const MAX_EXIT: u64 = 4 << 10;
 /// One worker at a time lets go of disks.
 const LOCK: &str = "unplug.lock";
 /// A link that breaks is there again after a moment; what waits for an end asks again, this often without a rest.
@@ -70,6 +73,13 @@ pub struct Guest {
     pub(super) pids: Vec<i32>,
     /// The first process of the pod's PID namespace there.
     pub(super) init: Option<i32>,
+}
+
+/// What matters of the guest's exit.json.
+#[derive(Deserialize)]
+struct End {
+    #[serde(default)]
+    oom_killed: bool,
 }
 
 /// `vm.json`.
@@ -301,7 +311,7 @@ impl Guest {
                 eprintln!("what {id} counted of its memory: {}", failure.message);
             }
             for message in Record::read(&self.bundle).messages {
-                if let Err(failure) = self.client().and_then(|mut client| volume::fetch(&mut client, &message)) {
+                if let Err(failure) = self.client().and_then(|mut client| volume::fetch_back(&mut client, &message)) {
                     eprintln!("the last words of {id}: {}", failure.message);
                 }
             }
@@ -312,13 +322,13 @@ impl Guest {
         Ok(ended.encode_to_vec())
     }
 
-    /// Keeps what the guest's kernel has counted, in a form that all who count know.
+    /// Keeps what the guest's supervisor has written of the end, in a form that all who count kills know.
     fn note_oom(&self, id: &str, oom_file: &str) -> Result<(), Failure> {
-        let stats = self.answer::<task::StatsResponse>(method::STATS, &task::StatsRequest { id: id.to_owned() })?;
-        let stats = task::StatsResponse::decode(stats.as_slice()).ok().and_then(|answer| answer.stats);
-        let kills = stats.map_or(0, |stats| oom_kills(&stats));
-        if kills > 0 {
-            let written = fs::write(oom_file, format!("oom_kill {kills}\n"));
+        let bundle = volume::bundle_name(id);
+        let record = volume::fetch(&mut self.client()?, &bundle, exits::FILE, MAX_EXIT)?;
+        let record: End = serde_json::from_slice(&record).map_err(|error| refused(id, error.to_string()))?;
+        if record.oom_killed {
+            let written = fs::write(oom_file, "oom_kill 1\n");
             written.map_err(|error| Code::Unknown.failure(format!("write {oom_file}: {error}")))?;
         }
         Ok(())
@@ -401,30 +411,9 @@ fn root_of(bundle: &Path) -> Result<PathBuf, Failure> {
     Ok(bundle.join(config["root"]["path"].as_str().unwrap_or("rootfs")))
 }
 
-/// Of either version's statistics.
-fn oom_kills(stats: &coracle_proto::Any) -> u64 {
-    if let Some(Ok(metrics)) = any::unpack::<v2::Metrics>(stats) {
-        return metrics.memory_events.map_or(0, |events| events.oom_kill);
-    }
-    match any::unpack::<v1::Metrics>(stats) {
-        Some(Ok(metrics)) => metrics.memory_oom_control.map_or(0, |control| control.oom_kill),
-        _ => 0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn kills_are_counted_in_the_statistics_of_both_versions() {
-        let events = Some(v2::MemoryEvents { oom_kill: 2, ..Default::default() });
-        let two = any::pack(&v2::Metrics { memory_events: events, ..Default::default() });
-        let control = Some(v1::MemoryOomControl { oom_kill: 1, ..Default::default() });
-        let one = any::pack(&v1::Metrics { memory_oom_control: control, ..Default::default() });
-        assert_eq!((oom_kills(&two), oom_kills(&one)), (2, 1));
-        assert_eq!(oom_kills(&coracle_proto::Any { type_url: "x".into(), value: vec![1] }), 0);
-    }
 
     #[test]
     fn what_a_container_has_is_remembered() {

@@ -120,14 +120,20 @@ pub fn forget(client: &mut Client, volume: &str) -> Result<(), Failure> {
     put(client, volume, Vec::new(), true).map(drop)
 }
 
+/// The end of a file of a volume.
+pub fn fetch(client: &mut Client, volume: &str, path: &str, max_bytes: u64) -> Result<Vec<u8>, Failure> {
+    let request = GuestFetchRequest { volume: volume.to_owned(), path: path.to_owned(), max_bytes };
+    let mut answer: GuestFetchResponse = client.call_of(service::GUEST, method::FETCH, &request, Some(SHORT))?;
+    answer.content.truncate(max_bytes as usize);
+    Ok(answer.content)
+}
+
 /// Brings the last words of a container from the guest into their file here.
-pub fn fetch(client: &mut Client, source: &Path) -> Result<(), Failure> {
-    let request = GuestFetchRequest { volume: name(source), path: FILE.to_owned(), max_bytes: MAX_MESSAGE };
-    let answer: GuestFetchResponse = client.call_of(service::GUEST, method::FETCH, &request, Some(SHORT))?;
-    let content = &answer.content[..answer.content.len().min(MAX_MESSAGE as usize)];
+pub fn fetch_back(client: &mut Client, source: &Path) -> Result<(), Failure> {
+    let content = fetch(client, &name(source), FILE, MAX_MESSAGE)?;
     let write = || -> io::Result<()> {
         use std::io::Write;
-        OpenOptions::new().write(true).truncate(true).custom_flags(O_NOFOLLOW).open(source)?.write_all(content)
+        OpenOptions::new().write(true).truncate(true).custom_flags(O_NOFOLLOW).open(source)?.write_all(&content)
     };
     write().map_err(|error| failed("write", source, error))
 }
