@@ -1,7 +1,7 @@
 //! Benchmarks against the programs that people use today, on the same machine, in the same run.
 //!
 //! `oci`: coracle-oci and other OCI runtimes. `pull`: pulling an image. `pod`: a pod's life and memory.
-//! `cri`: the same through the CRI. `shim`: a container of containerd.
+//! `cri`: the same through the CRI. `shim`: a container of containerd. `vm`: pods in virtual machines, one kernel beside another.
 //! Contestants take turns, so that what else the machine does meets them alike; medians are compared. `scripts/bench` builds and runs it.
 
 mod bundle;
@@ -12,6 +12,7 @@ mod pull;
 mod series;
 mod shim;
 mod sys;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -35,6 +36,8 @@ enum What {
     Cri(cri::Options),
     /// A container of containerd, and the memory behind it: our supervisor, containerd-shim-runc-v2.
     Shim(shim::Options),
+    /// Pods in virtual machines: boot, exec, memory, and whether all boots succeed.
+    Vm(vm::Options),
 }
 
 fn main() -> Result<()> {
@@ -44,5 +47,6 @@ fn main() -> Result<()> {
         What::Pod(options) => pod::run(&options),
         What::Cri(options) => cri::run(&options),
         What::Shim(options) => shim::run(&options),
+        What::Vm(options) => vm::run(&options),
     }
 }
