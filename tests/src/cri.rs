@@ -23,7 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::containerd::{self, Containerd};
 pub use crate::machine::IMAGE;
-use crate::machine::{Machine, until};
+use crate::machine::{Machine, patience, until};
 
 /// The independent client of the runtime service.
 pub type Runtime = RuntimeServiceClient<Channel>;
@@ -67,7 +67,7 @@ impl Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { config: String::new(), env: Vec::new(), deadline: TEST_DEADLINE, containerd: None }
+        Options { config: String::new(), env: Vec::new(), deadline: patience(TEST_DEADLINE), containerd: None }
     }
 }
 
@@ -129,7 +129,7 @@ fn containerd_on(machine: &Machine, handler: String) -> Containerd {
 /// When they do not become so.
 pub async fn ready(containerd: &Containerd) -> Channel {
     containerd.launch();
-    let deadline = Instant::now() + START_DEADLINE;
+    let deadline = Instant::now() + patience(START_DEADLINE);
     let socket = format!("unix://{}", containerd.path("c.sock").display());
     let channel = Endpoint::try_from(socket).expect("the socket's URI").connect().await.expect("connect to containerd");
     let mut runtime = RuntimeServiceClient::new(channel.clone());
@@ -187,7 +187,7 @@ impl Node {
         command.stdout(log.try_clone().expect("a second descriptor")).stderr(log);
         self.server = Some(self.machine.run(|| command.spawn()).expect("start coracle serve"));
         self.channel = None;
-        let deadline = Instant::now() + START_DEADLINE;
+        let deadline = Instant::now() + patience(START_DEADLINE);
         loop {
             if let Ok(channel) = self.endpoint().connect().await {
                 let mut runtime = RuntimeServiceClient::new(channel.clone());
@@ -273,7 +273,7 @@ impl Node {
             return containerd.stop(Signal::SIGTERM);
         }
         self.signal(Signal::SIGTERM);
-        let status = self.ended(STOP_DEADLINE).await;
+        let status = self.ended(patience(STOP_DEADLINE)).await;
         assert!(status.success(), "the server ended with {status}: {}", self.server_log());
     }
 
@@ -292,7 +292,7 @@ impl Node {
     /// # Panics
     /// When it ends in another way.
     pub async fn killed(&mut self) {
-        let status = self.ended(STOP_DEADLINE).await;
+        let status = self.ended(patience(STOP_DEADLINE)).await;
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}: {}", self.server_log());
     }
 
@@ -484,7 +484,7 @@ impl Node {
     /// # Panics
     /// When the server refuses, or it does not end.
     pub async fn exited(&self, id: &str) -> v1::ContainerStatus {
-        let deadline = Instant::now() + START_DEADLINE;
+        let deadline = Instant::now() + patience(START_DEADLINE);
         loop {
             let status = self.container_status(id).await.expect("status of a container");
             if status.state() == v1::ContainerState::ContainerExited {

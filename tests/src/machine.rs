@@ -331,7 +331,7 @@ impl Machine {
     /// # Panics
     /// When they differ for too long: with the differences.
     pub fn assert_traces(&self, before: &BTreeSet<String>, ignore: impl Fn(&str) -> bool) {
-        let deadline = Instant::now() + SETTLE_DEADLINE;
+        let deadline = Instant::now() + patience(SETTLE_DEADLINE);
         loop {
             let now = self.traces();
             let more: Vec<_> = now.difference(before).filter(|trace| !ignore(trace)).collect();
@@ -467,12 +467,29 @@ pub fn sh(line: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// How long to wait on this machine for what takes so long at most on an ordinary one: `CORACLE_TEST_PATIENCE` times that.
+/// An emulated one is slow.
+pub fn patience(usual: Duration) -> Duration {
+    let times = std::env::var("CORACLE_TEST_PATIENCE").ok().and_then(|text| text.parse().ok());
+    usual * times.unwrap_or(1)
+}
+
+/// The tree of cgroups that counts memory, and its file of a group's limit.
+///
+/// # Panics
+/// Without any.
+pub fn memory_tree() -> (&'static Path, &'static str) {
+    let trees = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+    let found = trees.into_iter().find(|(tree, _)| fs::metadata(tree).is_ok());
+    found.map(|(tree, file)| (Path::new(tree), file)).expect("a cgroup tree")
+}
+
 /// Waits for a condition.
 ///
 /// # Panics
 /// When it does not come true: with what was waited for.
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SETTLE_DEADLINE;
+    let deadline = Instant::now() + patience(SETTLE_DEADLINE);
     while !done() {
         assert!(Instant::now() < deadline, "waited in vain for: {what}");
         std::thread::sleep(POLL);

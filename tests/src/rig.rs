@@ -11,7 +11,7 @@ use coracle_engine::{ContainerConfig, ContainerFilter, Engine, EngineConfig, Nam
 use coracle_engine::{Error, Exit, Output};
 use coracle_rootfs::{PullOptions, progress::Silent};
 
-use crate::machine::{Netns, sh};
+use crate::machine::{Netns, patience, sh};
 
 /// The image every rig has.
 pub const IMAGE: &str = "localhost/busybox:latest";
@@ -47,7 +47,7 @@ pub fn rig_with<F: AsyncFnOnce(&Rig) + Send>(config: EngineConfig, body: F) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime");
         runtime.block_on(async {
             let rig = Rig::new(dir.path(), config);
-            let result = CatchUnwind(Box::pin(tokio::time::timeout(DEADLINE, body(&rig)))).await;
+            let result = CatchUnwind(Box::pin(tokio::time::timeout(patience(DEADLINE), body(&rig)))).await;
             rig.clean_up().await;
             match result {
                 Ok(in_time) => in_time.expect("the test took too long"),

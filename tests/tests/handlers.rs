@@ -10,6 +10,7 @@ use coracle_engine::{
     ContainerState, EngineConfig, ExecConfig, Handlers, IdMapping, Mount, NamespaceMode, Resources, SandboxConfig,
     SandboxState, Security, UserNamespace,
 };
+use coracle_tests::machine::memory_tree;
 use coracle_tests::rig::{Rig, containers, drain, rig_with, script};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -206,8 +207,9 @@ async fn is_limited_measured_paused_and_killed_for_its_memory(rig: &Rig, handler
     ready(rig, &id).await;
     let limit = Resources { memory: Some(64 << 20), memory_swap: Some(64 << 20), ..Default::default() };
     rig.engine.update_container(&id, &limit).await.unwrap();
-    let group = format!("/sys/fs/cgroup/memory{}/pod{}/{id}", rig.engine.config().cgroup_parent, pod.id);
-    let text = std::fs::read_to_string(format!("{group}/memory.limit_in_bytes")).unwrap();
+    let (tree, file) = memory_tree();
+    let group = format!("{}{}/pod{}/{id}", tree.display(), rig.engine.config().cgroup_parent, pod.id);
+    let text = std::fs::read_to_string(format!("{group}/{file}")).unwrap();
     assert_eq!(text.trim(), (64 << 20).to_string());
     let stats = rig.engine.container_stats(&id).await.unwrap();
     let used = stats.group.unwrap().memory.unwrap().usage;
@@ -289,7 +291,8 @@ fn shim_socket(rig: &Rig, pod: &str) -> Option<PathBuf> {
 
 /// The processes of a pod's cgroup for the shim.
 fn shim_pids(rig: &Rig, pod: &str) -> Vec<i32> {
-    let group = format!("/sys/fs/cgroup/memory{}/pod{pod}/shim/cgroup.procs", rig.engine.config().cgroup_parent);
+    let tree = memory_tree().0.display();
+    let group = format!("{tree}{}/pod{pod}/shim/cgroup.procs", rig.engine.config().cgroup_parent);
     std::fs::read_to_string(group).unwrap().lines().map(|pid| pid.parse().unwrap()).collect()
 }
 

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use coracle_tests::machine::{Machine, until};
+use coracle_tests::machine::{Machine, memory_tree, until};
 
 /// A pod with one container that runs a script, and these further fields of the container and of the spec.
 fn pod(machine: &Machine, name: &str, script: &str, container: &str, spec: &str) -> String {
@@ -16,8 +16,8 @@ const LONG: &str = "cat /proc/self/oom_score_adj; exec sleep 1000";
 /// The cgroup of the machine's only pod in the tree that counts memory.
 fn cgroup(machine: &Machine) -> PathBuf {
     let id = machine.pods().into_iter().next().expect("a pod");
-    let tree = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].into_iter().find(|tree| fs::metadata(tree).is_ok());
-    let found = machine.sh(&format!("find {} -maxdepth 4 -name pod{id}", tree.expect("a cgroup tree")));
+    let tree = memory_tree().0.display();
+    let found = machine.sh(&format!("find {tree} -maxdepth 4 -name pod{id}"));
     PathBuf::from(found.trim())
 }
 
