@@ -124,6 +124,8 @@ pub enum Job {
     PodCgroup { call: Call },
     /// The pod's virtual machine is being told its network, for those who have asked.
     ConnectNetwork,
+    /// The pod's virtual machine is being made from its template.
+    RestoreVm,
     /// A process of a shim runs: waits for its end.
     Wait { container: String, exec: String },
     /// The way to a process in the virtual machine is being made again.

@@ -558,6 +558,7 @@ impl Supervisor {
             Job::Quiet => {}
             Job::PodCgroup { call } => self.pod_cgroup_done(call, result),
             Job::ConnectNetwork => self.network_connected(result),
+            Job::RestoreVm => self.vm_restored(result),
             Job::Release => self.release_done(result),
         }
     }

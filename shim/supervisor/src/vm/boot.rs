@@ -7,10 +7,10 @@
 //! the users of systems (systemd's table of them) leave alone. Neither can signal or trace another pod's, nor each other.
 
 use super::check;
-use super::jail::Jail;
-use super::probe;
-use super::vmm::{Accelerator, Descriptors, INITRD, KERNEL, Spec, vmm};
+use super::jail::{Jail, Memory};
+use super::vmm::{Accelerator, Descriptors, INITRD, KERNEL, MEMORY, Spec, vmm};
 use super::{CGROUP, ROOT};
+use super::{probe, template};
 use crate::failure::{Fail, Failure};
 use crate::sys;
 use coracle_proto::coracle::VmOptions;
@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ const MIN_MEMORY: u64 = 64 << 20;
 const MAX_CPUS: u32 = 255;
 /// Threads of the monitor: one each processor, and its own for input and output.
 const MAX_THREADS: i64 = 1024;
+/// This program, which is the guest's init.
+const PROGRAM: &str = "/proc/self/exe";
 /// How long the time-stamp counter is watched, and where its frequency is kept.
 const TSC_WATCH: Duration = Duration::from_millis(50);
 const TSC: &str = "tsc-khz";
@@ -68,6 +70,8 @@ pub struct Plan {
     pub initrd: PathBuf,
     /// The monitor's cgroup.
     pub cgroup: Option<CgroupState>,
+    /// What it is a copy of.
+    pub template: Option<PathBuf>,
 }
 
 fn invalid(text: String) -> Failure {
@@ -78,12 +82,40 @@ fn invalid(text: String) -> Failure {
 pub fn prepare(options: &VmOptions, folder: &Path, cgroup: &str) -> Result<Plan, Failure> {
     check_options(options)?;
     check::check(options)?;
-    let initrd = super::initrd::make(Path::new(&options.modules), &check::common()?)?;
-    let accelerator = accelerator(options, &initrd)?;
+    let initrd = initrd(options)?;
+    let mut spec = spec(options, accelerator(options, &initrd)?);
+    let mut template = None;
+    if !options.template_folder.is_empty() {
+        template = Some(template::get(options, &spec, &initrd)?);
+        (spec.memory_file, spec.incoming) = (true, true);
+    }
     let failed = |error: io::Error| Code::Unknown.failure(format!("make {}: {error}", folder.display()));
     make_folder(folder).map_err(failed)?;
     let cgroup = if cgroup.is_empty() { None } else { Some(make_cgroup(options, folder, cgroup)?) };
-    Ok(Plan { spec: spec(options, accelerator), initrd, cgroup })
+    Ok(Plan { spec, initrd, cgroup, template })
+}
+
+/// The initial root filesystem of guests with these modules. It is looked for by the files that it is made of.
+pub fn initrd(options: &VmOptions) -> Result<PathBuf, Failure> {
+    let common = check::common()?;
+    let modules = Path::new(&options.modules);
+    let mut name = check::identity(Path::new(PROGRAM))?;
+    if !options.modules.is_empty() {
+        name += &format!("-{}", check::identity(modules)?);
+    }
+    let known = common.join(format!("initrd-of-{name}"));
+    if let Ok(path) = fs::read_link(&known)
+        && path.exists()
+    {
+        return Ok(path);
+    }
+    let made = super::initrd::make(modules, &common)?;
+    // A program in memory alone is never met again.
+    if fs::metadata(PROGRAM).is_ok_and(|meta| meta.nlink() > 0) {
+        let _ = fs::remove_file(&known);
+        let _ = symlink(&made, &known);
+    }
+    Ok(made)
 }
 
 fn check_options(options: &VmOptions) -> Result<(), Failure> {
@@ -98,6 +130,11 @@ fn check_options(options: &VmOptions) -> Result<(), Failure> {
             format!("vm: {} bytes of memory are too few for a kernel: {MIN_MEMORY} at least", options.memory_bytes);
         return Err(invalid(text));
     }
+    if !options.template_folder.is_empty() && !options.host_paths.is_empty() {
+        return Err(invalid(
+            "vm: template_folder and host_paths exclude each other: a copy cannot share folders".into(),
+        ));
+    }
     if options.cpus > MAX_CPUS {
         return Err(invalid(format!("vm: {} processors: at most {MAX_CPUS}", options.cpus)));
     }
@@ -110,6 +147,8 @@ fn spec(options: &VmOptions, accelerator: Accelerator) -> Spec {
         memory_bytes: options.memory_bytes,
         cpus: options.cpus.max(1),
         kernel_arguments: options.kernel_arguments.clone(),
+        memory_file: false,
+        incoming: false,
     }
 }
 
@@ -206,6 +245,9 @@ pub struct Launch<'a> {
 pub fn launch(launch: &Launch<'_>) -> io::Result<i32> {
     let Launch { plan, folder, descriptors, .. } = launch;
     let files = [(launch.kernel.into(), KERNEL.to_owned()), (plan.initrd.clone(), INITRD.to_owned())];
+    let content = plan.template.as_deref().map(template::memory).transpose()?;
+    let bytes = plan.spec.memory_bytes >> 20 << 20;
+    let memory = Memory { name: Path::new(MEMORY), bytes, content: content.as_ref() };
     let jail = Jail {
         program: Path::new(launch.program),
         arguments: &vmm().arguments(&plan.spec, descriptors),
@@ -214,6 +256,7 @@ pub fn launch(launch: &Launch<'_>) -> io::Result<i32> {
         files: &files,
         keep: &descriptors.all(),
         console: launch.console,
+        memory: plan.spec.memory_file.then_some(memory),
         place: &folder.join(ROOT),
         cgroup: plan.cgroup.as_ref(),
     };
@@ -264,6 +307,10 @@ mod tests {
             (VmOptions { vmm: "qemu".into(), ..good.clone() }, "vmm \"qemu\" is not an absolute path"),
             (VmOptions { kernel: "/no/kernel".into(), ..good.clone() }, "kernel /no/kernel: No such file"),
             (VmOptions { memory_bytes: 1 << 20, ..good.clone() }, "too few"),
+            (
+                VmOptions { template_folder: "/t".into(), host_paths: vec!["/h".into()], ..good.clone() },
+                "exclude each other",
+            ),
             (VmOptions { cpus: 1000, ..good.clone() }, "1000 processors"),
         ] {
             let message = check_options(&options).unwrap_err().message;

@@ -16,6 +16,7 @@
 //! What fails before the exec is said on the console's pipe, where the program's own complaints go: whoever asks why the
 //! machine died is shown that.
 
+use super::sparse;
 use crate::sys::{self, Fork};
 use coracle_runtime::cgroup::{Cgroup, CgroupState};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -30,7 +31,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// Where programs, their libraries and their data are; what of it a machine does not have is left out, and a link stays
@@ -42,10 +43,23 @@ const LOADER_CACHE: &str = "/etc/ld.so.cache";
 const DEVICES: [&str; 2] = ["/dev/null", "/dev/urandom"];
 /// The device of hardware virtualization.
 pub const KVM: &str = "/dev/kvm";
+/// The file system of a guest's memory has room for its tables.
+const MEMORY_MARGIN: u64 = 1 << 20;
 /// The root holds names only.
 const ROOT_OPTIONS: &str = "mode=0755,size=256k,nr_inodes=256";
 /// Open files at once: a disk has two.
 const MAX_FILES: u64 = 4096;
+
+/// A file for the guest's memory, in a file system of the machine's own: it goes with it, and its pages count for the
+/// machine's cgroup.
+pub struct Memory<'a> {
+    /// Its name inside, in a folder of its own.
+    pub name: &'a Path,
+    /// Its size.
+    pub bytes: u64,
+    /// What is in it; nothing = zeros.
+    pub content: Option<&'a File>,
+}
 
 /// What the process gets.
 pub struct Jail<'a> {
@@ -63,6 +77,8 @@ pub struct Jail<'a> {
     pub keep: &'a [RawFd],
     /// Where it speaks to.
     pub console: &'a OwnedFd,
+    /// The guest's memory, if it is to be a file.
+    pub memory: Option<Memory<'a>>,
     /// An empty folder: where its root is mounted, in its own namespace.
     pub place: &'a Path,
     /// The cgroup; none = the caller's.
@@ -142,6 +158,9 @@ impl Jail<'_> {
             let bound = make_file(&inside).and_then(|()| bind(Path::new(device), &inside));
             bound.map_err(|error| format!("bring {device} into its root: {error}"))?;
         }
+        if let Some(memory) = &self.memory {
+            self.make_memory(memory).map_err(said("make the guest's memory"))?;
+        }
         if self.kvm {
             self.make_kvm().map_err(said("make its /dev/kvm"))?;
         }
@@ -175,6 +194,21 @@ impl Jail<'_> {
         let (inside, user) = (self.inside(Path::new(KVM)), Uid::from_raw(self.user));
         mknod(&inside, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, fs::metadata(KVM)?.rdev())?;
         Ok(nix::unistd::chown(&inside, Some(user), None)?)
+    }
+
+    fn make_memory(&self, memory: &Memory<'_>) -> io::Result<()> {
+        let inside = self.inside(memory.name);
+        let Some(folder) = inside.parent() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+        let options = format!("mode=0755,size={}", memory.bytes + MEMORY_MARGIN);
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("tmpfs"), folder, Some("tmpfs"), flags, Some(options.as_str()))?;
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&inside)?;
+        file.set_len(memory.bytes)?;
+        if let Some(content) = memory.content {
+            sparse::copy(content, &file)?;
+        }
+        Ok(nix::unistd::chown(&inside, Some(Uid::from_raw(self.user)), None)?)
     }
 
     fn take_descriptors(&self) -> Result<(), String> {

@@ -4,6 +4,7 @@
 //! CreateSandbox    a worker prepares (boot: cgroups, digests, KVM or not), then the main process starts
 //!                    the monitor, QEMU (vmm, qemu; in its jail), which boots while the network's plugins run
 //!                    the link, which shows the guest's sockets here
+//!                    or, with a template, it is restored (template)
 //! ConnectNetwork   a worker waits for the guest (client), tells it time, randomness, network, and makes it the pod
 //! Task.*           workers speak with the guest as with a shim; disks are plugged in (disk, qmp)
 //! StopSandbox      containers end in the guest, then the monitor is killed
@@ -36,8 +37,10 @@ pub mod probe;
 pub mod pump;
 mod qemu;
 mod qmp;
+mod sparse;
 pub mod spec;
 pub mod task;
+mod template;
 mod vmm;
 pub mod volume;
 
@@ -151,6 +154,8 @@ pub struct Vm {
     pid_ns_pid: i32,
     /// It is being ended: its death is no loss.
     ending: bool,
+    /// Why it had to be killed.
+    failure: Option<String>,
 }
 
 impl Vm {
@@ -332,13 +337,27 @@ impl Supervisor {
             stage: Stage::Booting,
             pid_ns_pid: 0,
             ending: false,
+            failure: None,
         };
         let started = vm.machine.save(&vm.folder).and_then(|()| vm.start_link());
         if started.is_err() {
             vm.kill();
         }
+        let folder = vm.folder.clone();
         self.sandbox.vm = Some(Box::new(vm));
-        started.map_err(|error| failed("its link", error))
+        started.map_err(|error| failed("its link", error))?;
+        let Some(template) = plan.template else { return Ok(()) };
+        self.work(Job::RestoreVm, &[], Box::new(move || template::restore(&folder, &template).map(|()| Vec::new())))
+    }
+
+    /// The worker that makes the machine from its template has reported.
+    pub(crate) fn vm_restored(&mut self, result: Result<Vec<u8>, Failure>) {
+        let (Err(failure), Some(vm)) = (result, &mut self.sandbox.vm) else { return };
+        if vm.lives() && !vm.ending {
+            vm.failure = Some(failure.message);
+            // Its death tells everyone.
+            let _ = sys::kill(vm.monitor, SIGKILL);
+        }
     }
 
     /// Control.ConnectNetwork
@@ -412,6 +431,7 @@ impl Supervisor {
     fn vm_ended(&mut self, exit: &Exit) {
         let Some(vm) = &mut self.sandbox.vm else { return };
         let how = match exit.signal {
+            _ if vm.failure.is_some() => vm.failure.take().unwrap_or_default(),
             Some(signal) => format!("killed by signal {signal}"),
             None => format!("exit code {}", exit.status),
         };
@@ -437,7 +457,9 @@ impl Supervisor {
         let Some(vm) = &mut self.sandbox.vm else { return false };
         let why = vm.machine.ended.clone().unwrap_or_default();
         let connected = matches!(vm.stage, Stage::Connected);
-        eprintln!("{why}");
+        if !vm.ending {
+            eprintln!("{why}");
+        }
         for (_, worker) in self.workers.iter() {
             if matches!(worker.job, Job::ConnectNetwork) {
                 worker.kill();

@@ -69,7 +69,7 @@ pub fn tell(question: &str) -> Result<()> {
             fs::metadata(path).map_err(|error| Code::NotFound.failure(format!("{path}: {error}")))?;
         }
         check::check(&options)?;
-        let initrd = super::initrd::make(Path::new(&options.modules), &check::common()?)?;
+        let initrd = boot::initrd(&options)?;
         kvm(&options, &initrd)
     };
     let why = asked().map_err(|failure| anyhow!("-vm-probe: {}", failure.message))?;
@@ -126,8 +126,10 @@ fn boot_in(options: &VmOptions, initrd: &Path, folder: &Path) -> io::Result<Opti
         memory_bytes: MEMORY,
         cpus: 1,
         kernel_arguments: options.kernel_arguments.clone(),
+        memory_file: false,
+        incoming: false,
     };
-    let plan = Plan { spec, initrd: initrd.into(), cgroup: None };
+    let plan = Plan { spec, initrd: initrd.into(), cgroup: None, template: None };
     let console: OwnedFd = File::create(folder.join(CONSOLE_LOG))?.into();
     let descriptors = Descriptors { agent: agent.as_raw_fd(), control: control.as_raw_fd(), tap: None };
     let (program, kernel) = (options.vmm.as_str(), options.kernel.as_str());

@@ -8,26 +8,36 @@
 //! | virtio-rng | random numbers |
 //! | serial port | the console, to standard output |
 //!
+//! A machine with its memory in a file can be saved and restored: what is shared is left out of its state, which is then a
+//! tenth of a megabyte, and goes through a descriptor.
+//!
 //! Under emulation some things are otherwise. QEMU 7.2's cmpxchg16b loses updates when threads compete, and Linux then
 //! dies in its allocator: the processor has none. There is no timer that Linux could calibrate the time-stamp counter
 //! by, so it is told the frequency, which is this machine's own.
 
 use super::qmp::Qmp;
-use super::vmm::{Accelerator, Descriptors, INITRD, KERNEL, Spec, Vmm};
+use super::vmm::{Accelerator, Descriptors, INITRD, KERNEL, MEMORY, Spec, Vmm};
 use crate::failure::{Fail, Failure};
 use coracle_proto::ttrpc::Code;
 use serde_json::json;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What its own filter of system calls forbids.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+const MACHINE: &str = "microvm,mem-merge=off,dump-guest-core=off";
+const MACHINE_OF_FILE: &str = "microvm,mem-merge=off,dump-guest-core=off,memory-backend=memory";
 /// For every guest. A panic ends the machine (`-no-reboot`), and nobody looks for devices that are not there.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests pci=off audit=0";
 /// The guest answers a request to give a disk back in a moment, or not at all.
 const UNPLUG_PATIENCE: Duration = Duration::from_secs(10);
+/// A machine's state is written or read in a moment, and looked for this often.
+const STATE_PATIENCE: Duration = Duration::from_secs(30);
+const STATE_PAUSE: Duration = Duration::from_millis(2);
+/// By which the monitor knows the descriptor.
+const STATE: &str = "state";
 
 /// QEMU.
 pub struct Qemu;
@@ -53,7 +63,7 @@ impl Vmm for Qemu {
         let (cpus, agent, control) =
             (spec.cpus.to_string(), listener("agent", descriptors.agent), listener("qmp", descriptors.control));
         let mut words = vec![
-            ("-machine", "microvm,mem-merge=off,dump-guest-core=off"),
+            ("-machine", if spec.memory_file { MACHINE_OF_FILE } else { MACHINE }),
             ("-accel", accelerator),
             ("-cpu", cpu),
             ("-smp", &cpus),
@@ -73,12 +83,20 @@ impl Vmm for Qemu {
             ("-global", "virtio-mmio.force-legacy=false"),
             ("-chardev", &agent),
             ("-device", "virtio-serial-device,id=serial0,max_ports=2"),
-            ("-device", "virtserialport,bus=serial0.0,chardev=agent,name=coracle"),
+            ("-device", "virtserialport,id=port0,bus=serial0.0,chardev=agent,name=coracle"),
             ("-device", "virtio-scsi-device,id=scsi0"),
             ("-object", "rng-builtin,id=random0"),
             ("-device", "virtio-rng-device,rng=random0"),
         ];
         let network = descriptors.tap.map(|fd| format!("tap,id=net0,fd={fd},vhost=off"));
+        let of_file =
+            format!("memory-backend-file,id=memory,size={memory},mem-path={MEMORY},share=on,merge=off,dump=off");
+        if spec.memory_file {
+            words.push(("-object", &of_file));
+        }
+        if spec.incoming {
+            words.push(("-incoming", "defer"));
+        }
         if let Some(network) = &network {
             words.extend([("-netdev", network.as_str()), ("-device", "virtio-net-device,netdev=net0")]);
         }
@@ -111,6 +129,32 @@ impl Vmm for Qemu {
         remove_set(&mut qmp, serial)
     }
 
+    fn save(&self, folder: &Path, state: &File) -> Result<(), Failure> {
+        let mut qmp = Qmp::connect(folder)?;
+        qmp.command("stop", json!({}))?;
+        leave_memory_out(&mut qmp)?;
+        qmp.command_with("getfd", json!({ "fdname": STATE }), state.as_fd())?;
+        qmp.command("migrate", json!({ "uri": format!("fd:{STATE}") }))?;
+        until(&mut qmp, "query-migrate", |answer| match answer["status"].as_str() {
+            Some("completed") => Some(Ok(())),
+            Some(status @ ("failed" | "cancelled")) => Some(Err(status.to_owned())),
+            _ => None,
+        })
+    }
+
+    fn restore(&self, folder: &Path, state: &File) -> Result<(), Failure> {
+        let mut qmp = Qmp::connect(folder)?;
+        leave_memory_out(&mut qmp)?;
+        qmp.command_with("getfd", json!({ "fdname": STATE }), state.as_fd())?;
+        qmp.command("migrate-incoming", json!({ "uri": format!("fd:{STATE}") }))?;
+        until(&mut qmp, "query-status", |answer| match answer["status"].as_str() {
+            Some("inmigrate") => None,
+            Some("paused" | "running" | "postmigrate") => Some(Ok(())),
+            status => Some(Err(status.unwrap_or_default().to_owned())),
+        })?;
+        qmp.command("cont", json!({})).map(drop)
+    }
+
     fn wait_for_port(&self, folder: &Path, patience: Duration) -> Result<(), Failure> {
         let mut qmp = Qmp::connect(folder)?;
         let told = |event: &serde_json::Value| match event["event"].as_str() {
@@ -124,6 +168,33 @@ impl Vmm for Qemu {
         match event["event"] == "STOP" {
             true => Err(Code::Aborted.failure("the machine stops before its guest is up".into())),
             false => Ok(()),
+        }
+    }
+}
+
+/// Memory that is in a shared file is no part of the state.
+fn leave_memory_out(qmp: &mut Qmp) -> Result<(), Failure> {
+    let capability = json!({ "capability": "x-ignore-shared", "state": true });
+    qmp.command("migrate-set-capabilities", json!({ "capabilities": [capability] })).map(drop)
+}
+
+/// Asks until the answer is one.
+fn until(
+    qmp: &mut Qmp,
+    question: &str,
+    done: impl Fn(&serde_json::Value) -> Option<Result<(), String>>,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + STATE_PATIENCE;
+    loop {
+        match done(&qmp.command(question, json!({}))?) {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(status)) => {
+                return Err(Code::Unknown.failure(format!("save or restore a machine: {question}: {status}")));
+            }
+            None if Instant::now() >= deadline => {
+                return Err(Code::DeadlineExceeded.failure(format!("save or restore a machine: {question}: no end")));
+            }
+            None => std::thread::sleep(STATE_PAUSE),
         }
     }
 }
@@ -161,7 +232,14 @@ mod tests {
     use super::*;
 
     fn arguments(accelerator: Accelerator, tap: Option<i32>) -> String {
-        let spec = Spec { accelerator, memory_bytes: 256 << 20, cpus: 2, kernel_arguments: "lsm=landlock".into() };
+        let spec = Spec {
+            accelerator,
+            memory_bytes: 256 << 20,
+            cpus: 2,
+            kernel_arguments: "lsm=landlock".into(),
+            memory_file: false,
+            incoming: false,
+        };
         Qemu.arguments(&spec, &Descriptors { agent: 5, control: 6, tap }).join(" ")
     }
 

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 /// The socket in the machine's folder.
 pub const SOCKET: &str = "qmp.sock";
 /// Whose lock is a client's turn.
-const LOCK: &str = "qmp.lock";
+pub const LOCK: &str = "qmp.lock";
 /// The longest line of the monitor's.
 const MAX_LINE: u64 = 1 << 20;
 /// Events that may come before an answer.

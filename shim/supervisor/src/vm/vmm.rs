@@ -52,10 +52,18 @@ pub struct Spec {
     pub cpus: u32,
     /// Added to the kernel's command line.
     pub kernel_arguments: String,
+    /// Its memory is the file [`MEMORY`].
+    #[serde(default)]
+    pub memory_file: bool,
+    /// It does not boot, but waits for [`Vmm::restore`].
+    #[serde(default)]
+    pub incoming: bool,
 }
 
 /// Where the monitor finds the kernel.
 pub const KERNEL: &str = "/vm/kernel";
+/// Where the guest's memory is, of a machine that is or was a template.
+pub const MEMORY: &str = "/guest/memory";
 /// Where it finds the initial root filesystem.
 pub const INITRD: &str = "/vm/initrd";
 
@@ -87,6 +95,12 @@ pub trait Vmm {
 
     /// Takes a disk away.
     fn unplug(&self, folder: &Path, serial: &str) -> Result<(), Failure>;
+
+    /// Stops the machine and writes its state, without its memory.
+    fn save(&self, folder: &Path, state: &File) -> Result<(), Failure>;
+
+    /// Gives a machine that waits for it this state, and lets it run.
+    fn restore(&self, folder: &Path, state: &File) -> Result<(), Failure>;
 
     /// Waits until a program in the guest has opened its port.
     fn wait_for_port(&self, folder: &Path, patience: Duration) -> Result<(), Failure>;
