@@ -3,6 +3,7 @@
 use std::fs;
 use std::ops::Deref;
 use std::path::PathBuf;
+use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coracle_tests::machine::{IMAGE, Machine, Said};
@@ -27,6 +28,12 @@ pub fn kernel_dir() -> PathBuf {
     folder
 }
 
+/// The configuration of a handler `vm`, whose machines are emulated where they must be.
+pub fn handler() -> String {
+    let options = format!("kernel_dir = {:?}\nallow_emulation = true\n", kernel_dir());
+    format!("[handlers.vm]\ntype = \"vm\"\n[handlers.vm.options]\n{options}")
+}
+
 /// A machine whose `coracle` knows the handler `vm`.
 pub struct Vms {
     machine: Machine,
@@ -41,11 +48,7 @@ impl Vms {
         let turn = turn();
         let machine = Machine::new();
         let config = machine.path("config.toml");
-        let text = format!(
-            "{more}\n[handlers.vm]\ntype = \"vm\"\n[handlers.vm.options]\nkernel_dir = {:?}\nallow_emulation = true\n",
-            kernel_dir()
-        );
-        fs::write(&config, text).expect("write the configuration");
+        fs::write(&config, format!("{more}\n{}", handler())).expect("write the configuration");
         Vms { machine, config: config.display().to_string(), _turn: turn }
     }
 
@@ -57,6 +60,11 @@ impl Vms {
     /// The same, which must succeed.
     pub fn ok(&self, args: &[&str]) -> String {
         self.machine.ok(&[&["--config", &self.config], args].concat())
+    }
+
+    /// Starts `coracle` with this configuration.
+    pub fn start(&self, args: &[&str]) -> Child {
+        self.machine.start(&[&["--config", &self.config], args].concat())
     }
 
     /// What a shell line in a pod says; it must succeed.

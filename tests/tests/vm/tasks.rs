@@ -13,7 +13,7 @@ use std::sync::MutexGuard;
 const MEMORY: u64 = 256 << 20;
 
 /// A pod in a machine, ready; and the turn of the test.
-fn pod() -> (Pod, MutexGuard<'static, ()>) {
+pub fn pod() -> (Pod, MutexGuard<'static, ()>) {
     let turn = turn();
     let folder = kernel_dir();
     let file = |name: &str| {
@@ -37,7 +37,8 @@ fn pod() -> (Pod, MutexGuard<'static, ()>) {
     (pod, turn)
 }
 
-fn said(pod: &mut Pod, id: &str, exec: &str, command: &str) -> String {
+/// What a shell line in a container says; it must succeed.
+pub fn said(pod: &mut Pod, id: &str, exec: &str, command: &str) -> String {
     let heard = pod.exec(id, exec, &["sh", "-c", command], false).listen_to_the_end();
     assert!(heard.ended && heard.stderr.is_empty(), "{}", String::from_utf8_lossy(&heard.stderr));
     assert_eq!(pod.wait(id, exec), 0);

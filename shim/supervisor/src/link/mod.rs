@@ -28,7 +28,6 @@ pub mod host;
 #[cfg(test)]
 mod tests;
 
-#[allow(unused_imports)]
 pub use host::{Listeners, start_host};
 
 use crate::buffer::would_block;
