@@ -488,7 +488,8 @@ impl Link {
     /// Forgets a stream; the other side is told, unless it knows.
     pub fn close(&mut self, id: u32) {
         let Some(stream) = self.streams.remove(&id) else { return };
-        if !stream.peer_closed && !(stream.ended && stream.peer_ended) {
+        let over = stream.ended && stream.peer_ended;
+        if !stream.peer_closed && !over {
             self.say(id, Body::Close);
         }
     }

@@ -157,9 +157,14 @@ impl Guest {
     /// Refuses what has taken too long.
     fn give_up(&mut self) {
         let now = Instant::now();
-        for (id, one) in self.dialing.extract_if(.., |_, one| one.until <= now) {
-            self.end.link.refused(id, &format!("port {}: no answer after {CONNECT:?}", one.port));
-        }
+        let Guest { end, dialing, .. } = self;
+        dialing.retain(|id, one| {
+            let late = one.until <= now;
+            if late {
+                end.link.refused(*id, &format!("port {}: no answer after {CONNECT:?}", one.port));
+            }
+            !late
+        });
     }
 }
 

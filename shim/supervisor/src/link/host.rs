@@ -213,12 +213,13 @@ impl Host {
         self.end.serve(&ready);
         for (key, flags) in ready.iter().rev() {
             match key {
-                Key::Port if flags.intersects(PollFlags::POLLIN) => {
-                    if !self.read(port) {
+                Key::Port => {
+                    let readable = flags.intersects(PollFlags::POLLIN);
+                    let left = if readable { !self.read(port) } else { flags.intersects(GONE) };
+                    if left {
                         return Ok(false);
                     }
                 }
-                Key::Port if flags.intersects(GONE) => return Ok(false),
                 Key::Listener(place) => self.accept(*place),
                 Key::Caller(place) => self.hear(*place),
                 _ => {}
