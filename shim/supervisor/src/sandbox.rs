@@ -210,6 +210,11 @@ impl Sandbox {
         }
     }
 
+    /// The pod can be found now: a tender that is to stay comes soon.
+    pub fn expect_tender(&mut self) {
+        self.tender.stays(self.options.tender_stays);
+    }
+
     /// When to see whether the tender that is to stay is there.
     pub fn tender_due(&self) -> Option<Instant> {
         self.tender.due().filter(|_| self.phase == Phase::Ready && !self.ending)
@@ -325,7 +330,10 @@ impl Supervisor {
         match self.sandbox.phase {
             Phase::Created | Phase::Ready => {
                 self.sandbox.phase = Phase::Ready;
-                self.sandbox.tender.stays(self.sandbox.options.tender_stays);
+                // A machine that is yet to boot is not looked after: its maker waits for it.
+                if self.sandbox.vm.is_none() {
+                    self.sandbox.expect_tender();
+                }
             }
             Phase::None => {
                 let text = format!("sandbox {} is not created", request.sandbox_id);

@@ -31,8 +31,8 @@ impl Tend {
             return Ok(ExitCode::SUCCESS);
         };
         let Some(kept) = Folder::of(engine.paths(), &sandbox.id).read_pod()? else {
-            // Its maker has not got so far, and tends it.
-            return Ok(ExitCode::SUCCESS);
+            // Its maker has not got so far. It tends the pod for a while, and after that nobody does.
+            return Ok(ExitCode::from(BUSY));
         };
         let end = match Tender::take(app, &engine, &sandbox.id, kept)? {
             Some(mut tender) => tender.tend(false, &mut Unwatched).await?,

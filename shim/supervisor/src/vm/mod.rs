@@ -398,6 +398,9 @@ impl Supervisor {
             vm.stage = Stage::Connected;
             Ok(Vec::new())
         });
+        if result.is_ok() {
+            self.sandbox.expect_tender();
+        }
         for call in calls {
             self.answer(call, result.clone());
         }
