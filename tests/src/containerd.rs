@@ -17,6 +17,8 @@ use crate::machine::{Netns, sh, until};
 
 /// The runtime handler's name.
 pub const HANDLER: &str = "io.containerd.coracle.v1";
+/// The name of runc's, which Debian's shim is.
+pub const RUNC: &str = "io.containerd.runc.v2";
 /// The CRI plugin's names of its handlers: ours, and runc's with its own shim.
 pub const HANDLERS: [&str; 2] = ["coracle", "runc"];
 /// The image of the CRI plugin's sandboxes: busybox, whose program waits for ever.
@@ -307,6 +309,13 @@ impl Containerd {
     /// A container that runs a script in the background.
     pub fn start(&self, flags: &[&str], name: &str, script: &str) {
         let args = self.run_args(&[&["--detach", "--null-io"], flags].concat(), name, script);
+        self.ctr(&args.iter().map(String::as_str).collect::<Vec<_>>()).ok();
+    }
+
+    /// The same with another handler than ours.
+    pub fn start_by(&self, handler: &str, flags: &[&str], name: &str, script: &str) {
+        let mut args = self.run_args(&[&["--detach", "--null-io"], flags].concat(), name, script);
+        args.iter_mut().filter(|word| *word == HANDLER).for_each(|word| handler.clone_into(word));
         self.ctr(&args.iter().map(String::as_str).collect::<Vec<_>>()).ok();
     }
 

@@ -1,6 +1,7 @@
 //! Task.Stats and Sandbox.SandboxMetrics: the runtime's statistics as the messages containerd's clients know, one for each
 //! cgroup version.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -44,15 +45,32 @@ fn of_pod(record: &Path, id: String) -> Result<Vec<u8>, Failure> {
     Ok(SandboxMetricsResponse { metrics: Some(metrics) }.encode_to_vec())
 }
 
+/// The kernel's list of disks: major, minor, name, and what each has done.
+const DISKS: &str = "/proc/diskstats";
+/// The disks' device nodes by major and minor, as clients of v1's message know them.
+type Devices = BTreeMap<(u64, u64), String>;
+
+fn device_names(disks: &str) -> Devices {
+    let name = |line: &str| {
+        let mut words = line.split_whitespace();
+        let number = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some((number, format!("/dev/{}", words.next()?)))
+    };
+    disks.lines().filter_map(name).collect()
+}
+
 /// The message for this version.
 pub fn message(stats: &Stats, version: Version, counts: &MemoryCounts) -> Any {
     match version {
-        Version::V1 => any::pack(&metrics_v1(stats, counts)),
+        Version::V1 => {
+            let disks = std::fs::read_to_string(DISKS).unwrap_or_default();
+            any::pack(&metrics_v1(stats, counts, &device_names(&disks)))
+        }
         Version::V2 => any::pack(&metrics_v2(stats, counts)),
     }
 }
 
-fn metrics_v1(stats: &Stats, counts: &MemoryCounts) -> v1::Metrics {
+fn metrics_v1(stats: &Stats, counts: &MemoryCounts, devices: &Devices) -> v1::Metrics {
     let usage = v1::CpuUsage {
         total: stats.cpu.usage.total,
         kernel: stats.cpu.usage.kernel,
@@ -75,7 +93,7 @@ fn metrics_v1(stats: &Stats, counts: &MemoryCounts) -> v1::Metrics {
         pids: Some(v1::PidsStat { current: stats.pids.current, limit: stats.pids.limit }),
         cpu: Some(v1::CpuStat { usage: Some(usage), throttling: Some(throttling) }),
         memory: Some(memory_v1(stats)),
-        blkio: Some(blkio_v1(stats)),
+        blkio: Some(blkio_v1(stats, devices)),
         rdma: (stats.rdma != Rdma::default()).then(|| rdma_v1(&stats.rdma)),
         memory_oom_control: Some(v1::MemoryOomControl {
             oom_kill_disable: counts.of("oom_kill_disable"),
@@ -154,11 +172,11 @@ fn memory_v1(stats: &Stats) -> v1::MemoryStat {
     }
 }
 
-fn blkio_v1(stats: &Stats) -> v1::BlkIoStat {
+fn blkio_v1(stats: &Stats, devices: &Devices) -> v1::BlkIoStat {
     let entries = |list: &[coracle_runtime::cgroup::BlkioEntry]| {
         let entry = |one: &coracle_runtime::cgroup::BlkioEntry| v1::BlkIoEntry {
             op: one.op.clone(),
-            device: String::new(),
+            device: devices.get(&(one.major, one.minor)).cloned().unwrap_or_default(),
             major: one.major,
             minor: one.minor,
             value: one.value,
@@ -301,6 +319,15 @@ mod tests {
         stats.blkio.io_service_bytes_recursive = vec![entry("Read", 10), entry("Write", 20)];
         stats.blkio.io_serviced_recursive = vec![entry("Read", 1)];
         stats
+    }
+
+    #[test]
+    fn disks_are_called_by_their_names() {
+        let devices = device_names("   8       1 sda1 5 6\nnonsense\n 254 0 vda 1 2 3\n");
+        assert_eq!(devices[&(8, 1)], "/dev/sda1");
+        assert_eq!(devices.len(), 2);
+        let blkio = metrics_v1(&sample(), &MemoryCounts::read("/"), &devices).blkio.unwrap();
+        assert!(blkio.io_serviced_recursive.iter().all(|entry| entry.device == "/dev/sda1"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod info;
 mod life;
 mod loggers;
 mod memory;
+mod metrics;
 mod options;
 mod sandbox;
 

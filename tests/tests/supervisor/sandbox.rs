@@ -1,12 +1,11 @@
 //! The pod around the containers: namespaces, names, cgroup, tender, stop and shutdown.
 
 use crate::pod::{Pod, Wish, alive, code, on_the_node, until};
-use coracle_proto::any;
-use coracle_proto::cgroups_v1::Metrics;
 use coracle_proto::coracle::{InfoRequest, InfoResponse, NamespaceMode, SandboxOptions};
 use coracle_proto::sandbox::*;
 use coracle_proto::task_types::Status as TaskStatus;
 use coracle_proto::ttrpc::{Code, method, service};
+use coracle_proto::{any, cgroups_v1, cgroups_v2};
 use nix::fcntl::{FcntlArg, fcntl};
 use serde_json::json;
 use std::fs;
@@ -220,10 +219,19 @@ fn the_pods_metrics_count_its_containers() {
         pod.client.call(service::SANDBOX, method::SANDBOX_METRICS, &request);
     let metrics = answer.expect("metrics").metrics.unwrap();
     assert_eq!(metrics.id, pod.id);
-    // This machine's controllers are of version 1.
-    let counted: Metrics = any::unpack(&metrics.data.unwrap()).expect("that version's message").unwrap();
-    assert!(counted.cpu.unwrap().usage.unwrap().total > 0);
-    assert!(counted.memory.unwrap().usage.unwrap().usage > 0);
+    // One message for each version of cgroups.
+    let data = metrics.data.unwrap();
+    let (time, memory) = match any::unpack::<cgroups_v1::Metrics>(&data) {
+        Some(counted) => {
+            let counted = counted.unwrap();
+            (counted.cpu.unwrap().usage.unwrap().total, counted.memory.unwrap().usage.unwrap().usage)
+        }
+        None => {
+            let counted: cgroups_v2::Metrics = any::unpack(&data).expect("a version's message").unwrap();
+            (counted.cpu.unwrap().usage_usec, counted.memory.unwrap().usage)
+        }
+    };
+    assert!(time > 0 && memory > 0, "{time} {memory}");
     let request = SandboxMetricsRequest { sandbox_id: "another".into() };
     let refused: Result<SandboxMetricsResponse, _> =
         pod.client.call(service::SANDBOX, method::SANDBOX_METRICS, &request);
