@@ -100,7 +100,8 @@ pub fn node_with<F: AsyncFnOnce(&mut Node) + Send>(options: Options, body: F) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a tokio runtime");
         runtime.block_on(async {
             let deadline = options.deadline;
-            let containerd = options.containerd.clone().map(|handler| containerd_on(&machine, handler));
+            let containerd =
+                options.containerd.clone().map(|handler| containerd_on(&machine, handler, &options.config));
             let mut node = Node { machine, options, server: None, containerd, channel: None };
             let test = async {
                 node.start().await;
@@ -117,8 +118,8 @@ pub fn node_with<F: AsyncFnOnce(&mut Node) + Send>(options: Options, body: F) {
 }
 
 /// A containerd of the machine's, not started yet.
-fn containerd_on(machine: &Machine, handler: String) -> Containerd {
-    let options = containerd::Options { cri: Some(handler), ..Default::default() };
+fn containerd_on(machine: &Machine, handler: String, config: &str) -> Containerd {
+    let options = containerd::Options { cri: Some(handler), config: config.to_owned() };
     machine.learn_id(&machine.name());
     Containerd::place(&machine.path(""), Some(machine.netns().share()), &options)
 }

@@ -97,6 +97,8 @@ pub struct Sandbox {
     created_at: SystemTime,
     exited_at: Option<SystemTime>,
     killing: bool,
+    /// Nobody asked for a sandbox, but its containers for what has to have one.
+    implicit: bool,
     /// The program ends when the sandbox has stopped.
     ending: bool,
     releasing: bool,
@@ -127,6 +129,7 @@ impl Sandbox {
             created_at: SystemTime::now(),
             exited_at: None,
             killing: false,
+            implicit: false,
             ending: false,
             releasing: false,
             released: false,
@@ -230,6 +233,19 @@ impl Sandbox {
     /// The tender that was called has died. False if this is another.
     pub fn tender_died(&mut self, pid: i32, status: u32) -> bool {
         self.tender.died(pid, status)
+    }
+
+    /// Is the pod of containers that were asked for without a sandbox.
+    pub fn become_pod(&mut self, options: SandboxOptions, netns: PathBuf) -> Result<(), Failure> {
+        vm::check_namespaces(&options)?;
+        (self.options, self.netns_path) = (options, netns);
+        self.implicit = true;
+        self.enter_namespaces()
+    }
+
+    /// That came to nothing.
+    pub fn be_no_pod(&mut self) {
+        self.leave_namespaces();
     }
 
     fn mode(&self, mode: i32) -> NamespaceMode {
@@ -423,7 +439,8 @@ impl Supervisor {
     /// Task.Shutdown: ends a supervisor of single tasks once it has none. A sandbox's end is asked of the sandbox.
     pub(crate) fn shutdown(&mut self, call: Call, payload: &[u8]) -> Outcome {
         let request: task::ShutdownRequest = decode(payload)?;
-        if self.sandbox.phase != Phase::None || !(self.containers.is_empty() || request.now) {
+        if (self.sandbox.phase != Phase::None && !self.sandbox.implicit) || !(self.containers.is_empty() || request.now)
+        {
             return done();
         }
         self.sandbox.end_calls.push(call);

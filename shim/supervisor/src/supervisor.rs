@@ -6,6 +6,7 @@
 
 use crate::connection::{Call, Connection};
 use crate::containerd::events::Publisher;
+use crate::containerd::machine::Early;
 use crate::containerd::news::OomWatch;
 use crate::exits::Exit;
 use crate::failure::{Fail, Failure};
@@ -48,6 +49,8 @@ pub struct Process {
     pub state: State,
     /// 0 before it exists.
     pub pid: i32,
+    /// In a virtual machine: as that counts.
+    pub guest_pid: i32,
     /// The words it was asked for with.
     pub names: Names,
     /// Key of its streams.
@@ -122,6 +125,8 @@ pub enum Job {
     Quiet,
     /// The pod's cgroup is being made, for CreateSandbox.
     PodCgroup { call: Call },
+    /// The pod's virtual machine is being prepared, for the first container.
+    Machine,
     /// The pod's virtual machine is being told its network, for those who have asked.
     ConnectNetwork,
     /// The pod's virtual machine is being made from its template.
@@ -145,6 +150,8 @@ pub struct Supervisor {
     connections: Table<Connection>,
     pub(crate) streams: Streams,
     pub(crate) pumps: Pumps,
+    /// Requests to create that wait for the pod's machine.
+    pub(crate) early: Option<Early>,
     pub(crate) volumes: Watches,
     pub(crate) workers: Table<Worker<Job>>,
     pub(crate) containers: Vec<Container>,
@@ -184,6 +191,7 @@ impl Supervisor {
             connections: Table::default(),
             streams: Streams::default(),
             pumps: Pumps::default(),
+            early: None,
             volumes: Watches::default(),
             workers: Table::default(),
             containers: Vec::new(),

@@ -57,6 +57,7 @@ impl Process {
             exec_id,
             state,
             pid: 0,
+            guest_pid: 0,
             names,
             io,
             exit: None,
@@ -111,6 +112,9 @@ impl Supervisor {
         let id = request.id.clone();
         check_id("container id", &id)?;
         self.sandbox.check_open()?;
+        if self.await_machine(call, &request, payload)? {
+            return Ok(None);
+        }
         if self.containers.iter().any(|container| container.id == id) {
             return Err(Code::AlreadyExists.failure(format!("container {id}: already exists")));
         }
@@ -557,6 +561,7 @@ impl Supervisor {
             Job::SendVolumes => self.volumes_sent(result),
             Job::Quiet => {}
             Job::PodCgroup { call } => self.pod_cgroup_done(call, result),
+            Job::Machine => self.machine_prepared(result),
             Job::ConnectNetwork => self.network_connected(result),
             Job::RestoreVm => self.vm_restored(result),
             Job::Release => self.release_done(result),
@@ -569,7 +574,7 @@ impl Supervisor {
     }
 
     fn create_done(&mut self, call: Call, id: &str, ends: OurEnds, result: Result<Vec<u8>, Failure>) {
-        let created = match Self::decoded(result) {
+        let mut created = match Self::decoded(result) {
             Ok(created) => created,
             Err(failure) if failure.code == DIED => return self.undo_create(call, id, failure),
             Err(failure) => {
@@ -577,7 +582,10 @@ impl Supervisor {
                 return self.answer(call, Err(failure));
             }
         };
+        let guest_pid = created.pid;
+        created.pid = self.pid_to_tell(id, guest_pid);
         let Ok(container) = self.container(id) else { return };
+        container.init.guest_pid = guest_pid;
         container.own_pid_namespace = created.own_pid_namespace;
         container.oom_file = created.oom_file;
         container.init.pid = created.pid;
@@ -656,7 +664,8 @@ impl Supervisor {
     }
 
     fn exec_done(&mut self, call: Call, id: &str, exec: &str, ends: OurEnds, result: Result<Vec<u8>, Failure>) {
-        let outcome = Self::decoded(result).and_then(|created| {
+        let outcome = Self::decoded(result).and_then(|mut created| {
+            created.pid = self.pid_to_tell(id, created.pid);
             let process = self.process(id, exec)?;
             process.pid = created.pid;
             process.logger = pidfd_of_logger(created.logger);

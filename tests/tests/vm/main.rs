@@ -5,6 +5,7 @@
 #[path = "../streaming/client.rs"]
 mod client;
 mod common;
+mod containerd;
 mod link;
 mod network;
 #[allow(dead_code)] // it is the supervisor's tests'

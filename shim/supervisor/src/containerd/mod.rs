@@ -6,12 +6,15 @@
 //! | standard input: parameters ([`bootstrap`]) and runtime options ([`options`]) | events of tasks ([`news`], [`events`]) |
 //! | the working directory: the bundle of the first container | what we are, when it asks ([`info`]) |
 //!
+//! With `Vm = true` among the options the pod is in a virtual machine ([`machine`]).
+//!
 //! Containers of one pod share a supervisor: the annotations that containerd's CRI gives them name its group. The rest,
 //! the task API, is the same as for our own engine, which gives no address and is sent no events.
 
 pub mod bootstrap;
 pub mod events;
 pub mod info;
+pub mod machine;
 pub mod news;
 pub mod options;
 pub mod start;

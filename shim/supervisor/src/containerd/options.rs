@@ -9,7 +9,21 @@
 //! The TOML is the `options` table of the handler in containerd's configuration: one `Key = value` a line, the value a
 //! string, a number or a boolean. Keys are those of runc's handler (`BinaryName`, `SystemdCgroup`), in that spelling or with
 //! underscores. What is not known is an error with its place: nothing is ignored.
+//!
+//! With `Vm = true` a pod is in a virtual machine, and these keys say in which:
+//!
+//! | key | default | |
+//! |---|---|---|
+//! | `VmKernelDir` | `/usr/lib/coracle/vm` | what `scripts/guest-kernel` has made: `vmlinux`, `modules.cpio`, `manifest.sha256` |
+//! | `VmKernel`, `VmModules` | | instead of it: files that are not checked |
+//! | `VmKernelArguments` | | added to the kernel's command line |
+//! | `VmAllowEmulation` | `false` | without KVM the machine is emulated, which is slow |
+//! | `VmMemory` | 512 | MiB for containers, where the pod has no limit |
+//! | `VmCpus` | 1 | |
+//! | `VmOverhead` | 0 | MiB that the monitor may take beyond the guest's memory; 0 is no limit |
+//! | `VmMonitor` | `/usr/bin/qemu-system-x86_64` | |
 
+use coracle_proto::coracle::VmOptions;
 use coracle_proto::runc::Options;
 use coracle_proto::{Any, any, runtime_options};
 use std::fs::OpenOptions;
@@ -20,12 +34,84 @@ use std::path::Path;
 /// A file of options is a screen long.
 const MAX_FILE: u64 = 64 << 10;
 
+/// Where the handler's kernel is.
+const KERNEL_DIR: &str = "/usr/lib/coracle/vm";
+/// The machine's monitor.
+const MONITOR: &str = "/usr/bin/qemu-system-x86_64";
+/// MiB of a pod without a limit.
+const MEMORY: u32 = 512;
+/// What the guest's kernel and its supervisor take of its memory.
+pub const RESERVE: u64 = 64 << 20;
+const MEBIBYTE: u64 = 1 << 20;
+
+/// What the options say of a virtual machine.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Machine {
+    wanted: bool,
+    kernel_dir: String,
+    kernel: String,
+    modules: String,
+    arguments: String,
+    emulation: bool,
+    memory: u32,
+    cpus: u32,
+    overhead: u32,
+    monitor: String,
+    /// A key of these was there.
+    named: bool,
+}
+
+impl Machine {
+    fn options(self) -> Result<Option<VmOptions>, String> {
+        if !self.wanted {
+            return if self.named { Err("options of a virtual machine need Vm = true".to_owned()) } else { Ok(None) };
+        }
+        if !self.kernel.is_empty() && !self.kernel_dir.is_empty() {
+            return Err("VmKernel and VmKernelDir exclude each other".to_owned());
+        }
+        let or = |given: String, default: &str| if given.is_empty() { default.to_owned() } else { given };
+        let folder = or(self.kernel_dir, KERNEL_DIR);
+        let modules = format!("{folder}/modules.cpio");
+        let (kernel, modules, manifest) = match self.kernel.is_empty() {
+            false => (self.kernel, self.modules, String::new()),
+            true if !self.modules.is_empty() => return Err("VmModules are those of VmKernel, which is missing".into()),
+            // A kernel may need none.
+            true if !Path::new(&modules).exists() => {
+                (format!("{folder}/vmlinux"), String::new(), format!("{folder}/manifest.sha256"))
+            }
+            true => (format!("{folder}/vmlinux"), modules, format!("{folder}/manifest.sha256")),
+        };
+        let memory = if self.memory == 0 { MEMORY } else { self.memory };
+        Ok(Some(VmOptions {
+            vmm: or(self.monitor, MONITOR),
+            kernel,
+            modules,
+            manifest,
+            kernel_arguments: self.arguments,
+            allow_emulation: self.emulation,
+            memory_bytes: u64::from(memory) * MEBIBYTE + RESERVE,
+            cpus: self.cpus.max(1),
+            overhead_bytes: u64::from(self.overhead) * MEBIBYTE,
+            ..Default::default()
+        }))
+    }
+}
+
 /// Reads options of any form.
 pub fn read(packed: Option<&Any>) -> Result<Options, String> {
-    let Some(packed) = packed.filter(|packed| !packed.type_url.is_empty()) else { return Ok(Options::default()) };
+    read_all(packed).map(|(options, _)| options)
+}
+
+/// The virtual machine that the options ask for.
+pub fn machine(packed: Option<&Any>) -> Result<Option<VmOptions>, String> {
+    read_all(packed)?.1.options()
+}
+
+fn read_all(packed: Option<&Any>) -> Result<(Options, Machine), String> {
+    let Some(packed) = packed.filter(|packed| !packed.type_url.is_empty()) else { return Ok(Default::default()) };
     let damaged = |error| format!("options of type {} do not decode: {error}", packed.type_url);
     if let Some(options) = any::unpack::<Options>(packed) {
-        return options.map_err(damaged);
+        return options.map(|options| (options, Machine::default())).map_err(damaged);
     }
     let Some(generic) = any::unpack::<runtime_options::Options>(packed) else {
         return Err(format!("options of type {} are not known", packed.type_url));
@@ -62,8 +148,8 @@ enum Value {
     Number(u32),
 }
 
-fn parse(text: &str, source: &str) -> Result<Options, String> {
-    let mut options = Options::default();
+fn parse(text: &str, source: &str) -> Result<(Options, Machine), String> {
+    let mut options = <(Options, Machine)>::default();
     for (number, line) in text.lines().enumerate() {
         let at = |what: String| format!("{source}:{}: {what}", number + 1);
         let line = line.trim();
@@ -126,7 +212,7 @@ fn basic_string(text: &str) -> Result<(Value, &str), String> {
     Err("the string does not end".to_owned())
 }
 
-fn set(options: &mut Options, key: &str, value: Value) -> Result<(), String> {
+fn set((options, machine): &mut (Options, Machine), key: &str, value: Value) -> Result<(), String> {
     let name = key.replace('_', "").to_ascii_lowercase();
     let text = |field: &mut String, value: Value| match value {
         Value::Text(text) => {
@@ -162,6 +248,22 @@ fn set(options: &mut Options, key: &str, value: Value) -> Result<(), String> {
         "criuworkpath" => text(&mut options.criu_work_path, value),
         "taskapiaddress" => text(&mut options.task_api_address, value),
         "taskapiversion" => number(&mut options.task_api_version, value),
+        _ if name.starts_with("vm") => {
+            machine.named = true;
+            match name.as_str() {
+                "vm" => flag(&mut machine.wanted, value),
+                "vmkerneldir" => text(&mut machine.kernel_dir, value),
+                "vmkernel" => text(&mut machine.kernel, value),
+                "vmmodules" => text(&mut machine.modules, value),
+                "vmkernelarguments" => text(&mut machine.arguments, value),
+                "vmallowemulation" => flag(&mut machine.emulation, value),
+                "vmmemory" => number(&mut machine.memory, value),
+                "vmcpus" => number(&mut machine.cpus, value),
+                "vmoverhead" => number(&mut machine.overhead, value),
+                "vmmonitor" => text(&mut machine.monitor, value),
+                _ => Err("is not known".to_owned()),
+            }
+        }
         // The words that say where these words are.
         "typeurl" | "configpath" => text(&mut String::new(), value),
         "criupath" => match value {
@@ -195,6 +297,32 @@ mod tests {
         assert_eq!(read(Some(&any::pack(&by_path))).unwrap(), given);
         let other = Any { type_url: "io.containerd.runsc.v1.options".into(), value: Vec::new() };
         assert!(read(Some(&other)).unwrap_err().contains("runsc"));
+    }
+
+    #[test]
+    fn a_machine_is_asked_for_by_name_and_has_defaults() {
+        let machine = |text: &str| {
+            let options = runtime_options::Options { config_body: text.into(), ..Default::default() };
+            super::machine(Some(&any::pack(&options)))
+        };
+        assert_eq!(machine("BinaryName = ''").unwrap(), None);
+        let plain = machine("Vm = true").unwrap().unwrap();
+        assert_eq!((plain.kernel.as_str(), plain.memory_bytes), ("/usr/lib/coracle/vm/vmlinux", 576 << 20));
+        assert_eq!((plain.vmm.as_str(), plain.cpus, plain.allow_emulation), (MONITOR, 1, false));
+        let own = "Vm = true\nVmKernel = '/k'\nvm_allow_emulation = true\nVmMemory = 128\nVmCpus = 2";
+        let own = machine(own).unwrap().unwrap();
+        assert_eq!((own.kernel.as_str(), own.manifest.as_str(), own.cpus), ("/k", "", 2));
+        assert!(own.allow_emulation && own.memory_bytes == 192 << 20);
+        for (text, part) in [
+            ("VmCpus = 2", "need Vm = true"),
+            ("Vm = true\nVmKernel = '/k'\nVmKernelDir = '/d'", "exclude each other"),
+            ("Vm = true\nVmModules = '/m'", "which is missing"),
+            ("Vm = 1", "true or false"),
+            ("VmSize = 1", "VmSize: is not known"),
+        ] {
+            let error = machine(text).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

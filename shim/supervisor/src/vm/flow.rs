@@ -24,8 +24,16 @@ impl Supervisor {
     pub(crate) fn introduce(&self, oci: &mut Oci) {
         let Oci::Vm(guest) = oci else { return };
         let inits = self.containers.iter().filter(|container| matches!(container.oci, Oci::Vm(_)));
-        guest.pids = inits.map(|container| container.init.pid).filter(|pid| *pid > 0).collect();
-        guest.init = self.sandbox.vm.as_ref().and_then(|vm| vm.pid_ns_pid()).and_then(|pid| pid.try_into().ok());
+        let of_pod = self.container_of_pod();
+        guest.pids = inits.map(|container| container.init.guest_pid).filter(|pid| *pid > 0).collect();
+        guest.init = of_pod.or_else(|| self.sandbox.vm.as_ref().and_then(|vm| vm.pid_ns_pid()));
+        guest.supervisor = if self.sandbox.of_containerd() { std::process::id() as i32 } else { 0 };
+    }
+
+    /// The first process of the container that stands for the pod in containerd's CRI.
+    fn container_of_pod(&self) -> Option<i32> {
+        let of_pod = self.containers.iter().find(|container| container.id == self.sandbox.id);
+        of_pod.map(|container| container.init.guest_pid).filter(|pid| *pid > 0 && self.sandbox.of_containerd())
     }
 
     /// A descriptor of a pump is ready.

@@ -177,6 +177,11 @@ impl Vm {
         info
     }
 
+    /// The guest knows its network.
+    pub fn is_connected(&self) -> bool {
+        matches!(self.stage, Stage::Connected)
+    }
+
     /// The monitor runs.
     pub fn lives(&self) -> bool {
         self.monitor != 0
@@ -362,13 +367,21 @@ impl Supervisor {
 
     /// Control.ConnectNetwork
     pub(crate) fn connect_network(&mut self, call: Call, _: &[u8]) -> Outcome {
-        let Some(vm) = &mut self.sandbox.vm else { return done() };
+        match &self.sandbox.vm {
+            Some(vm) if !vm.is_connected() => self.connect_machine(vec![call]).map(|()| None),
+            _ => done(),
+        }
+    }
+
+    /// Has the guest told its network, for these calls.
+    pub(crate) fn connect_machine(&mut self, asked: Vec<Call>) -> Result<(), Failure> {
+        let Some(vm) = &mut self.sandbox.vm else { return Ok(()) };
         Machine::living(&vm.folder)?;
         match &mut vm.stage {
-            Stage::Connected => return done(),
-            Stage::Connecting(calls) => calls.push(call),
+            Stage::Connected => {}
+            Stage::Connecting(calls) => calls.extend(asked),
             Stage::Booting => {
-                vm.stage = Stage::Connecting(vec![call]);
+                vm.stage = Stage::Connecting(asked);
                 let (folder, id, guest) = (vm.folder.clone(), self.sandbox.id.clone(), vm.guest.clone());
                 let netns = vm.netns.try_clone().map(File::from);
                 let netns =
@@ -384,7 +397,7 @@ impl Supervisor {
                 }
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// The worker of ConnectNetwork has reported.
@@ -404,6 +417,7 @@ impl Supervisor {
         for call in calls {
             self.answer(call, result.clone());
         }
+        self.machine_ready(result.map(drop));
     }
 
     /// A child was reaped. False if it is neither the monitor nor the link.

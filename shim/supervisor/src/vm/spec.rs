@@ -46,6 +46,8 @@ pub struct Pod<'a> {
     pub pids: &'a [i32],
     /// The first process of the pod's PID namespace there, if it has one. Requests call it 1.
     pub init: Option<i32>,
+    /// containerd knows all of the pod's processes by this pid; 0 for others than containerd.
+    pub supervisor: i32,
 }
 
 /// What the source of a bind mount is to the pod.
@@ -206,8 +208,8 @@ fn adapt_namespaces(namespaces: &mut Value, is_sandbox: bool, pod: &Pod<'_>) -> 
             (_, "") => continue,
             (None, path) => return Err(refused(format!("{kind} namespace {path}"))),
             (Some(file), path) => match pid_of(path) {
-                Some(pid) if pod.pids.contains(&pid) => format!("/proc/{pid}/ns/{file}"),
-                Some(pid) if kind == "pid" && (pid == 1 || Some(pid) == pod.init) => {
+                Some(pid) if pod.pids.contains(&pid) && pid != pod.supervisor => format!("/proc/{pid}/ns/{file}"),
+                Some(pid) if kind == "pid" && (pid == 1 || pid == pod.supervisor || Some(pid) == pod.init) => {
                     let init = pod.init.ok_or_else(|| refused("processes that the pod shares, which has none"))?;
                     format!("/proc/{init}/ns/pid")
                 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 const ID: &str = "0123";
 
 fn pod() -> Pod<'static> {
-    Pod { id: ID, bundle: Path::new("/run/coracle/pods/0123"), pids: &[40, 41], init: Some(39) }
+    Pod { id: ID, bundle: Path::new("/run/coracle/pods/0123"), pids: &[40, 41], init: Some(39), supervisor: 4242 }
 }
 
 fn spec() -> Value {

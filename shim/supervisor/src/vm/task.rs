@@ -73,6 +73,8 @@ pub struct Guest {
     pub(super) pids: Vec<i32>,
     /// The first process of the pod's PID namespace there.
     pub(super) init: Option<i32>,
+    /// The pid here that stands for all there.
+    pub(super) supervisor: i32,
 }
 
 /// What matters of the guest's exit.json.
@@ -114,7 +116,14 @@ impl Guest {
     /// One of the machine in this folder.
     pub fn new(folder: &Path, bundle: &str, pod: (&Path, &str)) -> Guest {
         let pod = (pod.0.to_owned(), pod.1.to_owned());
-        Guest { folder: folder.to_owned(), bundle: PathBuf::from(bundle), pod, pids: Vec::new(), init: None }
+        Guest {
+            folder: folder.to_owned(),
+            bundle: PathBuf::from(bundle),
+            pod,
+            pids: Vec::new(),
+            init: None,
+            supervisor: 0,
+        }
     }
 
     /// The machine's folder.
@@ -229,7 +238,13 @@ impl Guest {
             return Err(failed(io::Error::other(format!("it has more than {MAX_CONFIG} bytes"))));
         }
         let config = serde_json::from_slice(&fs::read(&path).map_err(failed)?).map_err(|error| failed(error.into()))?;
-        let pod = spec::Pod { id: &self.pod.1, bundle: &self.pod.0, pids: &self.pids, init: self.init };
+        let pod = spec::Pod {
+            id: &self.pod.1,
+            bundle: &self.pod.0,
+            pids: &self.pids,
+            init: self.init,
+            supervisor: self.supervisor,
+        };
         spec::adapt(config, id, &pod).map_err(|why| refused(id, why))
     }
 
