@@ -1,6 +1,7 @@
 //! What must not hurt: clients that die or talk nonsense, hooks that hang, signals, the supervisor's own death.
 
 use crate::pod::{Pod, SHIM, Wish, alive, code, start, until};
+use coracle_proto::sandbox::WaitSandboxRequest;
 use coracle_proto::task::*;
 use coracle_proto::task_types::Status as TaskStatus;
 use coracle_proto::ttrpc::{Code, Kind, Request, encode_frame, encode_request, method, service};
@@ -33,6 +34,25 @@ fn garbage_closes_the_connection_and_nothing_else() {
     let mut attach = UnixStream::connect(pod.path("attach.sock")).unwrap();
     attach.write_all(&[0; 10_000]).unwrap();
     assert_eq!(pod.state("web", "").unwrap().status(), TaskStatus::Running);
+    pod.shutdown();
+}
+
+#[test]
+fn a_wait_is_answered_when_its_deadline_has_come_and_others_wait_on() {
+    const DEADLINE: i64 = 50_000_000;
+    let mut pod = Pod::new();
+    pod.run("web", &["sleep", "1000"]);
+    let request = WaitRequest { id: "web".into(), exec_id: String::new() };
+    let for_ever = pod.client.send(service::TASK_V3, method::WAIT, &request);
+    let sandbox = WaitSandboxRequest { sandbox_id: pod.id.clone() };
+    let short = encode_request(101, service::TASK_V3, method::WAIT, &request, DEADLINE).unwrap();
+    let of_sandbox = encode_request(103, service::SANDBOX, method::WAIT_SANDBOX, &sandbox, DEADLINE).unwrap();
+    for (stream, bytes) in [(101, short), (103, of_sandbox)] {
+        pod.client.stream.write_all(&bytes).unwrap();
+        assert_eq!(code(pod.client.receive::<Empty>(stream)), Code::DeadlineExceeded);
+    }
+    pod.kill("web", "", Signal::SIGKILL as u32, false).unwrap();
+    assert_eq!(pod.client.receive::<WaitResponse>(for_ever).unwrap().exit_status, 137);
     pod.shutdown();
 }
 
