@@ -89,6 +89,7 @@ fn everyone_reaches_a_pod_in_a_virtual_machine_and_it_them() {
     let outside = vms.outside();
     // The bridge and its table come with the first pod and stay.
     vms.ok(&["run", "-d", &Machine::script_pod(&vms, "plain", &server("plain"), "")]);
+    assert_eq!(vms.run(|| get(vms.ip("plain"), 80, "name")), "plain");
     let before = vms.traces();
 
     let ports = "    ports: [{containerPort: 80, hostPort: 8080}, {containerPort: 53, hostPort: 8053, protocol: UDP}]";
