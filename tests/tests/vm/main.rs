@@ -6,11 +6,13 @@
 mod client;
 mod common;
 mod containerd;
+mod cri;
 mod link;
 mod network;
 #[allow(dead_code)] // it is the supervisor's tests'
 #[path = "../supervisor/pod.rs"]
 mod pod;
+mod run;
 #[allow(dead_code)] // it is the streaming tests'
 #[path = "../streaming/spdy.rs"]
 mod spdy;
