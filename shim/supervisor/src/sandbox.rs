@@ -478,7 +478,10 @@ impl Supervisor {
         self.sandbox.deadline = Some(Instant::now() + KILL_GRACE);
         // A worker that hangs in a hook would hold its container in the making for ever.
         for (_, worker) in self.workers.iter() {
-            if matches!(worker.job, Job::Create { .. } | Job::Start { .. } | Job::Exec { .. } | Job::ConnectNetwork) {
+            if matches!(
+                worker.job,
+                Job::Create { .. } | Job::Start { .. } | Job::Exec { .. } | Job::Machine | Job::ConnectNetwork
+            ) {
                 worker.kill();
             }
         }

@@ -12,7 +12,7 @@ use crate::connection::Call;
 use crate::failure::{Fail, Failure};
 use crate::oci::Oci;
 use crate::ops;
-use crate::sandbox::CGROUP_RECORD;
+use crate::sandbox::{CGROUP_RECORD, Phase};
 use crate::supervisor::{Job, Supervisor};
 use crate::vm;
 use coracle_proto::coracle::{NamespaceMode, SandboxOptions, VmOptions};
@@ -95,6 +95,9 @@ impl Supervisor {
             if !self.containers.is_empty() {
                 return Err(invalid("its pod is in no virtual machine".to_owned()));
             }
+            if self.sandbox.phase != Phase::None {
+                return Err(invalid("Vm: a sandbox of containerd's sandbox API cannot be in a machine yet".to_owned()));
+            }
             if options::read(request.options.as_ref()).map_err(invalid)?.systemd_cgroup {
                 return Err(invalid("SystemdCgroup: the machine's cgroup is none of systemd's".to_owned()));
             }
@@ -129,7 +132,9 @@ impl Supervisor {
 
     /// What the machine needs is prepared.
     pub(crate) fn machine_prepared(&mut self, result: Result<Vec<u8>, Failure>) {
-        let begun = result.and_then(|plan| self.start_vm(&plan)).inspect_err(|_| self.sandbox.be_no_pod());
+        // All may be being ended by now.
+        let begun = result.and_then(|plan| self.sandbox.check_open().and_then(|()| self.start_vm(&plan)));
+        let begun = begun.inspect_err(|_| self.sandbox.be_no_pod());
         if let Err(failure) = begun.and_then(|()| self.connect_machine(Vec::new())) {
             self.machine_ready(Err(failure));
         }

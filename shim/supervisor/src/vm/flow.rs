@@ -144,11 +144,10 @@ impl Supervisor {
 
     /// Sends again what has changed.
     fn send_volumes(&mut self, now: Instant) {
-        let Some(folder) = self.sandbox.vm.as_ref().map(|vm| vm.folder().to_owned()) else { return };
         let due = self.volumes.take_due(now);
-        if due.is_empty() {
-            return;
-        }
+        let living = self.sandbox.vm.as_ref().filter(|vm| vm.lives());
+        // To a machine that is no more nothing is sent.
+        let Some(folder) = living.map(|vm| vm.folder().to_owned()).filter(|_| !due.is_empty()) else { return };
         let body = Box::new(move || {
             let mut client = super::client(&folder)?;
             for source in due {
@@ -158,7 +157,10 @@ impl Supervisor {
         });
         match self.work(Job::SendVolumes, &[], body) {
             Ok(()) => self.volumes.sending = true,
-            Err(failure) => eprintln!("send what has changed: {}", failure.message),
+            Err(failure) => {
+                eprintln!("send what has changed: {}", failure.message);
+                self.volumes.failed();
+            }
         }
     }
 

@@ -11,7 +11,7 @@
 //! | a profile that every container has by default | left out: what it guards is not in reach |
 //! | other AppArmor profiles, SELinux labels | refused: the guest's kernel has neither |
 //! | mounts of kernel filesystems | the same |
-//! | bind mounts | the pod's own files and folders, by [`Kind`]; others are the machine's and refused |
+//! | bind mounts | the pod's own files and folders, by [`Kind`]; others are the machine's and refused: no folder is shared |
 
 use serde_json::{Value, json};
 use std::path::{Component, Path, PathBuf};
@@ -305,7 +305,7 @@ fn kind_of(source: &Path, target: &str, pod: &Pod<'_>) -> Result<Kind, Refused> 
         // containerd's CRI.
         [.., "sandboxes", id, "hosts" | "hostname" | "resolv.conf"] if *id == pod.id => Ok(Kind::Sent),
         [.., "sandboxes", id, "shm"] if *id == pod.id => Ok(Kind::Local),
-        _ => no(" is a folder or file of the machine (hostPath)"),
+        _ => no(" is a folder or file of the machine (hostPath), and none is shared with the guest yet"),
     }
 }
 
