@@ -52,13 +52,14 @@ const GRANT: u32 = WINDOW / 4;
 /// Streams at once.
 pub const MAX_STREAMS: usize = 1024;
 /// Data is put behind no more than this, so that it is soon on its way.
-const DATA_OUTPUT: usize = 64 << 10;
+const DATA_OUTPUT: usize = 32 << 10;
 /// What an honest peer can make wait for the port: data, and a few short frames for each stream.
 pub const MAX_OUTPUT: usize = 512 << 10;
 /// What a host reads before the answer: more than what a guest's earlier session can have left on the way.
 pub const MAX_SKIPPED: usize = 1 << 20;
-/// Room that a buffer keeps while it is empty.
-const IDLE_CAPACITY: usize = 4 << 10;
+/// Room that an empty buffer keeps. Of what streams have emptied the link keeps one for the next, since memory that is
+/// mapped anew for every frame costs more than the frame; others are given back.
+const IDLE_CAPACITY: usize = 64 << 10;
 
 /// Which end this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,6 +205,8 @@ pub struct Link {
     skipped: usize,
     reader: FrameReader,
     output: Queue,
+    /// For what comes for a stream that has nothing waiting.
+    spare: Vec<u8>,
     streams: BTreeMap<u32, Stream>,
     /// The newest stream of the session.
     last: u32,
@@ -218,6 +221,7 @@ impl Link {
             skipped: 0,
             reader: FrameReader::default(),
             output: Queue::default(),
+            spare: Vec::new(),
             streams: BTreeMap::new(),
             last: 0,
         }
@@ -383,6 +387,9 @@ impl Link {
                     return Err(Breach::Order(id));
                 }
                 stream.credit = stream.credit.checked_sub(count).ok_or(Breach::Window(id))?;
+                if stream.waiting.bytes.capacity() == 0 {
+                    stream.waiting.bytes = std::mem::take(&mut self.spare);
+                }
                 stream.waiting.bytes.extend_from_slice(bytes);
                 Some(Event::Data(id))
             }
@@ -504,6 +511,9 @@ impl Link {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.owed += count.min(stream.waiting.rest().len()) as u32;
         stream.waiting.drop_front(count);
+        if stream.waiting.bytes.is_empty() {
+            self.spare = std::mem::take(&mut stream.waiting.bytes);
+        }
         if stream.owed >= GRANT && !stream.peer_ended && !stream.peer_closed {
             let owed = std::mem::take(&mut stream.owed);
             stream.credit += owed;
