@@ -7,6 +7,7 @@ mod client;
 mod common;
 mod containerd;
 mod cri;
+mod guest;
 mod link;
 mod network;
 #[allow(dead_code)] // it is the supervisor's tests'
