@@ -282,7 +282,7 @@ fn kind_of(source: &Path, target: &str, pod: &Pod<'_>) -> Result<Kind, Refused> 
     let plain =
         source.is_absolute() && source.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
     let Some(text) = source.to_str().filter(|_| plain) else { return no(" is no plain path") };
-    if let Some(known) = source.strip_prefix(pod.bundle).ok().and_then(|below| of_bundle(below)) {
+    if let Some(known) = source.strip_prefix(pod.bundle).ok().and_then(of_bundle) {
         return Ok(known);
     }
     let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty()).collect();
