@@ -6,6 +6,7 @@
 mod client;
 mod common;
 mod containerd;
+mod crash;
 mod cri;
 mod guest;
 mod link;

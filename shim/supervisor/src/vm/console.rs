@@ -18,8 +18,10 @@ use std::path::Path;
 
 /// The log begins anew at this size, and the old one is kept: 1 MiB for both.
 const MAX_LOG: u64 = 512 << 10;
-/// How much of its end is looked at.
-const TAIL: u64 = 4096;
+/// How much of its end is looked at: all that a kernel says when it panics.
+const TAIL: u64 = 16 << 10;
+/// How a kernel begins to say that; what comes after are mostly registers.
+const PANIC: &str = "Kernel panic";
 /// How much of that is shown: lines, and characters of all.
 const MAX_LINES: usize = 4;
 const MAX_CHARACTERS: usize = 400;
@@ -62,6 +64,9 @@ pub fn last_of<'a>(lines: impl Iterator<Item = &'a str>) -> String {
         shown.collect::<String>().split_whitespace().collect::<Vec<_>>().join(" ")
     };
     let lines: Vec<String> = lines.map(plain).filter(|line| !line.is_empty()).collect();
+    if let Some(panic) = lines.iter().find(|line| line.contains(PANIC)) {
+        return panic.chars().take(MAX_CHARACTERS).collect();
+    }
     let last = lines[lines.len().saturating_sub(MAX_LINES)..].join("; ");
     let skip = last.chars().count().saturating_sub(MAX_CHARACTERS);
     last.chars().skip(skip).collect()
@@ -74,11 +79,13 @@ mod tests {
     #[test]
     fn the_last_words_are_the_text_of_the_last_lines_without_what_a_terminal_obeys() {
         let time = "2026-01-02T03:04:05.000000006Z";
+        let panic = format!("{time} stdout F [ 3.1] Kernel panic - not syncing: x\n{time} stdout F RAX: 0\n");
+        assert_eq!(words_of(&panic), "[ 3.1] Kernel panic - not syncing: x");
         let log = format!(
-            "half a line\n{time} stdout F one\n{time} stdout F two\n{time} stdout F \n{time} stdout F \x1b[31mKernel panic\r\n\
+            "half a line\n{time} stdout F one\n{time} stdout F two\n{time} stdout F \n{time} stdout F \x1b[31mKernel\r\n\
              {time} stdout F three\n{time} stdout P four"
         );
-        assert_eq!(words_of(&log), "two; [31mKernel panic; three; four");
+        assert_eq!(words_of(&log), "two; [31mKernel; three; four");
         assert_eq!(words_of(""), "");
         let long = format!("{time} stdout F {}end", "x".repeat(1000));
         assert!(words_of(&long).len() == MAX_CHARACTERS && words_of(&long).ends_with("xend"));
