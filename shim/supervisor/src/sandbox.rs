@@ -323,7 +323,11 @@ impl Supervisor {
 
     pub(crate) fn pod_cgroup_done(&mut self, call: Call, result: Result<Vec<u8>, Failure>) {
         let result = result.and_then(|plan| {
-            if self.sandbox.options.vm.is_some() && self.sandbox.phase == Phase::Created {
+            if self.sandbox.phase != Phase::Created {
+                let text = format!("sandbox {} was stopped before it was made", self.sandbox.id);
+                return Err(Code::FailedPrecondition.failure(text));
+            }
+            if self.sandbox.options.vm.is_some() {
                 self.start_vm(&plan)?;
             }
             Ok(Vec::new())
@@ -551,7 +555,10 @@ impl Supervisor {
             let init = &container.init;
             init.state == State::Creating || init.exit.is_none()
         });
-        living.map(|container| container.id.clone()).collect()
+        let living = living.map(|container| container.id.clone());
+        // What CreateSandbox has begun is made, so that it can be removed.
+        let making = self.workers.iter().filter(|(_, worker)| matches!(worker.job, Job::PodCgroup { .. }));
+        living.chain(making.map(|_| "the sandbox that is being made".to_owned())).collect()
     }
 
     fn stopped(&mut self) {

@@ -53,6 +53,7 @@ use crate::sandbox::{CGROUP_RECORD, Sandbox};
 use crate::service::{Outcome, done};
 use crate::supervisor::{Job, Supervisor};
 use crate::sys;
+use crate::worker::DIED;
 pub use boot::release;
 use boot::{Launch, Plan, Users};
 pub use client::client;
@@ -404,6 +405,10 @@ impl Supervisor {
     pub(crate) fn network_connected(&mut self, result: Result<Vec<u8>, Failure>) {
         let Some(vm) = &mut self.sandbox.vm else { return };
         let Stage::Connecting(calls) = std::mem::replace(&mut vm.stage, Stage::Booting) else { return };
+        let result = result.map_err(|failure| match failure.code {
+            DIED => Code::Unavailable.failure("the sandbox was stopped before its virtual machine was ready".into()),
+            _ => failure,
+        });
         let result = result.and_then(|pid| {
             let malformed = || Code::Internal.failure("the worker's report is malformed".into());
             let pid: [u8; 4] = pid.try_into().map_err(|_| malformed())?;
