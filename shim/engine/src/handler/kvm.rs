@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -118,7 +118,7 @@ impl Machine {
 }
 
 /// What cannot be kept is asked for again.
-fn keep(folder: &Path, file: &PathBuf, answer: &Answer) {
+fn keep(folder: &Path, file: &Path, answer: &Answer) {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     if let (Ok(()), Ok(bytes)) = (made, serde_json::to_vec(answer)) {
         let _ = record::write_file(file, &bytes, 0o600);

@@ -320,7 +320,7 @@ enum Place {
 /// What is known of a container's cgroup so far.
 enum Group {
     /// All of it.
-    Read(Option<GroupStats>),
+    Read(Option<Box<GroupStats>>),
     /// Its guest is still to be asked.
     Asked,
 }
@@ -456,7 +456,7 @@ impl Engine {
     fn container_group(&self, status: &ContainerStatus, place: &Place) -> Group {
         match place {
             _ if status.state != ContainerState::Running => Group::Read(None),
-            Place::Host(cgroup) => Group::Read(group(&self.stats, &format!("{cgroup}/{}", status.id))),
+            Place::Host(cgroup) => Group::Read(group(&self.stats, &format!("{cgroup}/{}", status.id)).map(Box::new)),
             Place::Guest => Group::Asked,
         }
     }
@@ -472,7 +472,7 @@ impl Engine {
         let mut all = Vec::with_capacity(read.len());
         for ((status, group), asked) in read.into_iter().zip(asked) {
             let group = match (group, asked) {
-                (Group::Read(group), _) => group,
+                (Group::Read(group), _) => group.map(|group| *group),
                 (Group::Asked, Some(answer)) => answer.await.unwrap_or_default(),
                 (Group::Asked, None) => None,
             };
