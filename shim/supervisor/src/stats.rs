@@ -197,6 +197,11 @@ fn blkio_v1(stats: &Stats, devices: &Devices) -> v1::BlkIoStat {
 
 const NANOS_PER_MICRO: u64 = 1000;
 
+/// The runtime's 0 is no limit, as in v1's message.
+fn v2_limit(limit: u64) -> u64 {
+    if limit == 0 { u64::MAX } else { limit }
+}
+
 fn metrics_v2(stats: &Stats, counts: &MemoryCounts) -> v2::Metrics {
     let cpu = v2::CpuStat {
         usage_usec: stats.cpu.usage.total / NANOS_PER_MICRO,
@@ -214,7 +219,7 @@ fn metrics_v2(stats: &Stats, counts: &MemoryCounts) -> v2::Metrics {
         failcnt: pages.failcnt,
     });
     v2::Metrics {
-        pids: Some(v2::PidsStat { current: stats.pids.current, limit: stats.pids.limit }),
+        pids: Some(v2::PidsStat { current: stats.pids.current, limit: v2_limit(stats.pids.limit) }),
         cpu: Some(cpu),
         memory: Some(memory_v2(stats)),
         io: Some(io_v2(stats)),
