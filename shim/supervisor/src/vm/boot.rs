@@ -110,6 +110,7 @@ pub fn initrd(options: &VmOptions) -> Result<PathBuf, Failure> {
         return Ok(path);
     }
     let made = super::initrd::make(modules, &common)?;
+    super::initrd::prune(&common, &made);
     // A program in memory alone is never met again.
     if fs::metadata(PROGRAM).is_ok_and(|meta| meta.nlink() > 0) {
         let _ = fs::remove_file(&known);

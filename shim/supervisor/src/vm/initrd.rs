@@ -6,7 +6,8 @@
 //! always has the supervisor that it talks to.
 //!
 //! One file serves all guests of the same program and modules; it is named by their digest, appears whole, and is read
-//! again each time, so that a damaged one is written anew.
+//! again each time that it is made, so that a damaged one is written anew. Those of earlier programs are taken away then:
+//! a machine has read its own when it has booted.
 
 use crate::failure::{Fail, Failure};
 use coracle_proto::ttrpc::Code;
@@ -15,11 +16,16 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// This program.
 const PROGRAM: &str = "/proc/self/exe";
 /// No archive of a guest's modules is bigger.
 const MAX_MODULES: u64 = 256 << 20;
+/// What the files are called, before their digest.
+const PREFIX: &str = "initrd-";
+/// One that is younger may still be wanted by a machine that is about to boot.
+const MIN_AGE: Duration = Duration::from_secs(600);
 /// Archives begin at multiples of this, as everything in them.
 const ALIGNMENT: usize = 4;
 /// Bytes of the digest in the file's name, twice as many characters.
@@ -40,9 +46,23 @@ pub fn make(modules: &Path, folder: &Path) -> Result<PathBuf, Failure> {
     archive.extend(own_archive(program));
     let digest = Sha256::digest(&archive);
     let name: String = digest[..NAME_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = folder.join(format!("initrd-{name}"));
+    let path = folder.join(format!("{PREFIX}{name}"));
     keep(&path, &archive).map_err(told(format!("write {}", path.display())))?;
     Ok(path)
+}
+
+/// Takes away what earlier programs had made in this folder, but what is young, and links to what is gone.
+pub fn prune(folder: &Path, but: &Path) {
+    for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let named = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+        let old = meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age >= MIN_AGE));
+        let dangling = meta.is_symlink() && !path.exists();
+        if named && path != but && (dangling || meta.is_file() && old) {
+            // What stays costs memory and nothing else; the next one tries again.
+            let _ = fs::remove_file(&path);
+        }
+    }
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
@@ -136,6 +156,26 @@ mod tests {
         (bytes[32], bytes[54], bytes[56]) = (64, 56, 1);
         (bytes[64], bytes[64 + 8], bytes[64 + 32]) = (kind, 120, 30);
         bytes
+    }
+
+    #[test]
+    fn what_earlier_programs_had_goes_when_it_is_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let old = std::time::SystemTime::now() - MIN_AGE;
+        for (name, aged) in [("initrd-a", true), ("initrd-b", false), ("initrd-c", true), ("kvm-x.json", true)] {
+            let file = File::create(path(name)).unwrap();
+            if aged {
+                file.set_modified(old).unwrap();
+            }
+        }
+        std::os::unix::fs::symlink(path("initrd-a"), path("initrd-of-1")).unwrap();
+        std::os::unix::fs::symlink(path("initrd-c"), path("initrd-of-3")).unwrap();
+        prune(dir.path(), &path("initrd-c"));
+        prune(dir.path(), &path("initrd-c"));
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["initrd-b", "initrd-c", "initrd-of-3", "kvm-x.json"]);
     }
 
     #[test]
