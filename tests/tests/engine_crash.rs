@@ -115,6 +115,7 @@ fn an_interrupted_creation_is_cleared_and_keeps_no_name() {
             notes: Vec::new(),
             cgroup: format!("{}/pod{id}", rig.engine.config().cgroup_parent),
             handler: Default::default(),
+            vm: None,
         };
         coracle_engine::record::write(&folder, &record).unwrap();
         let found = findings(rig).await;

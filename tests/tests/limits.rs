@@ -12,8 +12,10 @@ const BUSY_PSS_KIB: u64 = 2048;
 /// Descriptors of a supervisor of one container: sockets, locks, pidfd, pipes, log, OOM event.
 const SUPERVISOR_FILES: usize = 32;
 /// The static programs are loaded once a pod and once a container: their size is start-up time and page cache. With musl
-/// they have 2.3 and 2.4 MB; Debian's static glibc adds 0.8.
-const STATIC_PROGRAM_BYTES: u64 = 7 << 19;
+/// they have 2.3 and 3.1 MB; Debian's static glibc adds 0.8.
+const RUNTIME_BYTES: u64 = 7 << 19;
+/// The supervisor is a virtual machine's keeper and its init, too; of that, other pods' touch no page.
+const SUPERVISOR_BYTES: u64 = 4 << 20;
 /// The command carries TLS, YAML, the registry client, the CRI server, DNS and probes by gRPC.
 const COMMAND_BYTES: u64 = 18 << 20;
 
@@ -42,11 +44,9 @@ fn a_detached_pod_costs_one_small_process_of_ours() {
 
 #[test]
 fn the_programs_stay_small() {
-    for (program, limit) in [
-        ("coracle-oci", STATIC_PROGRAM_BYTES),
-        ("containerd-shim-coracle-v1", STATIC_PROGRAM_BYTES),
-        ("coracle", COMMAND_BYTES),
-    ] {
+    for (program, limit) in
+        [("coracle-oci", RUNTIME_BYTES), ("containerd-shim-coracle-v1", SUPERVISOR_BYTES), ("coracle", COMMAND_BYTES)]
+    {
         let size = fs::metadata(coracle_tests::bin(program)).expect("the program's size").len();
         assert!(size <= limit, "{program}: {size} bytes, at most {limit}");
     }
