@@ -8,10 +8,12 @@
 //! - [`attach`]: the frames of the attach socket;
 //! - [`netlink`]: the kernel's requests about networks;
 //! - [`link`]: byte streams over the port of a virtual machine;
+//! - [`family`]: what a command has started, as the kernel tells;
 //! - [`any`]: packing and unpacking of `google.protobuf.Any`, and the type urls of JSON payloads.
 
 pub mod any;
 pub mod attach;
+pub mod family;
 pub mod link;
 pub mod netlink;
 pub mod ttrpc;

@@ -143,11 +143,15 @@ impl SessionControl {
 
     /// Sends a signal to the process.
     pub async fn kill(&self, signal: i32) -> Result<()> {
+        self.signal(signal, false).await
+    }
+
+    async fn signal(&self, signal: i32, all: bool) -> Result<()> {
         let request = task::KillRequest {
             id: self.container.to_string(),
             exec_id: self.exec.to_string(),
             signal: u32::try_from(signal).unwrap_or(0),
-            all: false,
+            all,
         };
         let deadline = Some(self.engine.config().deadlines.kill);
         self.engine.task::<_, Empty>(&self.sandbox, method::KILL, "signal", &request, deadline).await?;
@@ -161,8 +165,8 @@ impl SessionControl {
         if pid > 1 {
             blocking(move || Ok(crate::family::kill(pid, &container))).await?;
         }
-        // Its pid is of another machine when the container is in a VM: its supervisor knows it.
-        match self.kill(libc::SIGKILL).await {
+        // Without a pid it is in a virtual machine, whose supervisor does the same there.
+        match self.signal(libc::SIGKILL, pid == 0).await {
             Err(why) if !why.is_not_found() => Err(why),
             _ => Ok(()),
         }

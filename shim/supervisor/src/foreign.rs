@@ -99,6 +99,7 @@ impl Foreign {
             Act::Start => self.run(&Run::new(self, "start", id)?, &[id]).map(done),
             Act::Exec { spec, names, ends, .. } => self.exec(id, &spec, names.terminal, ends),
             Act::Kill { signal, .. } => self.run(&Run::new(self, "kill", id)?, &[id, &signal.to_string()]).map(done),
+            Act::KillTree { pid, .. } => ops::kill_tree(id, pid),
             Act::KillAll(signal) => self.kill_all(id, signal).map(done),
             Act::Delete { .. } => self.delete(id).map(done),
             Act::Freeze(true) => self.run(&Run::new(self, "pause", id)?, &[id]).map(done),

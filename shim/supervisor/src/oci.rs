@@ -86,6 +86,13 @@ pub enum Act {
         /// Which signal.
         signal: i32,
     },
+    /// Task.Kill with `all` of an exec: SIGKILL to it and to what it has started.
+    KillTree {
+        /// Its id.
+        exec: String,
+        /// Its pid.
+        pid: i32,
+    },
     /// Task.Kill of all processes.
     KillAll(i32),
     /// Task.Delete.
@@ -244,6 +251,7 @@ impl Oci {
             Act::Start => ops::start(root, id),
             Act::Exec { spec, names, ends, .. } => ops::exec(root, id, &spec, names.terminal, ends),
             Act::Kill { signal, .. } => ops::kill(root, id, signal),
+            Act::KillTree { pid, .. } => ops::kill_tree(id, pid),
             Act::KillAll(signal) => ops::kill_all(root, id, signal),
             Act::Delete { .. } => ops::delete(root, id),
             Act::Freeze(frozen) => ops::freeze(root, id, frozen),

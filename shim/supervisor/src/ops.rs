@@ -4,7 +4,9 @@ use crate::failure::{Fail, Failure};
 use crate::logger::Logger;
 use crate::oci::{Act, Oci};
 use crate::stdio::ProcessEnds;
+use crate::sys;
 use crate::vm::volume::Sent;
+use coracle_proto::family;
 use coracle_proto::runc;
 use coracle_proto::task_types::ProcessInfo;
 use coracle_proto::ttrpc::Code;
@@ -188,6 +190,29 @@ pub fn kill(root: &Path, id: &str, signal: i32) -> Result<Vec<u8>, Failure> {
 pub fn kill_all(root: &Path, id: &str, signal: i32) -> Result<Vec<u8>, Failure> {
     Runtime::new(root).kill(id, signal, true)?;
     Ok(Vec::new())
+}
+
+/// Task.Kill with `all` of an exec: it and what it has started, as far as that is in the container.
+pub fn kill_tree(id: &str, leader: i32) -> Result<Vec<u8>, Failure> {
+    let processes = || -> Vec<family::Process> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let stats = entries.filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit));
+        stats.filter_map(|entry| family::Process::parse(&fs::read_to_string(entry.path().join("stat")).ok()?)).collect()
+    };
+    // Through a handle, so that the one that was looked at is the one that is killed.
+    let kill = |pid: i32| {
+        let Ok(handle) = sys::pidfd(pid) else { return false };
+        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        is_in_container(&cgroups, id) && sys::signal_by_pidfd(&handle, SIGKILL).is_ok()
+    };
+    family::kill_all(leader, processes, kill);
+    Ok(Vec::new())
+}
+
+/// Whether a process' cgroups are a container's: a part of their paths is its id, or systemd's unit for it.
+fn is_in_container(cgroups: &str, id: &str) -> bool {
+    let of_unit = |part: &str| part.strip_suffix(".scope").is_some_and(|unit| unit.ends_with(id));
+    cgroups.split(['/', '\n']).any(|part| part == id || of_unit(part))
 }
 
 /// Task.Delete of a container.

@@ -7,6 +7,7 @@ use crate::oci::{Act, not_needed};
 use crate::shim::client::Client;
 use coracle_proto::ttrpc::{Code, method};
 use coracle_proto::{Empty, Message, any, task};
+use nix::libc::SIGKILL;
 use std::time::Duration;
 
 /// Making and starting: hooks and virtual machines run in here. The engine has a deadline of its own before that.
@@ -49,6 +50,8 @@ pub trait Remote {
         match act {
             Act::Start => self.start(&id(), "").map(|_| Vec::new()),
             Act::Kill { exec, signal } => self.kill(id(), exec, signal, false),
+            // Of whom the guest's processes are nobody here knows: the one that was asked for is killed.
+            Act::KillTree { exec, .. } => self.kill(id(), exec, SIGKILL, false),
             Act::KillAll(signal) => self.kill(id(), String::new(), signal, true),
             Act::Freeze(true) => self.empty(method::PAUSE, &task::PauseRequest { id: id() }),
             Act::Freeze(false) => self.empty(method::RESUME, &task::ResumeRequest { id: id() }),

@@ -26,10 +26,18 @@ impl Supervisor {
             self.thaw_to_die(&id, signal);
             return Ok(None);
         }
+        let tree = request.all && signal == SIGKILL;
         let by_runtime = self.container(&id)?.oci.signals(&request.exec_id, signal);
         let process = self.process(&id, &request.exec_id)?;
         if !process.state.alive() || process.pid == 0 {
             return Err(Code::NotFound.failure(format!("kill {id}: the process is {}", process.state)));
+        }
+        let pid = process.pid;
+        if tree {
+            // A request of ours: to containerd's shims `all` says nothing of an exec.
+            self.act(Job::Answer { call }, &id, Act::KillTree { exec: request.exec_id, pid })?;
+            self.thaw_to_die(&id, signal);
+            return Ok(None);
         }
         if by_runtime {
             self.act(Job::Answer { call }, &id, Act::Kill { exec: request.exec_id, signal })?;
@@ -37,7 +45,7 @@ impl Supervisor {
             return Ok(None);
         }
         // The pid is ours until we reap it, so no other process can be hit.
-        sys::kill(process.pid, signal).map_err(|error| Code::Unknown.failure(format!("kill {id}: {error}")))?;
+        sys::kill(pid, signal).map_err(|error| Code::Unknown.failure(format!("kill {id}: {error}")))?;
         self.thaw_to_die(&id, signal);
         done()
     }

@@ -92,6 +92,13 @@ fn a_kubelets_pod_lives_in_a_virtual_machine() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
 
+        // A command whose time is over is killed with what it has started.
+        let cmd = ["sh", "-c", "for i in 1 2 3; do sleep 4711 & done; wait"].map(String::from).to_vec();
+        let late = v1::ExecSyncRequest { container_id: main.clone(), cmd, timeout: 3 };
+        let late = node.runtime().exec_sync(late).await.unwrap_err();
+        assert_eq!(late.code(), Code::DeadlineExceeded, "{late:?}");
+        assert_eq!(exec(node, &main, "ps -o args | grep -c '^[s]leep 4711' || true").await, "0\n");
+
         // What they use: the containers by the guest's count, the pod by the host's.
         let mut runtime = node.runtime();
         let stats = runtime.container_stats(v1::ContainerStatsRequest { container_id: main.clone() }).await.unwrap();

@@ -36,7 +36,7 @@ fn rich(vms: &Vms) -> String {
     );
     let side = container("side", "    resources: {limits: {memory: 64Mi, cpu: 500m}}\n");
     let volumes = format!(
-        "  volumes:\n  - {{name: scratch, emptyDir: {{}}}}\n  - {{name: memory, emptyDir: {{medium: Memory}}}}\n  \
+        "  volumes:\n  - {{name: scratch, emptyDir: {{}}}}\n  - {{name: memory, emptyDir: {{medium: Memory, sizeLimit: 8Mi}}}}\n  \
          - {{name: settings, configMap: {{name: settings}}}}\n  - {{name: image, image: {{reference: '{IMAGE}', \
          pullPolicy: Never}}}}\n"
     );
@@ -75,6 +75,12 @@ fn what_a_pod_can_be_asked_it_can_be_asked_in_a_virtual_machine() {
     // Volumes are shared by its containers and by nobody else.
     inside("echo shared > /scratch/file; echo fast > /memory/file");
     assert_eq!(side("cat /scratch/file /memory/file /scratch/started /settings/word"), "shared\nfast\nhook\nold");
+    // Those in memory have their sizes there, too.
+    let (size, shm) = (inside("df -k /memory | tail -n 1"), inside("df -k /dev/shm | tail -n 1"));
+    let blocks = |line: &str| line.split_whitespace().nth(1).map(str::to_owned);
+    assert_eq!((blocks(&size).as_deref(), blocks(&shm).as_deref()), (Some("8192"), Some("65536")), "{size}{shm}");
+    assert!(inside("dd if=/dev/zero of=/memory/big bs=1M count=9 2>&1; rm /memory/big").contains("No space"));
+    assert!(side("grep ' /dev/shm ' /proc/mounts").contains("noexec"));
     assert_eq!(
         side("ls /image/bin/busybox; touch /image/x 2>&1 | grep -o 'Read-only'"),
         "/image/bin/busybox\nRead-only\n"

@@ -109,6 +109,17 @@ fn execs_signals_limits_and_numbers_are_as_on_the_host() {
     assert!(heard.contains("got typed\r\n"), "{heard}");
     assert_eq!(pod.wait("web", "tty"), 0);
 
+    // One that is killed with all is so with what it has started.
+    let line = "for i in 1 2 3; do sleep 4711 & done; setsid sleep 4711 & sleep 0.5; touch /ready; wait";
+    let tree = pod.exec("web", "tree", &["sh", "-c", line], false);
+    said(&mut pod, "web", "started", "while ! test -e /ready; do sleep 0.1; done");
+    let count = "ps -o args | grep -c '^[s]leep 4711' || true";
+    assert_eq!(said(&mut pod, "web", "before", count), "4\n");
+    pod.kill("web", "tree", 9, true).expect("kill the exec and all of it");
+    assert_eq!(pod.wait("web", "tree"), 137);
+    drop(tree);
+    assert_eq!(said(&mut pod, "web", "after", count), "0\n");
+
     // A reader that leaves is seen by the command.
     drop(pod.exec("web", "yes", &["sh", "-c", "while true; do echo y; done"], false));
     assert_ne!(pod.wait("web", "yes"), 0);

@@ -10,8 +10,12 @@
 //! The size is fixed when the pod is made, and kept in its record: no update goes beyond it.
 //!
 //! What a machine of its own cannot have is refused by name: the host's network, processes, IPC, users, devices, security
-//! labels and mount propagation. Folders of the host are let in by `options.host_paths` alone; the engine knows which of a
-//! local pod's mounts are the pod's own, and for pods of a kubelet the supervisor tells volumes by their paths.
+//! labels and mount propagation. AppArmor's RuntimeDefault is not applied: it guards the kernel that the host's containers
+//! share, and the boundary to that is the machine here. Limits of swap and sets of processors are left out by the
+//! supervisor: the guest has no swap, and processors of its own.
+//!
+//! Folders of the host are let in by `options.host_paths` alone; the engine knows which of a local pod's mounts are the
+//! pod's own, and for pods of a kubelet the supervisor tells volumes by their paths.
 
 use std::path::{Path, PathBuf};
 

@@ -77,7 +77,8 @@ fn place(bundle: &Path, serial: &str) -> Result<PathBuf, Failure> {
     }
 }
 
-fn is_mounted(place: &Path) -> io::Result<bool> {
+/// Whether something is mounted there.
+pub fn is_mounted(place: &Path) -> io::Result<bool> {
     let parent = place.parent().unwrap_or(place);
     Ok(fs::symlink_metadata(place)?.dev() != fs::metadata(parent)?.dev())
 }

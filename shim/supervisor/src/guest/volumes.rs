@@ -4,14 +4,18 @@
 //! beneath the folder and through no link, and what is not of the expected kind is replaced. A file that is there is
 //! written in place, since a container can have it mounted by itself; a link is replaced by renaming, so that a volume
 //! that hangs on one (kubelet's `..data`) changes at once and as a whole.
+//!
+//! A folder that is in memory with a limit is a tmpfs of that size, mounted by the first request for it.
 
+use super::mounts;
 use crate::failure::{Fail, Failure};
 use coracle_proto::coracle::guest_entry::Kind;
-use coracle_proto::coracle::{GuestEntry, GuestFetchRequest, GuestPutRequest};
+use coracle_proto::coracle::{GuestEntry, GuestFetchRequest, GuestMemory, GuestPutRequest};
 use coracle_proto::ttrpc::Code;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat, renameat};
+use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, symlinkat, unlinkat};
 use std::collections::BTreeSet;
@@ -47,9 +51,15 @@ pub fn put(bundle: &Path, request: &GuestPutRequest) -> Result<PathBuf, Failure>
     };
     fs::create_dir_all(&path).map_err(|error| failed("make the folder", error))?;
     // Two requests for one volume take turns.
-    let root = File::open(&path).map_err(|error| failed("open the folder", error))?;
-    let root =
-        Flock::lock(root, FlockArg::LockExclusive).map_err(|(_, error)| failed("lock the folder", error.into()))?;
+    let lock = || {
+        let root = File::open(&path).map_err(|error| failed("open the folder", error))?;
+        Flock::lock(root, FlockArg::LockExclusive).map_err(|(_, error)| failed("lock the folder", error.into()))
+    };
+    if let Some(memory) = &request.memory {
+        let _lock = lock()?;
+        mount_once(&path, memory).map_err(|error| failed("mount a tmpfs", error))?;
+    }
+    let root = lock()?;
     let (links, others): (Vec<_>, Vec<_>) = request.entries.iter().partition(|entry| entry.kind() == Kind::Link);
     for entry in others.into_iter().chain(links) {
         let parts = parts(&entry.path)?;
@@ -63,6 +73,21 @@ pub fn put(bundle: &Path, request: &GuestPutRequest) -> Result<PathBuf, Failure>
         prune(&*root, "", &kept, 0).map_err(|error| failed("remove what is no more", error.into()))?;
     }
     Ok(path)
+}
+
+/// Mounts a tmpfs on a folder that is not one yet; its owner and mode come with its entry.
+fn mount_once(path: &Path, memory: &GuestMemory) -> io::Result<()> {
+    if mounts::is_mounted(path)? {
+        return Ok(());
+    }
+    let flags = [
+        (memory.no_suid, MsFlags::MS_NOSUID),
+        (memory.no_dev, MsFlags::MS_NODEV),
+        (memory.no_exec, MsFlags::MS_NOEXEC),
+    ];
+    let flags = flags.into_iter().filter(|(wanted, _)| *wanted).map(|(_, flag)| flag).collect();
+    let options = format!("mode=0700,size={}", memory.size_bytes);
+    Ok(mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))?)
 }
 
 /// Guest.Fetch: the end of a file.

@@ -1,6 +1,9 @@
 //! Folders that come over the link: updates, hostile containers, removal.
 
 use super::*;
+use nix::mount::{MntFlags, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 fn entry(path: &str, kind: Kind, content: &str) -> GuestEntry {
@@ -10,7 +13,7 @@ fn entry(path: &str, kind: Kind, content: &str) -> GuestEntry {
 }
 
 fn whole(entries: Vec<GuestEntry>) -> GuestPutRequest {
-    GuestPutRequest { volume: "config".into(), entries, whole: true, kept: Vec::new() }
+    GuestPutRequest { volume: "config".into(), entries, whole: true, ..Default::default() }
 }
 
 fn fetched(bundle: &Path, path: &str, max_bytes: u64) -> Result<Vec<u8>, Failure> {
@@ -82,6 +85,31 @@ fn what_a_container_put_in_the_way_leads_nowhere() {
     }
     assert_eq!(fs::read_to_string(outside.path().join("victim")).unwrap(), "untouched");
     assert_eq!(fs::metadata(outside.path()).unwrap().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn a_volume_in_memory_is_mounted_once_and_has_its_size() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("not root: nothing can be mounted");
+    }
+    // The thread's own, with what is mounted in it.
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    let bundle = tempfile::tempdir().unwrap();
+    let memory = GuestMemory { size_bytes: 1 << 20, no_exec: true, ..Default::default() };
+    let entries = vec![entry("", Kind::Folder, "")];
+    let request =
+        GuestPutRequest { volume: "config".into(), entries, memory: Some(memory), ..GuestPutRequest::default() };
+    let path = put(bundle.path(), &request).unwrap();
+    fs::write(path.join("kept"), "content").unwrap();
+    assert_eq!(put(bundle.path(), &request).unwrap(), path);
+    assert_eq!(fs::read_to_string(path.join("kept")).unwrap(), "content");
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o750);
+    let full = fs::write(path.join("big"), vec![1; 2 << 20]).unwrap_err();
+    assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+    let flags = statvfs(&path).unwrap().flags();
+    assert!(flags.contains(FsFlags::ST_NOEXEC) && !flags.contains(FsFlags::ST_NOSUID), "{flags:?}");
+    umount2(&path, MntFlags::MNT_DETACH).unwrap();
 }
 
 #[test]

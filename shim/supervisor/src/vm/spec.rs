@@ -6,10 +6,13 @@
 //! | the pod's namespaces, by path | those of the guest's init, or of one of the pod's processes there |
 //! | namespaces of the machine | refused: the guest has none of them |
 //! | `cgroupsPath` | `/coracle/ID` |
-//! | cpusets, huge pages of none, swap | left out: the guest has processors and memory of its own, and no swap |
-//! | huge pages, RDMA, Intel RDT, network classes, rates of devices, devices of the machine, hooks | refused |
-//! | a profile that every container has by default | left out: what it guards is not in reach |
-//! | other AppArmor profiles, SELinux labels | refused: the guest's kernel has neither |
+//! | `cpu.cpus`, `cpu.mems`, `cpuset.*` | left out: numbers of the machine's processors and nodes, which the guest has not |
+//! | `memory.swap`, `memory.swappiness`, `memory.swap.*`, `memory.zswap.*` | left out: the guest has no swap to limit |
+//! | huge pages of none | left out |
+//! | huge pages, limits of kernel memory, RDMA, Intel RDT, network classes, rates of devices | refused: not enforced there |
+//! | devices of the machine, hooks | refused |
+//! | AppArmor's RuntimeDefault, by its names in [`DEFAULT_PROFILES`] | left out: it guards a kernel that is shared |
+//! | other AppArmor profiles (Localhost), SELinux labels | refused: the guest's kernel has neither |
 //! | mounts of kernel filesystems | the same |
 //! | bind mounts | the pod's own files and folders, by [`Kind`]; others are the machine's and refused: no folder is shared |
 
@@ -18,9 +21,16 @@ use std::path::{Component, Path, PathBuf};
 
 /// The root of all containers' cgroups in the guest.
 const CGROUP: &str = "/coracle";
-/// Profiles that are given to whoever asks for none.
-const DEFAULT_PROFILES: [&str; 5] =
-    ["unconfined", "cri-containerd.apparmor.d", "containerd-default", "docker-default", "nerdctl-default"];
+/// Profiles that are given to whoever asks for none, and to whoever asks for RuntimeDefault: by their names the two are the
+/// same.
+const DEFAULT_PROFILES: [&str; 6] = [
+    "unconfined",
+    "coracle-default",
+    "cri-containerd.apparmor.d",
+    "containerd-default",
+    "docker-default",
+    "nerdctl-default",
+];
 /// Filesystems that the guest's kernel makes.
 const KERNEL: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs"];
 /// Device nodes that every container has: path, major, minor.
@@ -149,12 +159,22 @@ pub fn adapt_process(process: &mut Value) -> Result<(), Refused> {
     refuse(process, "execCPUAffinity", "an affinity to the machine's processors")
 }
 
+/// Files of cgroups that have no meaning in the guest.
+const MACHINES_FILES: [&str; 3] = ["cpuset.", "memory.swap.", "memory.zswap."];
+
 /// Limits, at the start and later.
 pub fn adapt_resources(resources: &mut Value) -> Result<(), Refused> {
     let Some(map) = resources.as_object_mut() else { return Ok(()) };
-    for (group, keys) in [("cpu", &["cpus", "mems"][..]), ("memory", &["swap", "swappiness", "kernel", "kernelTCP"])] {
+    for (group, keys) in [("cpu", ["cpus", "mems"]), ("memory", ["swap", "swappiness"])] {
         if let Some(group) = map.get_mut(group).and_then(Value::as_object_mut) {
             keys.iter().for_each(|key| drop(group.remove(*key)));
+        }
+    }
+    for key in ["kernel", "kernelTCP"] {
+        let limit = map.get_mut("memory").and_then(Value::as_object_mut).and_then(|memory| memory.remove(key));
+        // -1: no limit.
+        if limit.is_some_and(|limit| is_there(&limit) && limit.as_i64() != Some(-1)) {
+            return Err(refused(format!("memory.{key}, a limit of kernel memory")));
         }
     }
     let pages = map.remove("hugepageLimits").unwrap_or_default();
@@ -166,7 +186,7 @@ pub fn adapt_resources(resources: &mut Value) -> Result<(), Refused> {
         return Err(refused("classes and priorities of network traffic"));
     }
     if let Some(unified) = map.get_mut("unified").and_then(Value::as_object_mut) {
-        unified.retain(|key, _| !key.starts_with("cpuset."));
+        unified.retain(|key, _| !MACHINES_FILES.iter().any(|start| key.starts_with(start)));
         if let Some(key) = unified.keys().find(|key| key.starts_with("hugetlb.") || key.starts_with("rdma.")) {
             return Err(refused(key));
         }

@@ -31,9 +31,9 @@ fn spec() -> Value {
             ],
             "resources": {
                 "cpu": { "shares": 10, "cpus": "0-3", "mems": "0" },
-                "memory": { "limit": 7, "swap": 7 },
+                "memory": { "limit": 7, "swap": 7, "swappiness": 60, "kernel": 0, "kernelTCP": -1 },
                 "hugepageLimits": [{ "pageSize": "2MB", "limit": 0 }],
-                "unified": { "cpuset.cpus": "1", "memory.high": "5" },
+                "unified": { "cpuset.cpus": "1", "memory.high": "5", "memory.swap.max": "0" },
             },
         },
     })
@@ -60,6 +60,11 @@ fn what_is_the_machines_becomes_the_guests() {
     shared["linux"]["namespaces"][1]["path"] = json!("/proc/1/ns/pid");
     assert_eq!(adapted(shared.clone()).unwrap().0["linux"]["namespaces"][1]["path"], "/proc/39/ns/pid");
     assert!(adapt(shared, "web", &Pod { init: None, ..pod() }).unwrap_err().contains("which has none"));
+    for profile in DEFAULT_PROFILES {
+        let mut process = json!({ "apparmorProfile": profile });
+        adapt_process(&mut process).unwrap();
+        assert_eq!(process, json!({}), "RuntimeDefault");
+    }
     let kinds: Vec<_> = volumes.iter().map(|volume| (volume.at, volume.kind)).collect();
     assert_eq!(kinds, [(1, Kind::Sent), (2, Kind::Local), (3, Kind::Disk)]);
     assert_eq!(spec["mounts"][3]["type"], "bind");
@@ -89,6 +94,7 @@ fn what_cannot_be_is_refused_by_name() {
         ("/linux/devices", json!([{ "path": "/dev/sda", "major": 8, "minor": 0 }]), "device \"/dev/sda\""),
         ("/linux/devices", json!([{ "path": "/dev/null", "major": 8, "minor": 0 }]), "device \"/dev/null\""),
         ("/linux/resources/hugepageLimits", json!([{ "pageSize": "2MB", "limit": 1 }]), "huge pages"),
+        ("/linux/resources/memory/kernelTCP", json!(5), "memory.kernelTCP"),
         ("/linux/resources/rdma", json!({ "mlx": { "hcaHandles": 1 } }), "RDMA"),
         ("/linux/resources/network", json!({ "classID": 5 }), "network traffic"),
         ("/linux/resources/blockIO", json!({ "throttleReadBpsDevice": [{ "rate": 1 }] }), "rates"),

@@ -28,6 +28,7 @@ use coracle_proto::ttrpc::{Code, method, service};
 use coracle_proto::types::Mount;
 use coracle_proto::{Message, any, runc, task};
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc::SIGKILL;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -146,6 +147,7 @@ impl Guest {
                 let resources = adapted(id, &resources, spec::adapt_resources)?;
                 self.plainly(id, Act::Update(resources))
             }
+            Act::KillTree { exec, .. } => self.kill(id.to_owned(), exec, SIGKILL, true),
             Act::Checkpoint(_) => Err(not_needed(id)),
             Act::Wait { exec, oom_file, .. } => self.wait(id, &exec, &oom_file),
             act => self.plainly(id, act),

@@ -5,6 +5,7 @@
 //! | a folder of configuration | `v-HASH`, the same entries; links are links, so that kubelet's `..data` swings there, too |
 //! | a single file | `v-HASH/file`, written in place when it changes |
 //! | scratch space | `v-HASH`, a folder with this one's owner and mode, shared by the pod's containers |
+//! | the same that is a tmpfs of its own here: /dev/shm, an emptyDir in memory | a tmpfs of that size and those flags |
 //! | a container's bundle | `c-ID`: config.json, rootfs, upper, work |
 //!
 //! HASH is of the path here. A folder is read without following links, within [`MAX_VOLUME`]; one that changes meanwhile is
@@ -15,10 +16,14 @@ use crate::reactor::{Reactor, Token};
 use crate::remote::SHORT;
 use crate::shim::client::Client;
 use coracle_proto::coracle::guest_entry::Kind;
-use coracle_proto::coracle::{GuestEntry, GuestFetchRequest, GuestFetchResponse, GuestPutRequest, GuestPutResponse};
+use coracle_proto::coracle::{
+    GuestEntry, GuestFetchRequest, GuestFetchResponse, GuestMemory, GuestPutRequest, GuestPutResponse,
+};
 use coracle_proto::ttrpc::{Code, method, service};
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, statfs};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -95,11 +100,40 @@ pub fn send(client: &mut Client, source: &Path) -> Result<(String, Sent), Failur
     Ok((if meta.is_dir() { path } else { format!("{path}/{FILE}") }, sent))
 }
 
-/// Makes a folder in the guest with the owner and mode of one here.
+/// Makes a folder in the guest with the owner and mode of one here, and its size if that has one.
 pub fn make_local(client: &mut Client, source: &Path) -> Result<String, Failure> {
-    let meta = fs::metadata(source).map_err(|error| failed("look at", source, error))?;
-    let entry = entry(String::new(), Kind::Folder, &meta, Vec::new());
-    put(client, &name(source), vec![entry], false)
+    let request = local(source)?;
+    let answer: GuestPutResponse = client.call_of(service::GUEST, method::PUT, &request, Some(SHORT))?;
+    Ok(answer.path)
+}
+
+fn local(source: &Path) -> Result<GuestPutRequest, Failure> {
+    let looked = |error: io::Error| failed("look at", source, error);
+    let meta = fs::metadata(source).map_err(looked)?;
+    let memory = memory(source, &meta).map_err(looked)?;
+    let entries = vec![entry(String::new(), Kind::Folder, &meta, Vec::new())];
+    Ok(GuestPutRequest { volume: name(source), entries, memory, ..Default::default() })
+}
+
+/// What a folder is that is a filesystem in memory of its own. A folder of one that has others, too, has no size.
+fn memory(source: &Path, meta: &Metadata) -> io::Result<Option<GuestMemory>> {
+    let parent = fs::metadata(source.parent().unwrap_or(source))?;
+    if parent.dev() == meta.dev() {
+        return Ok(None);
+    }
+    match statfs(source)?.filesystem_type() {
+        TMPFS_MAGIC => {}
+        HUGETLBFS_MAGIC => return Err(io::Error::other("huge pages (not in a virtual machine)")),
+        _ => return Ok(None),
+    }
+    let known = statvfs(source)?;
+    let has = |flag| known.flags().contains(flag);
+    Ok(Some(GuestMemory {
+        size_bytes: known.blocks().saturating_mul(known.fragment_size()),
+        no_suid: has(FsFlags::ST_NOSUID),
+        no_dev: has(FsFlags::ST_NODEV),
+        no_exec: has(FsFlags::ST_NOEXEC),
+    }))
 }
 
 /// Sends what is to be in the folder of a container.
@@ -392,6 +426,30 @@ mod tests {
         let mut late = Watches::default();
         late.add(&reactor, sent(now - 1)).unwrap();
         assert!(late.deadline().is_some(), "it changed before it was watched");
+    }
+
+    #[test]
+    fn what_is_a_filesystem_in_memory_of_its_own_is_one_there_too() {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        use nix::sched::{CloneFlags, unshare};
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(local(dir.path()).unwrap().memory, None, "a folder");
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("not root: nothing can be mounted");
+        }
+        // The thread's own, with what is mounted in it.
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        mount(Some("shm"), dir.path(), Some("tmpfs"), flags, Some("mode=1777,size=3m")).unwrap();
+        let request = local(dir.path()).unwrap();
+        let expected = GuestMemory { size_bytes: 3 << 20, no_suid: true, no_dev: false, no_exec: true };
+        assert_eq!((request.memory, request.entries[0].mode, request.whole), (Some(expected), 0o1777, false));
+        fs::create_dir(dir.path().join("below")).unwrap();
+        assert_eq!(local(&dir.path().join("below")).unwrap().memory, None, "a folder of a tmpfs");
+        mount(None::<&str>, dir.path(), None::<&str>, flags | MsFlags::MS_REMOUNT, Some("size=0")).unwrap();
+        assert_eq!(local(dir.path()).unwrap().memory.map(|memory| memory.size_bytes), Some(0), "without a limit");
+        umount2(dir.path(), MntFlags::MNT_DETACH).unwrap();
     }
 
     #[test]
