@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use coracle_engine::{Error, ExecConfig, NamespaceMode};
+use coracle_engine::{Dialled, Error, ExecConfig, NamespaceMode};
 use coracle_tests::rig::{Rig, drain, rig, script};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -134,6 +134,7 @@ fn a_pod_of_the_machines_network_is_reached_on_the_machines_loopback() {
         let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (dialled, accepted) = tokio::join!(rig.engine.dial(&pod.id, port), listener.accept());
-        assert_eq!(dialled.unwrap().local_addr().unwrap(), accepted.unwrap().1);
+        let Dialled::Tcp(stream) = dialled.unwrap() else { panic!("no pod in a virtual machine was asked for") };
+        assert_eq!(stream.local_addr().unwrap(), accepted.unwrap().1);
     });
 }
