@@ -13,7 +13,7 @@
 //! agent     who answers the filter's notifications
 //! netdev    network devices that move into the container                 rdt    Intel RDT
 //! hooks     state (on disk), time  undo      what a failed create takes back
-//! seal      the program itself     apart     for containers of other programs
+//! seal      the program itself     apart     for containers of other programs     lend  to other mount namespaces
 //! cgroup    seccomp                handle    another process               members  without a cgroup
 //! checkpoint  dump and restore by CRIU         features  what of all this is told to managers
 //! sys       all of the crate's unsafe code
@@ -42,6 +42,7 @@ mod hooks;
 mod identity;
 mod idmap;
 mod init;
+pub mod lend;
 mod lifecycle;
 mod lsm;
 mod members;

@@ -45,10 +45,20 @@ pub struct Vms {
 impl Vms {
     /// One with `more` in its configuration.
     pub fn with(more: &str) -> Vms {
+        Vms::configured(more, |_| String::new())
+    }
+
+    /// One whose handler has more options, which may name files of the machine.
+    pub fn with_options(options: impl FnOnce(&Machine) -> String) -> Vms {
+        Vms::configured("", options)
+    }
+
+    fn configured(more: &str, options: impl FnOnce(&Machine) -> String) -> Vms {
         let turn = turn();
         let machine = Machine::new();
         let config = machine.path("config.toml");
-        fs::write(&config, format!("{more}\n{}", handler())).expect("write the configuration");
+        let options = options(&machine);
+        fs::write(&config, format!("{more}\n{}{options}", handler())).expect("write the configuration");
         Vms { machine, config: config.display().to_string(), _turn: turn }
     }
 

@@ -15,6 +15,7 @@ mod network;
 #[path = "../supervisor/pod.rs"]
 mod pod;
 mod run;
+mod share;
 #[allow(dead_code)] // it is the streaming tests'
 #[path = "../streaming/spdy.rs"]
 mod spdy;

@@ -2,6 +2,7 @@
 //!
 //! The kernel takes a moment to see a new disk; its node in /dev comes after its folder in /sys, and can be opened after
 //! that: all is waited for.
+//! The folder that the host shares has a tag where a disk has its number, and is there from the beginning.
 //! What is mounted already stays so: a request that is made again has the same answer.
 
 use crate::failure::{Fail, Failure};
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// Below the bundle.
 const FOLDER: &str = "disks";
+/// The filesystem of the folder that the host shares.
+const SHARED: &str = "virtiofs";
 /// The kernel's list of disks.
 const BLOCK: &str = "/sys/block";
 /// A disk has a serial number of so many characters at most: what QEMU's SCSI disks tell.
@@ -29,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 pub fn attach(bundle: &Path, serial: &str, filesystem: &str) -> Result<PathBuf, Failure> {
     let flags = match filesystem {
         "erofs" => MsFlags::MS_RDONLY | MsFlags::MS_NODEV,
-        "ext4" => MsFlags::MS_NODEV,
+        "ext4" | SHARED => MsFlags::MS_NODEV,
         other => {
             return Err(Code::InvalidArgument.failure(format!("mount disk {serial}: unknown file system {other:?}")));
         }
@@ -40,7 +43,7 @@ pub fn attach(bundle: &Path, serial: &str, filesystem: &str) -> Result<PathBuf, 
     if is_mounted(&place).map_err(|error| failed(&format!("look at {}", place.display()), error))? {
         return Ok(place);
     }
-    let device = wait_for(serial)?;
+    let device = if filesystem == SHARED { PathBuf::from(serial) } else { wait_for(serial)? };
     let end = Instant::now() + PATIENCE;
     loop {
         match mount(Some(&device), &place, Some(filesystem), flags, None::<&str>) {
@@ -48,7 +51,7 @@ pub fn attach(bundle: &Path, serial: &str, filesystem: &str) -> Result<PathBuf, 
             // Its node is there before it can be opened.
             Err(nix::Error::ENXIO | nix::Error::ENOENT) if Instant::now() < end => sleep(PAUSE),
             Err(error) => {
-                let what = format!("mount disk {serial} ({}) as {filesystem} on {}", device.display(), place.display());
+                let what = format!("mount {serial} ({}) as {filesystem} on {}", device.display(), place.display());
                 return Err(failed(&what, error.into()));
             }
         }

@@ -10,7 +10,7 @@ use super::check;
 use super::jail::{Jail, Memory};
 use super::vmm::{Accelerator, Descriptors, INITRD, KERNEL, MEMORY, Spec, vmm};
 use super::{CGROUP, ROOT};
-use super::{probe, template};
+use super::{probe, share, template};
 use crate::failure::{Fail, Failure};
 use crate::sys;
 use coracle_proto::coracle::VmOptions;
@@ -136,6 +136,7 @@ fn check_options(options: &VmOptions) -> Result<(), Failure> {
             "vm: template_folder and host_paths exclude each other: a copy cannot share folders".into(),
         ));
     }
+    share::check(options)?;
     if options.cpus > MAX_CPUS {
         return Err(invalid(format!("vm: {} processors: at most {MAX_CPUS}", options.cpus)));
     }
@@ -194,7 +195,8 @@ fn make_folder(folder: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    DirBuilder::new().mode(0o700).recursive(true).create(folder.join(ROOT))
+    DirBuilder::new().mode(0o700).recursive(true).create(folder.join(ROOT))?;
+    DirBuilder::new().mode(0o700).create(folder.join(share::PLACE))
 }
 
 /// The monitor's cgroup below the pod's: it holds the guest's memory and what the monitor takes itself.

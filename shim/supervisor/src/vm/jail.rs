@@ -96,41 +96,25 @@ impl Jail<'_> {
                     Err(why) => why,
                     Ok(never) => match never {},
                 };
-                let console = sys::dup_beyond(self.console.as_raw_fd(), 3).map(File::from);
-                let _ = console.and_then(|mut console| writeln!(console, "start {}: {why}", self.program.display()));
-                sys::exit_now(127);
+                give_up(self.console, self.program, &why)
             }
         }
     }
 
     fn become_it(&self, parent: Pid) -> Result<Infallible, String> {
         sys::reset_signals();
-        self.join_cgroup()?;
+        join_cgroup(self.cgroup)?;
         let apart =
             CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
         unshare(apart).map_err(said("leave the host's namespaces"))?;
         self.make_root()?;
-        self.take_descriptors()?;
+        take_descriptors(self.console, self.keep)?;
         setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(said("forbid core dumps"))?;
         setrlimit(Resource::RLIMIT_NOFILE, MAX_FILES, MAX_FILES).map_err(said("limit open files"))?;
         become_user(self.user).map_err(said("become a user of its own"))?;
         nix::unistd::setsid().map_err(said("begin a session"))?;
         die_with(parent)?;
-        let word = |text: &[u8]| CString::new(text).map_err(said("its arguments"));
-        let program = word(self.program.as_os_str().as_bytes())?;
-        let arguments = self.arguments.iter().map(|argument| word(argument.as_bytes()));
-        let words: Vec<CString> = std::iter::once(Ok(program.clone())).chain(arguments).collect::<Result<_, _>>()?;
-        nix::unistd::execve(&program, &words, &[] as &[CString]).map_err(said("run it (is it installed?)"))
-    }
-
-    fn join_cgroup(&self) -> Result<(), String> {
-        let Some(state) = self.cgroup else { return Ok(()) };
-        let cgroup = Cgroup::open(state);
-        let tasks = cgroup.join_self_files().map_err(said("join its cgroup"))?;
-        if tasks.is_empty() {
-            return cgroup.join(std::process::id() as i32).map_err(said("join its cgroup"));
-        }
-        tasks.into_iter().try_for_each(|tasks| File::from(tasks).write_all(b"0")).map_err(said("join its cgroup"))
+        run(self.program, self.arguments)
     }
 
     fn make_root(&self) -> Result<(), String> {
@@ -210,20 +194,40 @@ impl Jail<'_> {
         }
         Ok(nix::unistd::chown(&inside, Some(Uid::from_raw(self.user)), None)?)
     }
-
-    fn take_descriptors(&self) -> Result<(), String> {
-        let null = File::options().read(true).open("/dev/null").map_err(said("open /dev/null"))?;
-        for (fd, number) in [(null.as_raw_fd(), 0), (self.console.as_raw_fd(), 1), (self.console.as_raw_fd(), 2)] {
-            sys::dup_to(fd, number).map_err(said("take its standard streams"))?;
-        }
-        drop(null);
-        let mut keep = self.keep.to_vec();
-        sys::close_all_but(&mut keep);
-        keep.into_iter().try_for_each(sys::keep_over_exec).map_err(said("keep its descriptors"))
-    }
 }
 
-fn said<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> String {
+/// Joins a cgroup, while the hierarchies are in sight; none = the caller's.
+pub(super) fn join_cgroup(state: Option<&CgroupState>) -> Result<(), String> {
+    let Some(state) = state else { return Ok(()) };
+    let cgroup = Cgroup::open(state);
+    let tasks = cgroup.join_self_files().map_err(said("join its cgroup"))?;
+    if tasks.is_empty() {
+        return cgroup.join(std::process::id() as i32).map_err(said("join its cgroup"));
+    }
+    tasks.into_iter().try_for_each(|tasks| File::from(tasks).write_all(b"0")).map_err(said("join its cgroup"))
+}
+
+/// Standard input is nothing, output goes to the console; of the other descriptors those in `keep` outlive the exec.
+pub(super) fn take_descriptors(console: &OwnedFd, keep: &[RawFd]) -> Result<(), String> {
+    let null = File::options().read(true).open("/dev/null").map_err(said("open /dev/null"))?;
+    for (fd, number) in [(null.as_raw_fd(), 0), (console.as_raw_fd(), 1), (console.as_raw_fd(), 2)] {
+        sys::dup_to(fd, number).map_err(said("take its standard streams"))?;
+    }
+    drop(null);
+    let mut keep = keep.to_vec();
+    sys::close_all_but(&mut keep);
+    keep.into_iter().try_for_each(sys::keep_over_exec).map_err(said("keep its descriptors"))
+}
+
+/// Says on the console why a program was not started, in a fork, and ends that.
+pub(super) fn give_up(console: &OwnedFd, program: &Path, why: &str) -> ! {
+    let console = sys::dup_beyond(console.as_raw_fd(), 3).map(File::from);
+    let _ = console.and_then(|mut console| writeln!(console, "start {}: {why}", program.display()));
+    sys::exit_now(127);
+}
+
+/// Words for what an error was met at.
+pub(super) fn said<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> String {
     move |error| format!("{what}: {error}")
 }
 
@@ -231,7 +235,8 @@ fn bind(what: &Path, at: &Path) -> io::Result<()> {
     Ok(mount(Some(what), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
 }
 
-fn read_only(at: &Path, flags: MsFlags) -> io::Result<()> {
+/// Makes a mount read-only, with these flags beside.
+pub(super) fn read_only(at: &Path, flags: MsFlags) -> io::Result<()> {
     let flags = flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     Ok(mount(None::<&str>, at, None::<&str>, flags, None::<&str>)?)
 }
@@ -241,6 +246,15 @@ fn make_file(at: &Path) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
     }
     File::create(at).map(drop)
+}
+
+/// Becomes the program, without an environment.
+pub(super) fn run(program: &Path, arguments: &[String]) -> Result<Infallible, String> {
+    let word = |text: &[u8]| CString::new(text).map_err(said("its arguments"));
+    let program = word(program.as_os_str().as_bytes())?;
+    let arguments = arguments.iter().map(|argument| word(argument.as_bytes()));
+    let words: Vec<CString> = std::iter::once(Ok(program.clone())).chain(arguments).collect::<Result<_, _>>()?;
+    nix::unistd::execve(&program, &words, &[] as &[CString]).map_err(said("run it (is it installed?)"))
 }
 
 /// Leaves all rights behind for good: capabilities, groups, and what a program's file might give.
@@ -255,7 +269,7 @@ fn become_user(user: u32) -> io::Result<()> {
 }
 
 /// Has the kernel kill this process when its parent dies; the parent may be dead already.
-fn die_with(parent: Pid) -> Result<(), String> {
+pub(super) fn die_with(parent: Pid) -> Result<(), String> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(said("tie it to the supervisor"))?;
     match nix::unistd::getppid() == parent {
         true => Ok(()),

@@ -10,6 +10,7 @@
 //! StopSandbox      containers end in the guest, then the monitor is killed
 //! the monitor dies the machine is lost: everything in it has exited with 137, for a reason that is told; the pod ends
 //! the link dies    it is started again
+//! the server dies  of folders that are shared (share): the machine is ended
 //! ```
 //! `<bundle>/vm/`, for root alone:
 //!
@@ -20,6 +21,7 @@
 //! console.log                     what the guest's console and the monitor say
 //! disks.json cgroup.json          what is plugged in; where the monitor's cgroup is
 //! root/                           where the monitor's root is mounted, in its own namespace
+//! share/                          where the shared folder is mounted, in its server's namespace
 //! up                              the guest has answered
 //! ```
 //! Nothing that the guest says is trusted: its answers are decoded with limits, and no path in them is used here.
@@ -37,6 +39,7 @@ pub mod probe;
 pub mod pump;
 mod qemu;
 mod qmp;
+mod share;
 mod sparse;
 pub mod spec;
 pub mod task;
@@ -61,6 +64,7 @@ use coracle_proto::coracle::{NamespaceMode, SandboxOptions, VmOptions};
 use coracle_proto::ttrpc::Code;
 use nix::libc::SIGKILL;
 use serde::{Deserialize, Serialize};
+use share::Share;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -97,6 +101,9 @@ struct Machine {
     pid: i32,
     accelerator: Accelerator,
     began: SystemTime,
+    /// The shared folder's server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    share: Option<Share>,
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ended: Option<String>,
@@ -147,6 +154,8 @@ pub struct Vm {
     link: i32,
     /// When to start it again.
     link_due: Option<Instant>,
+    /// The shared folder's server; 0 when there is none, or it is dead.
+    server: i32,
     listeners: Listeners,
     netns: OwnedFd,
     console: u32,
@@ -196,14 +205,34 @@ impl Vm {
     /// Kills monitor and link: nothing in the guest is of use any more.
     pub fn kill(&mut self) {
         self.ending = true;
-        for pid in [self.monitor, self.link].into_iter().filter(|pid| *pid != 0) {
+        for pid in [self.monitor, self.link, self.server].into_iter().filter(|pid| *pid != 0) {
             let _ = sys::kill(pid, SIGKILL);
         }
+    }
+
+    /// The guest would wait for its shared folder for ever. A server ends, too, when the monitor does: that has given up
+    /// its program's memory before its connections.
+    fn server_died(&mut self, exit: &Exit) {
+        if !self.lives() || self.ending {
+            return;
+        }
+        if fs::read_link(format!("/proc/{}/exe", self.monitor)).is_ok() {
+            let why = format!("the server of its shared folder has ended, {}", how_ended(exit));
+            self.failure.get_or_insert(why);
+        }
+        let _ = sys::kill(self.monitor, SIGKILL);
     }
 
     fn start_link(&mut self) -> io::Result<()> {
         self.link = start_host(&self.folder, &self.listeners, Some(self.users.link))?;
         Ok(())
+    }
+}
+
+fn how_ended(exit: &Exit) -> String {
+    match exit.signal {
+        Some(signal) => format!("killed by signal {signal}"),
+        None => format!("exit code {}", exit.status),
     }
 }
 
@@ -315,8 +344,20 @@ impl Supervisor {
         let netns = File::open("/proc/self/ns/net").map_err(|error| failed("its network namespace", error))?;
         let tap = net::open_tap(None).map_err(|error| failed("its network", error))?;
         let (console, theirs) = self.open_console(&folder)?;
-        let descriptors =
-            Descriptors { agent: agent.as_raw_fd(), control: control.as_raw_fd(), tap: Some(tap.as_raw_fd()) };
+        let (share, served) = match options.host_paths.is_empty() {
+            true => (None, None),
+            false => {
+                let launched = share::launch(&folder, plan.cgroup.as_ref(), &theirs);
+                let (pid, stream) = launched.map_err(|error| failed("the server of its shared folder", error))?;
+                (Some(Share { pid, folders: options.host_paths.iter().map(PathBuf::from).collect() }), Some(stream))
+            }
+        };
+        let descriptors = Descriptors {
+            agent: agent.as_raw_fd(),
+            control: control.as_raw_fd(),
+            tap: Some(tap.as_raw_fd()),
+            share: served.as_ref().map(AsRawFd::as_raw_fd),
+        };
         let (program, kernel) = (options.vmm.as_str(), options.kernel.as_str());
         let launch = Launch {
             program,
@@ -330,7 +371,8 @@ impl Supervisor {
         let monitor = boot::launch(&launch).map_err(|error| failed("fork", error))?;
         let (accelerator, began) = (plan.spec.accelerator, SystemTime::now());
         let mut vm = Vm {
-            machine: Machine { pid: monitor, accelerator, began, ended: None },
+            server: share.as_ref().map_or(0, |share| share.pid),
+            machine: Machine { pid: monitor, accelerator, began, share, ended: None },
             guest: guest_options(self.sandbox.options()),
             folder,
             users,
@@ -433,6 +475,11 @@ impl Supervisor {
             vm.link_due = vm.lives().then(|| Instant::now() + LINK_PAUSE);
             return true;
         }
+        if pid == vm.server {
+            vm.server = 0;
+            vm.server_died(exit);
+            return true;
+        }
         if pid != vm.monitor {
             return false;
         }
@@ -452,11 +499,7 @@ impl Supervisor {
     /// Says for everyone how the machine ended, and takes the link's reason to be.
     fn vm_ended(&mut self, exit: &Exit) {
         let Some(vm) = &mut self.sandbox.vm else { return };
-        let how = match exit.signal {
-            _ if vm.failure.is_some() => vm.failure.take().unwrap_or_default(),
-            Some(signal) => format!("killed by signal {signal}"),
-            None => format!("exit code {}", exit.status),
-        };
+        let how = vm.failure.take().unwrap_or_else(|| how_ended(exit));
         let words = match vm.ending {
             true => String::new(),
             false => console::last_words(&vm.folder),
@@ -469,8 +512,8 @@ impl Supervisor {
         if let Err(error) = vm.machine.save(&vm.folder) {
             eprintln!("record the end of the virtual machine: {error}");
         }
-        if vm.link != 0 {
-            let _ = sys::kill(vm.link, SIGKILL);
+        for pid in [vm.link, vm.server].into_iter().filter(|pid| *pid != 0) {
+            let _ = sys::kill(pid, SIGKILL);
         }
     }
 

@@ -131,7 +131,7 @@ fn boot_in(options: &VmOptions, initrd: &Path, folder: &Path) -> io::Result<Opti
     };
     let plan = Plan { spec, initrd: initrd.into(), cgroup: None, template: None };
     let console: OwnedFd = File::create(folder.join(CONSOLE_LOG))?.into();
-    let descriptors = Descriptors { agent: agent.as_raw_fd(), control: control.as_raw_fd(), tap: None };
+    let descriptors = Descriptors { agent: agent.as_raw_fd(), control: control.as_raw_fd(), tap: None, share: None };
     let (program, kernel) = (options.vmm.as_str(), options.kernel.as_str());
     let pid = boot::launch(&Launch {
         program,

@@ -6,6 +6,7 @@
 //! | virtio-scsi | disks, which are plugged in: microvm has no other hotplug |
 //! | virtio-net | the pod's network, by a tap device |
 //! | virtio-rng | random numbers |
+//! | virtio-fs | folders of the host, by a server of them with which it shares its memory; only where they are let in |
 //! | serial port | the console, to standard output |
 //!
 //! A machine with its memory in a file can be saved and restored: what is shared is left out of its state, which is then a
@@ -16,7 +17,7 @@
 //! by, so it is told the frequency, which is this machine's own.
 
 use super::qmp::Qmp;
-use super::vmm::{Accelerator, Descriptors, INITRD, KERNEL, MEMORY, Spec, Vmm};
+use super::vmm::{Accelerator, Descriptors, INITRD, KERNEL, MEMORY, SHARE_TAG, Spec, Vmm};
 use crate::failure::{Fail, Failure};
 use coracle_proto::ttrpc::Code;
 use serde_json::json;
@@ -28,7 +29,8 @@ use std::time::{Duration, Instant};
 /// What its own filter of system calls forbids.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 const MACHINE: &str = "microvm,mem-merge=off,dump-guest-core=off";
-const MACHINE_OF_FILE: &str = "microvm,mem-merge=off,dump-guest-core=off,memory-backend=memory";
+/// Its memory is an object of its own: a file, or memory that another process shares.
+const MACHINE_OF_OBJECT: &str = "microvm,mem-merge=off,dump-guest-core=off,memory-backend=memory";
 /// For every guest. A panic ends the machine (`-no-reboot`), and nobody looks for devices that are not there.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests pci=off audit=0";
 /// The guest answers a request to give a disk back in a moment, or not at all.
@@ -63,7 +65,7 @@ impl Vmm for Qemu {
         let (cpus, agent, control) =
             (spec.cpus.to_string(), listener("agent", descriptors.agent), listener("qmp", descriptors.control));
         let mut words = vec![
-            ("-machine", if spec.memory_file { MACHINE_OF_FILE } else { MACHINE }),
+            ("-machine", if spec.memory_file || descriptors.share.is_some() { MACHINE_OF_OBJECT } else { MACHINE }),
             ("-accel", accelerator),
             ("-cpu", cpu),
             ("-smp", &cpus),
@@ -93,6 +95,12 @@ impl Vmm for Qemu {
             format!("memory-backend-file,id=memory,size={memory},mem-path={MEMORY},share=on,merge=off,dump=off");
         if spec.memory_file {
             words.push(("-object", &of_file));
+        }
+        let of_nobody = format!("memory-backend-memfd,id=memory,size={memory},share=on,merge=off,dump=off");
+        let share = descriptors.share.map(|fd| format!("socket,id=share,fd={fd}"));
+        let shared = format!("vhost-user-fs-device,chardev=share,tag={SHARE_TAG}");
+        if let Some(share) = &share {
+            words.extend([("-object", of_nobody.as_str()), ("-chardev", share), ("-device", &shared)]);
         }
         if spec.incoming {
             words.push(("-incoming", "defer"));
@@ -231,7 +239,7 @@ fn remove_set(qmp: &mut Qmp, serial: &str) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
-    fn arguments(accelerator: Accelerator, tap: Option<i32>) -> String {
+    fn arguments(accelerator: Accelerator, tap: Option<i32>, share: Option<i32>) -> String {
         let spec = Spec {
             accelerator,
             memory_bytes: 256 << 20,
@@ -240,19 +248,27 @@ mod tests {
             memory_file: false,
             incoming: false,
         };
-        Qemu.arguments(&spec, &Descriptors { agent: 5, control: 6, tap }).join(" ")
+        Qemu.arguments(&spec, &Descriptors { agent: 5, control: 6, tap, share }).join(" ")
     }
 
     #[test]
     fn an_emulated_processor_lacks_what_is_broken_and_is_told_its_clock() {
-        let words = arguments(Accelerator::Emulation { tsc_khz: 2_596_122 }, None);
+        let words = arguments(Accelerator::Emulation { tsc_khz: 2_596_122 }, None, None);
         assert!(words.contains("-accel tcg,thread=multi -cpu max,-cx16 -smp 2 -m 256M"), "{words}");
         assert!(words.contains("tsc_early_khz=2596122 lsm=landlock"), "{words}");
-        assert!(!words.contains("net"), "{words}");
-        let words = arguments(Accelerator::Kvm, Some(7));
+        assert!(!words.contains("net") && !words.contains("memory-backend") && !words.contains("-fs-"), "{words}");
+        let words = arguments(Accelerator::Kvm, Some(7), Some(8));
         assert!(words.contains("-accel kvm -cpu host"), "{words}");
         assert!(!words.contains("tsc") && !words.contains("cx16"), "{words}");
         assert!(words.contains("-netdev tap,id=net0,fd=7"), "{words}");
+        assert!(
+            words.contains("memory-backend=memory")
+                && words.contains("memory-backend-memfd,id=memory,size=256M,share=on")
+        );
+        assert!(
+            words
+                .contains("-chardev socket,id=share,fd=8 -device vhost-user-fs-device,chardev=share,tag=coracle-share")
+        );
         assert!(words.contains(SANDBOX) && words.contains("fd=6,server=on,wait=off -mon chardev=qmp"), "{words}");
     }
 }

@@ -14,8 +14,9 @@
 //! | AppArmor's RuntimeDefault, by its names in [`DEFAULT_PROFILES`] | left out: it guards a kernel that is shared |
 //! | other AppArmor profiles (Localhost), SELinux labels | refused: the guest's kernel has neither |
 //! | mounts of kernel filesystems | the same |
-//! | bind mounts | the pod's own files and folders, by [`Kind`]; others are the machine's and refused: no folder is shared |
+//! | bind mounts | the pod's own, by [`Kind`]; others are the machine's and refused, but in folders that are shared |
 
+use super::share;
 use serde_json::{Value, json};
 use std::path::{Component, Path, PathBuf};
 
@@ -58,6 +59,8 @@ pub struct Pod<'a> {
     pub init: Option<i32>,
     /// containerd knows all of the pod's processes by this pid; 0 for others than containerd.
     pub supervisor: i32,
+    /// Folders of the machine that volumes may lie in.
+    pub folders: &'a [PathBuf],
 }
 
 /// What the source of a bind mount is to the pod.
@@ -71,6 +74,11 @@ pub enum Kind {
     Local,
     /// A file with a read-only filesystem: plugged in.
     Disk,
+    /// The machine's, in a folder that the handler shares.
+    Shared {
+        /// Nothing in the guest may write to it.
+        read_only: bool,
+    },
 }
 
 /// A mount whose source in the guest is still to be written in.
@@ -283,7 +291,10 @@ fn adapt_mounts(mounts: &mut Value, pod: &Pod<'_>) -> Result<Vec<Volume>, Refuse
         }
         let volume = match kind.as_str() {
             "erofs" => Kind::Disk,
-            _ if binds => kind_of(&source, &target, pod)?,
+            _ if binds => match kind_of(&source, &target, pod)? {
+                Kind::Shared { .. } => Kind::Shared { read_only: is_read_only(&options) },
+                kind => kind,
+            },
             other => return Err(refused(format!("mount {target}: filesystem {other:?}"))),
         };
         if volume == Kind::Disk {
@@ -294,6 +305,11 @@ fn adapt_mounts(mounts: &mut Value, pod: &Pod<'_>) -> Result<Vec<Volume>, Refuse
         volumes.push(Volume { at, kind: volume, source });
     }
     Ok(volumes)
+}
+
+/// The last word counts.
+fn is_read_only(options: &[String]) -> bool {
+    options.iter().rev().find(|option| matches!(option.as_str(), "rw" | "ro" | "rro")).is_some_and(|word| word != "rw")
 }
 
 /// What the source of a bind mount is, by where it lies: our engine's folders, kubelet's, containerd's.
@@ -321,11 +337,13 @@ fn kind_of(source: &Path, target: &str, pod: &Pod<'_>) -> Result<Kind, Refused> 
         },
         _ => {}
     }
+    let shared = share::lets_in(pod.folders, source);
     match parts.as_slice() {
         // containerd's CRI.
         [.., "sandboxes", id, "hosts" | "hostname" | "resolv.conf"] if *id == pod.id => Ok(Kind::Sent),
         [.., "sandboxes", id, "shm"] if *id == pod.id => Ok(Kind::Local),
-        _ => no(" is a folder or file of the machine (hostPath), and none is shared with the guest yet"),
+        _ if shared => Ok(Kind::Shared { read_only: false }),
+        _ => no(" is a folder or file of the machine (hostPath), and not below options.host_paths of the handler"),
     }
 }
 

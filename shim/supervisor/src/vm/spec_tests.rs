@@ -6,7 +6,14 @@ use proptest::prelude::*;
 const ID: &str = "0123";
 
 fn pod() -> Pod<'static> {
-    Pod { id: ID, bundle: Path::new("/run/coracle/pods/0123"), pids: &[40, 41], init: Some(39), supervisor: 4242 }
+    Pod {
+        id: ID,
+        bundle: Path::new("/run/coracle/pods/0123"),
+        pids: &[40, 41],
+        init: Some(39),
+        supervisor: 4242,
+        folders: &[],
+    }
 }
 
 fn spec() -> Value {
@@ -69,6 +76,31 @@ fn what_is_the_machines_becomes_the_guests() {
     assert_eq!(kinds, [(1, Kind::Sent), (2, Kind::Local), (3, Kind::Disk)]);
     assert_eq!(spec["mounts"][3]["type"], "bind");
     assert_eq!(spec["mounts"][3]["options"], json!(["ro", "nosuid", "x-coracle.subpath=a", "rbind", "ro"]));
+}
+
+#[test]
+fn a_folder_of_the_machine_is_shared_where_the_handler_says_so() {
+    let folders = [PathBuf::from("/srv/data")];
+    let shared = |source: &str, options: Value| {
+        let mut spec = spec();
+        spec["mounts"] = json!([{ "destination": "/m", "type": "bind", "source": source, "options": options }]);
+        adapt(spec, "web", &Pod { folders: &folders, ..pod() }).map(|(_, volumes)| volumes[0].kind)
+    };
+    for (options, read_only) in
+        [(json!(["rbind", "rprivate", "rw"]), false), (json!(["rbind", "ro"]), true), (json!(["bind", "rro"]), true)]
+    {
+        assert_eq!(shared("/srv/data/a", options), Ok(Kind::Shared { read_only }));
+    }
+    assert_eq!(shared("/run/coracle/pods/0123/hosts", json!(["rbind"])), Ok(Kind::Sent), "the pod's own is sent");
+    for (source, options, part) in [
+        ("/srv/data2", json!(["rbind"]), "options.host_paths"),
+        ("/srv/data/../x", json!(["rbind"]), "no plain path"),
+        ("/srv/data/a", json!(["rbind", "rslave"]), "HostToContainer propagation"),
+        ("/srv/data/a", json!(["rbind", "rshared"]), "Bidirectional propagation"),
+    ] {
+        let refused = shared(source, options).unwrap_err();
+        assert!(refused.contains(part), "{refused}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Create   config.json is adapted (spec); the root filesystem and images are plugged in as disks and mounted in the guest;
-//!          volumes are sent (volume); Task.Create there; the attach socket is greeted (pump)
+//!          volumes are sent (volume) or shared (share); Task.Create there; the attach socket is greeted (pump)
 //! Start, Kill, Pause, ...  the same call there (remote)
 //! Wait     Task.Wait there; what it counted of its memory and its last words are brought here
 //! Delete   Task.Delete there; its bundle is emptied, its disks are let go of
@@ -14,7 +14,8 @@
 
 use super::pump;
 use super::spec::{self, Kind};
-use super::{disk, volume};
+use super::vmm::SHARE_TAG;
+use super::{Machine, disk, share, volume};
 use crate::exits;
 use crate::failure::{Fail, Failure};
 use crate::oci::{Act, not_needed};
@@ -46,6 +47,8 @@ const IMAGE: &str = "rootfs.erofs";
 const MKFS: &str = "mkfs.erofs";
 /// How the kernel calls that filesystem.
 const EROFS: &str = "erofs";
+/// And that of the folder that is shared.
+const VIRTIOFS: &str = "virtiofs";
 /// What it says of itself is shown up to here.
 const MAX_WORDS: usize = 500;
 /// A configuration is at most this long: one message.
@@ -202,6 +205,7 @@ impl Guest {
                     record.messages.push(source.to_owned());
                     volume::send(&mut client, source)?.0
                 }
+                Kind::Shared { read_only } => self.share(&mut client, source, read_only)?,
             };
             config["mounts"][volume.at]["source"] = json!(path);
         }
@@ -231,6 +235,16 @@ impl Guest {
         Ok(Created { pid, own_pid_namespace, oom_file, volumes: sent, ..Created::default() }.encode())
     }
 
+    /// Where a file or folder of the machine is in the guest.
+    fn share(&self, client: &mut Client, source: &Path, read_only: bool) -> Result<String, Failure> {
+        let share = Machine::living(&self.folder)?.share;
+        let none = || Code::FailedPrecondition.failure("the virtual machine shares no folder".into());
+        let name = share::lend(&share.ok_or_else(none)?, source, read_only)?;
+        let request = GuestMountRequest { serial: SHARE_TAG.into(), filesystem: VIRTIOFS.into() };
+        let mounted: GuestMountResponse = client.call_of(service::GUEST, method::MOUNT, &request, Some(SHORT))?;
+        Ok(format!("{}/{name}", mounted.path))
+    }
+
     /// The guest's config.json, with sources still to be written in.
     fn configuration(&self, id: &str) -> Result<(Value, Vec<spec::Volume>), Failure> {
         let path = self.bundle.join("config.json");
@@ -240,7 +254,9 @@ impl Guest {
             return Err(failed(io::Error::other(format!("it has more than {MAX_CONFIG} bytes"))));
         }
         let config = serde_json::from_slice(&fs::read(&path).map_err(failed)?).map_err(|error| failed(error.into()))?;
+        let folders = Machine::living(&self.folder)?.share.map(|share| share.folders).unwrap_or_default();
         let pod = spec::Pod {
+            folders: &folders,
             id: &self.pod.1,
             bundle: &self.pod.0,
             pids: &self.pids,

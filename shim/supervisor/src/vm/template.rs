@@ -77,7 +77,7 @@ pub fn get(options: &VmOptions, spec: &Spec, initrd: &Path) -> Result<PathBuf, F
 
 /// What a machine depends on, in a name.
 fn key(options: &VmOptions, spec: &Spec, initrd: &Path) -> Result<String, Failure> {
-    let nothing = Descriptors { agent: 0, control: 0, tap: Some(0) };
+    let nothing = Descriptors { agent: 0, control: 0, tap: Some(0), share: None };
     let mut words = vmm().arguments(spec, &nothing);
     for file in [Path::new(&options.vmm), Path::new(&options.kernel), initrd] {
         words.push(check::identity(file)?);
@@ -103,7 +103,7 @@ fn make(options: &VmOptions, spec: Spec, initrd: &Path, folder: &Path) -> Result
     let (agent, control) = (listening(AGENT_SOCKET)?, listening(QMP_SOCKET)?);
     let console: OwnedFd = File::create(folder.join(CONSOLE_LOG)).map_err(folder_failed)?.into();
     let descriptors =
-        Descriptors { agent: agent.as_raw_fd(), control: control.as_raw_fd(), tap: Some(tap.as_raw_fd()) };
+        Descriptors { agent: agent.as_raw_fd(), control: control.as_raw_fd(), tap: Some(tap.as_raw_fd()), share: None };
     let plan = Plan { spec, initrd: initrd.into(), cgroup: None, template: None };
     let user = Users::of(&folder.to_string_lossy()).monitor;
     let (program, kernel) = (options.vmm.as_str(), options.kernel.as_str());

@@ -64,6 +64,8 @@ pub struct Spec {
 pub const KERNEL: &str = "/vm/kernel";
 /// Where the guest's memory is, of a machine that is or was a template.
 pub const MEMORY: &str = "/guest/memory";
+/// By which the guest knows the shared folder.
+pub const SHARE_TAG: &str = "coracle-share";
 /// Where it finds the initial root filesystem.
 pub const INITRD: &str = "/vm/initrd";
 
@@ -76,12 +78,14 @@ pub struct Descriptors {
     pub control: RawFd,
     /// A tap device with virtio-net's header, if the machine has a network.
     pub tap: Option<RawFd>,
+    /// Connected to who serves the shared folder, if there is one; the guest's memory is then shared with that.
+    pub share: Option<RawFd>,
 }
 
 impl Descriptors {
     /// All of them.
     pub fn all(&self) -> Vec<RawFd> {
-        [self.agent, self.control].into_iter().chain(self.tap).collect()
+        [self.agent, self.control].into_iter().chain(self.tap).chain(self.share).collect()
     }
 }
 
