@@ -505,7 +505,12 @@ impl Node {
     ) -> (v1::ContainerStatus, String) {
         let id = self.launch(pod, pod_config, config).await;
         let status = self.exited(&id).await;
-        let log = log_text(Path::new(&status.log_path));
+        let path = Path::new(&status.log_path);
+        if let Some(containerd) = &self.containerd {
+            // It tells of the end and writes the last lines in any order.
+            until("containerd to close the log", || !has_open(containerd.pid(), path));
+        }
+        let log = log_text(path);
         (status, log)
     }
 
@@ -625,6 +630,12 @@ pub fn script(name: &str, text: &str) -> v1::ContainerConfig {
         linux: Some(v1::LinuxContainerConfig::default()),
         ..Default::default()
     }
+}
+
+/// Whether a process has a file open.
+fn has_open(pid: Pid, path: &Path) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("list descriptors");
+    descriptors.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path))
 }
 
 /// The content of a log file, without times, streams and tags.

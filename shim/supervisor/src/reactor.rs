@@ -3,6 +3,7 @@
 //! Level triggered. A descriptor that must not be heard (its consumer is slow) is taken out of the set rather than
 //! given an empty mask, because epoll reports a hang-up whatever the mask says and the loop would spin.
 
+use crate::sys;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::io;
 use std::os::fd::AsFd;
@@ -179,27 +180,42 @@ impl Reactor {
     /// Sleeps until something is ready or the time is up, and appends what is ready to `ready`.
     pub fn wait(&self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); BATCH];
-        // Rounded up: a timer must have expired when its wait returns.
-        let timeout = match timeout {
-            None => EpollTimeout::NONE,
-            Some(time) => EpollTimeout::try_from(time + Duration::from_micros(999)).unwrap_or(EpollTimeout::MAX),
-        };
-        let count = match self.epoll.wait(&mut events, timeout) {
-            Ok(count) => count,
-            Err(nix::Error::EINTR) => 0,
-            Err(error) => return Err(error.into()),
-        };
-        ready.extend(events[..count].iter().map(|event| {
-            let flags = event.events();
-            let gone = flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLERR);
-            Ready {
-                token: Token::unpack(event.data()),
-                read: gone || flags.contains(EpollFlags::EPOLLIN),
-                write: gone || flags.contains(EpollFlags::EPOLLOUT),
-            }
-        }));
-        Ok(())
+        let count = self.epoll.wait(&mut events, time_limit(timeout)).map_err(io::Error::from);
+        take(&events, count, ready)
     }
+
+    /// As [`wait`](Self::wait), and meanwhile the program's code does not count as this process' memory.
+    pub fn rest(&self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); BATCH];
+        let count = sys::rest(&self.epoll.0, &mut events, time_limit(timeout).into());
+        take(&events, count, ready)
+    }
+}
+
+/// Rounded up: a timer must have expired when its wait returns.
+fn time_limit(timeout: Option<Duration>) -> EpollTimeout {
+    match timeout {
+        None => EpollTimeout::NONE,
+        Some(time) => EpollTimeout::try_from(time + Duration::from_micros(999)).unwrap_or(EpollTimeout::MAX),
+    }
+}
+
+/// Appends what a wait has brought. A signal has brought nothing.
+fn take(events: &[EpollEvent], count: io::Result<usize>, ready: &mut Vec<Ready>) -> io::Result<()> {
+    let count = match count {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+        count => count?,
+    };
+    ready.extend(events[..count].iter().map(|event| {
+        let flags = event.events();
+        let gone = flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLERR);
+        Ready {
+            token: Token::unpack(event.data()),
+            read: gone || flags.contains(EpollFlags::EPOLLIN),
+            write: gone || flags.contains(EpollFlags::EPOLLOUT),
+        }
+    }));
+    Ok(())
 }
 
 /// Things by key. Keys count up and never come again, so a stale key finds nothing; the few entries are in order.

@@ -208,14 +208,13 @@ impl Supervisor {
     /// Runs until the sandbox is shut down.
     pub fn run(&mut self) -> Result<()> {
         let mut ready = Vec::new();
+        let mut rest = false;
         while !self.finished {
-            self.reactor.wait(self.patience(), &mut ready).context("wait for events")?;
-            if ready.is_empty() && !self.idle && !self.working() {
-                self.idle = true;
-                sys::forget_own_text();
-            } else if !ready.is_empty() {
-                self.idle = false;
-            }
+            let wait = if rest { Reactor::rest } else { Reactor::wait };
+            wait(&self.reactor, self.patience(), &mut ready).context("wait for events")?;
+            // Nothing has happened for a while: the next wait may be a long one.
+            rest = ready.is_empty() && !self.idle && !self.working();
+            self.idle = ready.is_empty() && (self.idle || rest);
             for event in ready.drain(..) {
                 self.handle(event);
             }

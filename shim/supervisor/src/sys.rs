@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use nix::libc;
+use nix::sys::epoll::EpollEvent;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -89,12 +90,6 @@ pub fn reap() -> Option<(i32, Death)> {
             return Some((pid, Death::Signaled(libc::WTERMSIG(status))));
         }
     }
-}
-
-/// Sleeps until a signal that is neither blocked nor ignored.
-pub fn pause() {
-    // SAFETY: pause has no preconditions.
-    unsafe { libc::pause() };
 }
 
 /// Sends any signal, realtime ones too.
@@ -266,30 +261,98 @@ pub fn write_lock() -> libc::flock {
     lock
 }
 
-/// Lets the kernel take the program's own code and constants out of this process: they are pages of the file, and the
-/// few that the waiting loop needs come back by minor faults. What ran once (start, create) stops counting.
-pub fn forget_own_text() {
+/// Where in memory a part of this program is: its first byte, and how many there are.
+type Range = (usize, usize);
+
+/// The pages that hold the program's own code and constants: the segments that are not writable. They are private
+/// mappings of the file that no relocation has changed (the program is static), so a page read again is the same page.
+fn own_text() -> [Range; 4] {
     unsafe extern "C" {
         /// The program's ELF header in memory, by the linker.
         static __ehdr_start: libc::Elf64_Ehdr;
     }
     const PAGE: usize = 4096;
-    // SAFETY: the linker defines the symbol, and maps the program headers behind it with the first segment. Only
-    // segments that are not writable are touched: private mappings of the file that no relocation has changed (the
-    // program is static), so that a page read again is the same page.
-    unsafe {
+    let mut ranges = [(0, 0); 4];
+    // SAFETY: the linker defines the symbol, and maps the program headers behind it with the first segment.
+    let (header, segments) = unsafe {
         let header = &raw const __ehdr_start;
         let table = header.cast::<u8>().add((*header).e_phoff as usize).cast::<libc::Elf64_Phdr>();
-        let segments = std::slice::from_raw_parts(table, (*header).e_phnum.into());
-        let load = |segment: &&libc::Elf64_Phdr| segment.p_type == libc::PT_LOAD;
-        let Some(first) = segments.iter().filter(load).find(|segment| segment.p_offset == 0) else { return };
-        let base = (header as usize).wrapping_sub(first.p_vaddr as usize);
-        for segment in segments.iter().filter(load).filter(|segment| segment.p_flags & libc::PF_W == 0) {
-            let start = base.wrapping_add(segment.p_vaddr as usize) / PAGE * PAGE;
-            let end = base.wrapping_add((segment.p_vaddr + segment.p_memsz) as usize).next_multiple_of(PAGE);
-            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED);
-        }
+        (header as usize, std::slice::from_raw_parts(table, (*header).e_phnum.into()))
+    };
+    let load = |segment: &&libc::Elf64_Phdr| segment.p_type == libc::PT_LOAD;
+    let Some(first) = segments.iter().filter(load).find(|segment| segment.p_offset == 0) else { return ranges };
+    let base = header.wrapping_sub(first.p_vaddr as usize);
+    let fixed = segments.iter().filter(load).filter(|segment| segment.p_flags & libc::PF_W == 0);
+    for (range, segment) in ranges.iter_mut().zip(fixed) {
+        let start = base.wrapping_add(segment.p_vaddr as usize) / PAGE * PAGE;
+        let end = base.wrapping_add((segment.p_vaddr + segment.p_memsz) as usize).next_multiple_of(PAGE);
+        *range = (start, end - start);
     }
+    ranges
+}
+
+/// Lets the kernel take the program's own code and constants out of this process: they are pages of the file, and the
+/// few that are needed come back by minor faults. What ran once (start, create) stops counting.
+#[inline(always)]
+pub fn forget_own_text() {
+    for (start, size) in own_text() {
+        // SAFETY: the range is one of own_text()'s, which says why such pages may go.
+        unsafe { system_call(libc::SYS_madvise, [start, size, libc::MADV_DONTNEED as usize, 0, 0, 0]) };
+    }
+}
+
+/// epoll_wait(2) in a process that is to weigh nothing meanwhile: it gives back what the heap does not need, forgets its
+/// own code, and sleeps without calling any other. The kernel maps 64 kB and more around each page that is touched
+/// (fault_around_bytes), and each function called would cost that for as long as the sleep lasts.
+#[inline(never)]
+pub fn rest(epoll: &OwnedFd, events: &mut [EpollEvent], timeout: libc::c_int) -> io::Result<usize> {
+    // SAFETY: it takes a number. musl keeps no pages worth the call.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    let (epoll, room) = (epoll.as_raw_fd() as usize, events.len());
+    let wait = [epoll, events.as_mut_ptr() as usize, room, timeout as usize, 0, 0];
+    forget_own_text();
+    // SAFETY: the events are writable and their number is stated; EpollEvent is a libc::epoll_event
+    // (repr(transparent)). No signal mask is passed.
+    match unsafe { system_call(libc::SYS_epoll_pwait, wait) } {
+        count @ 0.. => Ok(count as usize),
+        error => Err(io::Error::from_raw_os_error(-error as i32)),
+    }
+}
+
+/// Sleeps until a signal ends the process, and weighs as little as in [`rest`].
+#[inline(never)]
+pub fn rest_for_ever() -> ! {
+    forget_own_text();
+    loop {
+        // SAFETY: ppoll(2) of no descriptor, without a time limit.
+        unsafe { system_call(libc::SYS_ppoll, [0; 6]) };
+    }
+}
+
+/// A system call without the C library: what it returns, or its error number negated.
+///
+/// # Safety
+/// As the call's.
+#[inline(always)]
+unsafe fn system_call(number: libc::c_long, arguments: [usize; 6]) -> isize {
+    let [a, b, c, d, e, f] = arguments;
+    let result: isize;
+    // SAFETY: syscall(2), "Architecture calling conventions": only these registers change.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a, in("rsi") b, in("rdx") c,
+            in("r10") d, in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("svc 0", in("x8") number, inlateout("x0") a as isize => result, in("x1") b, in("x2") c,
+            in("x3") d, in("x4") e, in("x5") f, options(nostack));
+    }
+    result
 }
 
 /// Writing to somebody who has left is an error and no signal.

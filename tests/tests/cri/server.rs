@@ -195,7 +195,7 @@ fn a_configuration_with_problems_starts_no_server_and_the_check_tells_all_of_the
     node(async |node| {
         node.stop().await;
         node.set_config(
-            "log_level = 'coracle=loud'\n[serve]\nstreaming_address = '0.0.0.0:0'\n[handlers.x]\ntype = 'vm'\n",
+            "log_level = 'coracle=loud'\n[serve]\nstreaming_address = '0.0.0.0:0'\n[handlers.x]\ntype = 'vm'\noptions = { kernel = 'vmlinux' }\n",
         );
         let path = node.config_path().display().to_string();
         let said = node.machine().coracle(&["config", "check", &path]);
@@ -205,7 +205,7 @@ fn a_configuration_with_problems_starts_no_server_and_the_check_tells_all_of_the
         let output = node.machine().run(|| node.command().output().expect("start the server"));
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{error}");
-        assert!(error.contains("handlers.x.type: vm is not built yet"), "{error}");
+        assert!(error.contains("handlers.x.options.kernel: vmlinux is no absolute path"), "{error}");
         node.set_config("");
         let default = node.machine().ok(&["config", "default"]);
         fs::write(node.path("default.toml"), &default).unwrap();

