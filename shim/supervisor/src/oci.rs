@@ -78,6 +78,8 @@ pub enum Act {
         names: Names,
         /// The ends of them.
         ends: ProcessEnds,
+        /// A worker that then has to be asked for its end may go on with that, and saves another.
+        goes_on: bool,
     },
     /// Task.Kill of a process, where a signal to its pid is not the way.
     Kill {

@@ -73,13 +73,15 @@ pub trait Remote {
 
     /// Starts what was made; its pid.
     fn start(&self, id: &str, exec: &str) -> Result<u32, Failure> {
-        let request = task::StartRequest { id: id.to_owned(), exec_id: exec.to_owned() };
-        let started: task::StartResponse = self.client()?.call(method::START, &request, Some(LONG))?;
-        Ok(started.pid)
+        start_over(&mut self.client()?, id, exec)
     }
 
-    /// Tells of an exec. `ready` is done before it starts; its pid is returned.
-    fn start_exec(&self, exec: Exec<'_>, ready: impl FnOnce() -> Result<(), Failure>) -> Result<u32, Failure> {
+    /// Tells of an exec. `ready` is done before it starts; its pid is returned, and the connection for what follows.
+    fn start_exec(
+        &self,
+        exec: Exec<'_>,
+        ready: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<(u32, Client), Failure> {
         let (id, name) = (exec.id, exec.exec);
         let [stdin, stdout, stderr] = exec.streams;
         let request = task::ExecProcessRequest {
@@ -91,9 +93,11 @@ pub trait Remote {
             stderr,
             spec: Some(any::pack_json(any::OCI_PROCESS, exec.spec)),
         };
-        self.empty(method::EXEC, &request)?;
+        let mut client = self.client()?;
+        let _: Empty = client.call(method::EXEC, &request, Some(SHORT))?;
         // One that did not start is of no use to anybody.
-        ready().and_then(|()| self.start(id, name)).inspect_err(|_| drop(self.delete(id, name)))
+        let started = ready().and_then(|()| start_over(&mut client, id, name));
+        started.map(|pid| (pid, client)).inspect_err(|_| drop(self.delete(id, name)))
     }
 
     /// Signals a process, or all of a container.
@@ -109,10 +113,14 @@ pub trait Remote {
             _ => Ok(()),
         }
     }
+}
 
-    /// Waits for a process to end, however long that takes.
-    fn wait_for_end(&self, id: &str, exec: &str) -> Result<task::WaitResponse, Failure> {
-        let request = task::WaitRequest { id: id.to_owned(), exec_id: exec.to_owned() };
-        self.client()?.call(method::WAIT, &request, None)
-    }
+fn start_over(client: &mut Client, id: &str, exec: &str) -> Result<u32, Failure> {
+    let request = task::StartRequest { id: id.to_owned(), exec_id: exec.to_owned() };
+    Ok(client.call::<task::StartResponse>(method::START, &request, Some(LONG))?.pid)
+}
+
+/// Waits for a process to end, however long that takes.
+pub fn wait_for_end(client: &mut Client, id: &str, exec: &str) -> Result<task::WaitResponse, Failure> {
+    client.call(method::WAIT, &task::WaitRequest { id: id.to_owned(), exec_id: exec.to_owned() }, None)
 }

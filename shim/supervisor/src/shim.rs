@@ -27,7 +27,7 @@ mod waits;
 use crate::failure::Failure;
 use crate::oci::{Act, not_needed};
 use crate::ops::{self, Created};
-use crate::remote::{Exec, LONG, Remote};
+use crate::remote::{Exec, LONG, Remote, wait_for_end};
 use crate::stdio::{Names, ProcessEnds};
 use client::Client;
 use coracle_proto::coracle::ShimOptions;
@@ -90,7 +90,7 @@ impl Shim {
                 let _ = self.delete(id, "");
                 ops::clear_cgroup(id, &bundle, systemd).map(|()| Vec::new())
             }
-            Act::Exec { exec, spec, names, ends } => self.exec(id, &exec, spec, names.terminal, &ends.fifos),
+            Act::Exec { exec, spec, names, ends, .. } => self.exec(id, &exec, spec, names.terminal, &ends.fifos),
             Act::Delete { .. } => self.delete_container(id).map(|()| Vec::new()),
             Act::Checkpoint(_) => Err(not_needed(id)),
             Act::Wait { exec, oom_file, pid } => self.wait(id, exec, &oom_file, pid),
@@ -128,7 +128,7 @@ impl Shim {
         let streams = [fifos.stdin.clone(), fifos.stdout.clone(), fifos.stderr.clone()];
         let started = self.start_exec(Exec { id, exec, spec, terminal, streams }, || Ok(()));
         fifos::forget(fifos);
-        Ok(Created { pid: started? as i32, ..Created::default() }.encode())
+        Ok(Created { pid: started?.0 as i32, ..Created::default() }.encode())
     }
 
     /// Forgets a container that has ended. A shim that died has left at most its cgroup.
@@ -144,7 +144,8 @@ impl Shim {
     fn wait(&self, id: &str, exec: String, oom_file: &str, pid: i32) -> Result<Vec<u8>, Failure> {
         // This may take as long as the pod lives.
         crate::sys::forget_own_text();
-        let ended = self.wait_for_end(id, &exec).inspect_err(|_| waits::await_inheritance(pid))?;
+        let ended = self.client().and_then(|mut client| wait_for_end(&mut client, id, &exec));
+        let ended = ended.inspect_err(|_| waits::await_inheritance(pid))?;
         if exec.is_empty() && !oom_file.is_empty() {
             // With the container goes its cgroup.
             let _ = fs::copy(oom_file, self.oom_note());

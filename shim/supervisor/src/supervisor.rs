@@ -141,6 +141,17 @@ pub enum Job {
     Release,
 }
 
+impl Job {
+    /// Its worker has done that, and goes on with what follows it: whoever has started an exec waits for its end.
+    fn goes_on(&mut self) -> Job {
+        let next = match self {
+            Job::Exec { container, exec, .. } => Job::Wait { container: container.clone(), exec: exec.clone() },
+            _ => Job::Quiet,
+        };
+        std::mem::replace(self, next)
+    }
+}
+
 /// The supervisor.
 pub struct Supervisor {
     pub(crate) reactor: Reactor,
@@ -369,7 +380,12 @@ impl Supervisor {
 
     fn worker_ready(&mut self, key: u32) {
         let Some(worker) = self.workers.get_mut(key) else { return };
-        if !worker.read() {
+        let ended = worker.read();
+        if let Some(result) = worker.first_report() {
+            let job = worker.job.goes_on();
+            self.job_done(job, result);
+        }
+        if !ended {
             return;
         }
         let Some(mut worker) = self.workers.remove(key) else { return };

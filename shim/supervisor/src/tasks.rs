@@ -219,7 +219,9 @@ impl Supervisor {
         let process = self.process(id, exec)?;
         let (spec, names) = (std::mem::take(&mut process.spec), process.names.clone());
         let job = Job::Exec { call, container: id.to_owned(), exec: exec.to_owned(), ends };
-        self.act(job, id, Act::Exec { exec: exec.to_owned(), spec, names, ends: theirs })
+        // A logger is part of the last report.
+        let goes_on = theirs.logger.is_none();
+        self.act(job, id, Act::Exec { exec: exec.to_owned(), spec, names, ends: theirs, goes_on })
     }
 
     /// A container can be started again; an exec that could not start has ended.

@@ -18,6 +18,8 @@ use std::path::Path;
 const NEW_ROOT: &str = "/new";
 /// Moved from the initial root into the new one.
 const MOVED: [&str; 3] = ["proc", "sys", "dev"];
+/// How the kernel looks for disks: `manual`, `sync` or `async`.
+const DISK_SCAN: &str = "/sys/module/scsi_mod/parameters/scan";
 /// Files that a process may open: as many as the processes of a machine's pods, whose supervisors a service began.
 const OPEN_FILES: u64 = 1_048_576;
 
@@ -36,12 +38,24 @@ pub fn prepare() -> Result<()> {
     mount_at("devtmpfs", "/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=0755")?;
     // Their files are still at hand.
     modules::load()?;
+    find_disks()?;
     switch_root().context("leave the initial file system")?;
     devices().context("fill /dev")?;
     control_groups()?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES).context("allow open files")?;
     umask(Mode::from_bits_truncate(0o022));
     Ok(())
+}
+
+/// Has disks be found as they are plugged in. The kernel was told to look for none while it boots: there are none yet, and
+/// it would ask each of a bus' 256 places. A driver that comes as a module was not told, and says so here.
+fn find_disks() -> Result<()> {
+    match fs::write(DISK_SCAN, "async") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("write {DISK_SCAN}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 const NO_PROGRAMS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);

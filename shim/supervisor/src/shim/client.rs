@@ -74,15 +74,33 @@ impl Client {
             let words = if late { "no answer in time".to_owned() } else { error.to_string() };
             code.failure(format!("{method}: {peer}: {words}"))
         };
+        self.socket.set_read_timeout(timeout).map_err(broken)?;
+        let id = self.send(service, method, request, timeout)?;
+        let answer = self.receive(id).map_err(broken)?.map_err(Failure::from)?;
+        A::decode(answer.as_slice())
+            .map_err(|error| Code::DataLoss.failure(format!("{method}: {peer}: the answer does not decode: {error}")))
+    }
+
+    /// One call of the task service whose answer nobody waits for: it is done, although this connection ends.
+    pub fn tell(&mut self, method: &str, request: &impl Message) -> Result<(), Failure> {
+        self.send(self.service, method, request, None).map(drop)
+    }
+
+    fn send(
+        &mut self,
+        service: &str,
+        method: &str,
+        request: &impl Message,
+        timeout: Option<Duration>,
+    ) -> Result<u32, Failure> {
+        let peer = self.peer;
+        let broken = |error: io::Error| Code::Unavailable.failure(format!("{method}: {peer}: {error}"));
         let id = self.ids.next_id().ok_or_else(|| broken(io::ErrorKind::ConnectionAborted.into()))?;
         let nanos = timeout.map_or(0, |timeout| timeout.as_nanos() as i64);
         let bytes = encode_request(id, service, method, request, nanos);
         let bytes = bytes.map_err(|error| Code::InvalidArgument.failure(format!("{method}: {error}")))?;
-        self.socket.set_read_timeout(timeout).map_err(broken)?;
         self.socket.write_all(&bytes).map_err(broken)?;
-        let answer = self.receive(id).map_err(broken)?.map_err(Failure::from)?;
-        A::decode(answer.as_slice())
-            .map_err(|error| Code::DataLoss.failure(format!("{method}: {peer}: the answer does not decode: {error}")))
+        Ok(id)
     }
 
     fn receive(&mut self, id: u32) -> io::Result<Result<Vec<u8>, coracle_proto::Status>> {

@@ -49,6 +49,10 @@ impl Supervisor {
             return;
         }
         let oom_file = container.oom_file.clone();
+        let waits = |job: &Job| matches!(job, Job::Wait { container, exec: of } if container == id && of == exec);
+        if self.workers.iter().any(|(_, worker)| waits(&worker.job)) {
+            return;
+        }
         let pid = self.process(id, exec).map_or(0, |process| process.pid);
         let job = Job::Wait { container: id.to_owned(), exec: exec.to_owned() };
         if let Err(failure) = self.act(job, id, Act::Wait { exec: exec.to_owned(), oom_file, pid }) {

@@ -31,8 +31,10 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 const MACHINE: &str = "microvm,mem-merge=off,dump-guest-core=off";
 /// Its memory is an object of its own: a file, or memory that another process shares.
 const MACHINE_OF_OBJECT: &str = "microvm,mem-merge=off,dump-guest-core=off,memory-backend=memory";
-/// For every guest. A panic ends the machine (`-no-reboot`), and nobody looks for devices that are not there.
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests pci=off audit=0";
+/// For every guest. A panic ends the machine (`-no-reboot`), and nobody looks for devices that are not there: of disks none
+/// is, and its init allows them to be found before the first is plugged in.
+const COMMAND_LINE: &str =
+    "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests pci=off audit=0 scsi_mod.scan=manual";
 /// The guest answers a request to give a disk back in a moment, or not at all.
 const UNPLUG_PATIENCE: Duration = Duration::from_secs(10);
 /// A machine's state is written or read in a moment, and looked for this often.

@@ -20,10 +20,10 @@ use crate::exits;
 use crate::failure::{Fail, Failure};
 use crate::oci::{Act, not_needed};
 use crate::ops::{self, Created};
-use crate::remote::{Exec, LONG, Remote, SHORT};
+use crate::remote::{Exec, LONG, Remote, SHORT, wait_for_end};
 use crate::shim::client::Client;
 use crate::stdio::{Names, ProcessEnds};
-use crate::sys;
+use crate::{sys, worker};
 use coracle_proto::coracle::{GuestMountRequest, GuestMountResponse, GuestUnmountRequest, GuestUnmountResponse};
 use coracle_proto::ttrpc::{Code, method, service};
 use coracle_proto::types::Mount;
@@ -144,7 +144,15 @@ impl Guest {
                 let _ = self.delete(id, "");
                 self.let_go(id).map(|()| Vec::new())
             }
-            Act::Exec { exec, spec, names, ends } => self.exec(id, &exec, &spec, &names, &ends),
+            Act::Exec { exec, spec, names, ends, goes_on } => {
+                let (created, client) = self.exec(id, &exec, &spec, &names, &ends)?;
+                if !goes_on {
+                    return Ok(created);
+                }
+                drop(ends);
+                worker::report(created)?;
+                self.wait(id, &exec, "", Some(client))
+            }
             Act::Delete { .. } => self.delete_container(id).map(|()| Vec::new()),
             Act::Update(resources) => {
                 let resources = adapted(id, &resources, spec::adapt_resources)?;
@@ -152,7 +160,7 @@ impl Guest {
             }
             Act::KillTree { exec, .. } => self.kill(id.to_owned(), exec, SIGKILL, true),
             Act::Checkpoint(_) => Err(not_needed(id)),
-            Act::Wait { exec, oom_file, .. } => self.wait(id, &exec, &oom_file),
+            Act::Wait { exec, oom_file, .. } => self.wait(id, &exec, &oom_file, None),
             act => self.plainly(id, act),
         }
     }
@@ -314,22 +322,24 @@ impl Guest {
         process: &[u8],
         names: &Names,
         ends: &ProcessEnds,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<(Vec<u8>, Client), Failure> {
         let spec = adapted(id, process, spec::adapt_process)?;
         let exec = Exec { id, exec, spec, terminal: names.terminal, streams: pump::names_there(names) };
         let name = exec.exec;
-        let pid = self.start_exec(exec, || greet(ends, id, name))?;
-        Ok(Created { pid: pid as i32, ..Created::default() }.encode())
+        let (pid, client) = self.start_exec(exec, || greet(ends, id, name))?;
+        Ok((Created { pid: pid as i32, ..Created::default() }.encode(), client))
     }
 
     /// Waits for a process to end and brings here what tells of its end. The guest forgets an exec by that.
-    fn wait(&self, id: &str, exec: &str, oom_file: &str) -> Result<Vec<u8>, Failure> {
+    /// `client` is a connection that is there already.
+    fn wait(&self, id: &str, exec: &str, oom_file: &str, mut client: Option<Client>) -> Result<Vec<u8>, Failure> {
         // This may take as long as the pod lives.
         sys::forget_own_text();
+        let wait = |mut client| wait_for_end(&mut client, id, exec).map(|ended| (client, ended));
         let mut attempt = 0;
-        let ended = loop {
+        let (mut client, ended) = loop {
             let began = Instant::now();
-            match self.wait_for_end(id, exec) {
+            match client.take().map_or_else(|| self.client(), Ok).and_then(wait) {
                 Err(failure) if failure.code == Code::Unavailable && attempt < ATTEMPTS => {
                     attempt = if began.elapsed() > CONNECTED { 0 } else { attempt + 1 };
                     // A machine that is lost is so for every process, and told of by its own death.
@@ -349,8 +359,9 @@ impl Guest {
                 }
             }
         } else {
-            // One that cannot be forgotten now is with its container.
-            let _ = self.delete(id, exec);
+            // Its end is not told later for that. One that cannot be forgotten now is with its container.
+            let request = task::DeleteRequest { id: id.to_owned(), exec_id: exec.to_owned() };
+            let _ = client.tell(method::DELETE, &request);
         }
         Ok(ended.encode_to_vec())
     }
