@@ -10,7 +10,9 @@
 //! - Whoever is slow makes the process wait: no more is read of the socket than the outputs take.
 //! - The guest waits for us (`"wait":true`). A connection that breaks is made anew, with what was on its way lost; one that
 //!   cannot be is the end of the process' output.
-//! - An output whose reader has gone for good ends the connection by an end frame: the process is to see that, too.
+//! - An output whose reader has gone for good ends the connection by an end frame: the process is to see that, too. Until
+//!   the guest has closed, what it still sends is read and thrown away: a socket that is closed with bytes unread takes
+//!   along what was written to it.
 //! - What comes from the guest is bounded by the frames' size and by [`OUTPUT_BUFFER`]. What is no frame, or none that
 //!   a client is sent, is the end.
 
@@ -139,6 +141,8 @@ enum State {
     Open,
     /// It broke, and may be made anew.
     Broken,
+    /// Nobody is there to hear the process, and the guest is told.
+    Leaving,
     /// The process has said everything, or nobody is there to hear it.
     Ended,
 }
@@ -260,7 +264,7 @@ impl Pumps {
 
     fn update(&mut self, reactor: &Reactor, key: u32) {
         let Some(pump) = self.all.get_mut(key) else { return };
-        let open = pump.state == State::Open;
+        let open = matches!(pump.state, State::Open | State::Leaving);
         let behind = pump.outputs.iter().flatten().any(|end| end.buffer.pending() > OUTPUT_BUFFER);
         if let Some((stream, interest)) = &mut pump.stream {
             let write = pump.to_guest.pending() > 0;
@@ -270,10 +274,11 @@ impl Pumps {
                 pump.state = State::Ended;
             }
         }
-        if pump.state != State::Open {
+        if !matches!(pump.state, State::Open | State::Leaving) {
             pump.stream = None;
         }
-        if pump.state == State::Ended || pump.input_ended {
+        let ended = matches!(pump.state, State::Leaving | State::Ended);
+        if ended || pump.input_ended {
             unwatch(reactor, &mut pump.stdin, Token::PumpIn(key));
         }
         let thirsty = pump.state == State::Open && pump.to_guest.pending() <= INPUT_BUFFER;
@@ -287,7 +292,7 @@ impl Pumps {
             let pending = end.buffer.pending() > 0;
             let wanted = if pending { Interest::WRITE } else { Interest::NONE };
             let watched = reactor.watch(&end.file, output_token(which, key), &mut end.interest, wanted);
-            if watched.is_err() || (pump.state == State::Ended && !pending) {
+            if watched.is_err() || (ended && !pending) {
                 unwatch(reactor, &mut pump.outputs[which], output_token(which, key));
             }
         }
@@ -311,18 +316,21 @@ impl Pump {
     }
 
     fn break_off(&mut self) {
-        if self.state == State::Open {
-            self.state = State::Broken;
-        }
+        self.state = match self.state {
+            State::Open => State::Broken,
+            State::Leaving => State::Ended,
+            state => state,
+        };
     }
 
     /// Reads what the guest sends.
     fn hear(&mut self) {
         let mut chunk = [0u8; CHUNK];
         for _ in 0..TURN {
-            let Some((stream, _)) = self.stream.as_mut().filter(|_| self.state == State::Open) else { return };
+            let Some((stream, _)) = &mut self.stream else { return };
             match stream.read(&mut chunk) {
                 Ok(0) => return self.break_off(),
+                Ok(_) if self.state != State::Open => {}
                 Ok(count) => self.take(&chunk[..count]),
                 Err(error) if would_block(&error) => return,
                 Err(_) => return self.break_off(),
@@ -360,12 +368,11 @@ impl Pump {
 
     /// Nobody hears the process any more.
     fn leave(&mut self) {
-        if let Some((stream, _)) = &mut self.stream {
-            // If it does not take this, it is as if the connection broke.
-            let _ = self.to_guest.send(stream, &[&header(Kind::End, 0)]);
-        }
+        let end = header(Kind::End, 0);
+        let told = self.stream.as_mut().is_some_and(|(stream, _)| self.to_guest.send(stream, &[&end]).is_ok());
         self.outputs.iter_mut().flatten().for_each(|end| end.buffer = OutBuffer::default());
-        self.state = State::Ended;
+        // Otherwise it is as if the connection broke.
+        self.state = if told { State::Leaving } else { State::Ended };
     }
 
     /// Reads the input.
