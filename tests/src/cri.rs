@@ -480,6 +480,11 @@ impl Node {
         Ok(self.runtime().pod_sandbox_status(request).await?.into_inner().status.expect("a status"))
     }
 
+    /// Whether its server is containerd.
+    pub fn is_containerd(&self) -> bool {
+        self.containerd.is_some()
+    }
+
     /// Waits until a container has ended, as kubelet does: by asking.
     ///
     /// # Panics

@@ -22,7 +22,9 @@ fn a_pod_lives_and_its_end_is_told_with_code_and_reason() {
         let mut lines: Vec<_> = log.lines().collect();
         lines.sort_unstable();
         assert_eq!(lines, ["err", "out"]);
-        assert!(ended.created_at > 0 && ended.started_at >= ended.created_at && ended.finished_at >= ended.started_at);
+        assert!(ended.created_at > 0 && ended.started_at >= ended.created_at && ended.finished_at >= ended.created_at);
+        // containerd notes a start when it has heard of it, which may be after the end.
+        assert!(node.is_containerd() || ended.finished_at >= ended.started_at, "{ended:?}");
         assert_eq!(ended.image.unwrap().image, IMAGE);
         assert_eq!(ended.log_path, node.log_dir("web").join("main.log").display().to_string());
 
