@@ -151,7 +151,7 @@ impl Containerd {
         containerd._scratch = Some(folder);
         let bin = containerd.path("rootfs/bin");
         fs::create_dir_all(&bin).expect("make the root filesystem");
-        fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is needed");
+        crate::copy_program("/bin/busybox", bin.join("busybox"));
         for applet in APPLETS {
             std::os::unix::fs::symlink("busybox", bin.join(applet)).expect("link an applet");
         }

@@ -89,7 +89,7 @@ impl ImageBuilder<'_> {
         }
         set_mode(&root.join("tmp"), 0o1777);
         set_mode(&root.join("root"), 0o700);
-        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("copy /bin/busybox (Debian: busybox-static)");
+        crate::copy_program("/bin/busybox", root.join("bin/busybox"));
         for applet in run("busybox", &["--list"]).lines().filter(|applet| *applet != "busybox") {
             symlink("busybox", root.join("bin").join(applet)).expect("link an applet");
         }

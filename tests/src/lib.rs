@@ -18,6 +18,16 @@ pub mod ttrpc;
 
 use std::path::PathBuf;
 
+/// Copies a program that is to be run. By cp(1), since of a file that this process writes every fork of another thread's
+/// test holds the descriptor until its exec, and a file that is open for writing cannot be run (ETXTBSY).
+///
+/// # Panics
+/// When it cannot be copied.
+pub fn copy_program(from: impl AsRef<std::path::Path>, to: impl AsRef<std::path::Path>) {
+    let copied = std::process::Command::new("cp").arg(from.as_ref()).arg(to.as_ref()).status();
+    assert!(copied.is_ok_and(|status| status.success()), "copy {} (installed?)", from.as_ref().display());
+}
+
 /// The path of a program under test: `$CORACLE_BIN_DIR/NAME`, else `target/dist/NAME` of this repository.
 ///
 /// # Panics

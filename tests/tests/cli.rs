@@ -191,7 +191,7 @@ fn an_ordinary_user_is_told_of_the_missing_permission() {
     fs::set_permissions(machine.path(""), fs::Permissions::from_mode(0o711)).expect("open the scratch place");
     // The program as well, wherever it was built.
     let program = machine.path("coracle");
-    fs::copy(coracle_tests::bin("coracle"), &program).expect("copy the program");
+    coracle_tests::copy_program(coracle_tests::bin("coracle"), &program);
     for verb in ["ps", "images", "gc"] {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);

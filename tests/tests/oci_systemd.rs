@@ -495,7 +495,7 @@ fn an_ordinary_users_container_is_a_scope_of_the_users_manager() {
     let dir = bundle.dir.path().to_owned();
     let user = UserManager::start(manager, &dir);
     let program = dir.join("runtime");
-    fs::copy(oci_support::runtime(), &program).expect("copy the runtime");
+    coracle_tests::copy_program(oci_support::runtime(), &program);
     let map = json!([{ "containerID": 0, "hostID": NOBODY, "size": 1 }]);
     bundle.set("/linux/uidMappings", map.clone()).set("/linux/gidMappings", map);
     bundle.namespace("user", Some(None)).namespace("network", None);

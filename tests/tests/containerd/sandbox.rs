@@ -90,7 +90,7 @@ fn container(bundle: &Path, pid: u32, args: &[&str]) {
     let bin = bundle.join("rootfs/bin");
     fs::create_dir_all(&bin).unwrap();
     fs::create_dir(bundle.join("rootfs/proc")).unwrap();
-    fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+    coracle_tests::copy_program("/bin/busybox", bin.join("busybox"));
     for applet in ["sh", "hostname", "readlink", "ps", "sleep"] {
         symlink("busybox", bin.join(applet)).unwrap();
     }

@@ -78,7 +78,7 @@ impl Answer {
 pub fn busybox_rootfs(rootfs: &Path) {
     let bin = rootfs.join("bin");
     fs::create_dir_all(&bin).expect("rootfs");
-    fs::copy(BUSYBOX, bin.join("busybox")).expect("busybox-static is needed: apt-get install busybox-static");
+    coracle_tests::copy_program(BUSYBOX, bin.join("busybox"));
     for applet in APPLETS {
         symlink("busybox", bin.join(applet)).expect("symlink");
     }

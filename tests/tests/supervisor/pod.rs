@@ -6,8 +6,8 @@ use coracle_proto::task::*;
 use coracle_proto::ttrpc::{method, service};
 use coracle_proto::types::Mount;
 use coracle_proto::{Empty, Message, Status, any};
-use coracle_tests::bin;
 use coracle_tests::ttrpc::{Attach, Client, PATIENCE};
+use coracle_tests::{bin, copy_program};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -83,7 +83,7 @@ impl Pod {
     pub fn launch_alone() -> Pod {
         let dir = tempfile::Builder::new().prefix("coracle-sup-").tempdir().unwrap();
         let program = dir.path().join(SHIM);
-        fs::copy(bin(SHIM), &program).unwrap();
+        copy_program(bin(SHIM), &program);
         Pod::launch_in(dir, &program)
     }
 
@@ -195,7 +195,7 @@ impl Pod {
             for dir in ["bin", "proc", "dev", "tmp"] {
                 fs::create_dir_all(lower.join(dir)).unwrap();
             }
-            fs::copy("/bin/busybox", lower.join("bin/busybox")).expect("busybox-static is installed");
+            copy_program("/bin/busybox", lower.join("bin/busybox"));
             for applet in APPLETS {
                 symlink("busybox", lower.join("bin").join(applet)).unwrap();
             }
