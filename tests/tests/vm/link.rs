@@ -69,7 +69,7 @@ fn a_link_killed_in_the_middle_of_its_work_is_started_again_and_nothing_ends() {
         assert_eq!(said(&mut pod, "busy", &exec, &format!("echo {exec}")), format!("{exec}\n"));
     }
     // With its first process go all others of the container, this one too if it is still there.
-    assert!(pod.exec("busy", "stop", &["touch", "/stop"], false).listen_to_the_end().ended);
+    assert!(pod.exec("busy", "stop", &["sh", "-c", "touch /stop"], false).listen_to_the_end().ended);
     let exit: WaitResponse = waiting.receive(wait).expect("the wait outlives the link");
     assert_eq!(exit.exit_status, 5);
     let lines = pod.log_lines("busy");
