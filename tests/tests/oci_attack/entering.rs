@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -99,7 +101,9 @@ fn a_pid_that_is_used_again_is_not_entered_nor_killed() {
     let bundle = Bundle::sleeping();
     bundle.oci(&["kill", &bundle.id, "KILL"]).ok();
     bundle.wait_status("stopped");
-    // Somebody else has the container's pid now.
+    // Somebody else has the container's pid now. A process is known by its pid and its start time, which the kernel tells
+    // in hundredths of a second (proc(5), starttime): on a fast machine the container's whole life is shorter.
+    sleep(Duration::from_millis(30));
     let mut other = Command::new("/bin/sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
     let file = bundle.state_root().join(&bundle.id).join("state.json");
     let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
