@@ -6,14 +6,16 @@
 //!   |<-- Hooks -------|   mounts are made: run the runtime's hooks
 //!   |--- Go --------->|
 //!   |<-- Ready -------|   all is set up (create), or about to be executed (exec)
-//!   |--- Go --------->|   the record is on disk; from here on the init outlives the parent
+//!   |--- Go --------->|   the record is on disk; from here on the init outlives the parent (an exec waits for it only if
+//!                         the parent has something to do to it first)
 //! ```
 //! An intermediate process says `Born(pid)` on a pair of its own. `Failed(words)` may come instead of anything; a closed socket means that the other side died.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 
 use crate::error::{Error, Result};
@@ -75,6 +77,13 @@ impl Channel {
             b'R' => Message::Ready,
             _ => Message::Failed(text()),
         }))
+    }
+
+    /// Waits until the other end is closed. What it has said is there to be received.
+    pub fn wait_closed(&self) -> io::Result<()> {
+        // No event is asked for: POLLHUP comes unasked, and a message wakes nobody.
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        crate::sys::retry(|| poll(&mut fds, PollTimeout::NONE)).map(drop).map_err(io::Error::from)
     }
 
     /// The parent's: why the init has ended, if it said so, rather than an error that may come of that end.

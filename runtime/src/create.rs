@@ -73,6 +73,7 @@ pub(crate) fn create(runtime: &Runtime, id: &str, mut options: CreateOptions) ->
         move || drop(fs::remove_dir_all(dir))
     });
     fs::write(dir.join(CONFIG), &config).path("write", &dir.join(CONFIG))?;
+    identity.filter().map_or(Ok(()), |filter| agent::keep(filter, &dir))?;
     let listener = listen(&dir)?;
 
     // Limits are there before anyone runs under them.
@@ -152,8 +153,8 @@ pub(crate) fn create(runtime: &Runtime, id: &str, mut options: CreateOptions) ->
         tree.join(group, pid)?;
     }
     // Needs rights that the init may not have in its user namespace.
-    if !ordinary {
-        set_oom_score(process, pid)?;
+    if let Some(score) = process.oom_score_adj.filter(|_| !ordinary) {
+        set_oom_score(score, &pid.to_string())?;
     }
     if spec.namespace(NamespaceKind::User).is_some() {
         // Raising a hard limit takes rights over the host that nobody inside has.
@@ -300,9 +301,9 @@ fn listen(dir: &Path) -> Result<OwnedFd> {
 
 /// Writes the score, or accepts the present one. Lowering it takes CAP_SYS_RESOURCE: without it the error stands,
 /// because a process that the kernel kills earlier than asked is a setting not enforced.
-pub(crate) fn set_oom_score(process: &Process, pid: i32) -> Result<()> {
-    let Some(score) = process.oom_score_adj else { return Ok(()) };
-    let path = format!("/proc/{pid}/oom_score_adj");
+/// Sets the OOM score of a process, by its folder in /proc.
+pub(crate) fn set_oom_score(score: i32, process: &str) -> Result<()> {
+    let path = format!("/proc/{process}/oom_score_adj");
     let written =
         OpenOptions::new().write(true).open(&path).and_then(|mut f| f.write_all(score.to_string().as_bytes()));
     match written {

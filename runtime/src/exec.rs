@@ -12,7 +12,7 @@ use crate::cgroup::{Cgroup, CgroupState, Version};
 use crate::channel::{Channel, Message};
 use crate::error::{Context, Error, Result};
 use crate::handle::Handle;
-use crate::identity::{Identity, set_rlimits};
+use crate::identity::{Identity, Program, set_rlimits};
 use crate::init::keep_only;
 use crate::schedule::Affinity;
 use crate::spawn::{Side, Spawn};
@@ -36,6 +36,10 @@ struct Plan {
     preserve_fds: u32,
     keyring: Option<String>,
     affinity: Affinity,
+    /// Set by the child itself, while it has the host's /proc and rights.
+    oom_score: Option<i32>,
+    /// Whether the parent has something to do to the child before that goes on.
+    waits: bool,
 }
 
 /// Runs a process in a container.
@@ -59,7 +63,7 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     }
     let spec = record.spec(&runtime.root)?;
     let state = || state::hook_state(&spec, id, &record.bundle, "running", record.pid);
-    let (filter, agent) = agent::plan(&spec, state)?;
+    let (filter, agent) = agent::plan_again(&spec, &runtime.root.join(id), state)?;
     inherit(&mut options.process, &spec);
     let affinity = Affinity::plan(&options.process)?;
     let mut identity = Identity::plan(&options.process, &spec.linux, filter, agent)?;
@@ -82,7 +86,8 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     let proc = if identity.labelled() { Some(create::open_proc()?) } else { None };
     // Who has no rights of his own gets some by way of the user namespace alone: see `rootless`.
     let ordinary = record.namespaces & NamespaceKind::User.flag() != 0 && !rootless::may_join();
-    let plan = Plan {
+    let in_user_namespace = identity.in_user_namespace;
+    let mut plan = Plan {
         identity,
         proc,
         cgroup_files: cgroup.join_self_files().map_err(create::cgroup_error)?,
@@ -95,6 +100,9 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         keyring: (!record.no_new_keyring).then(|| id.to_owned()),
         init,
         affinity,
+        // Lowering it takes a right: an ordinary user's is inherited, see `rootless`.
+        oom_score: options.process.oom_score_adj.filter(|_| !ordinary),
+        waits: in_user_namespace || record.rdt.is_some() || pidfd_socket.is_some() || options.pid_file.is_some(),
     };
     let spawn = match record.namespaces & NamespaceKind::Pid.flag() {
         _ if ordinary => {
@@ -120,6 +128,7 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     }
     let moved = options.cgroup.is_empty() && create::only_systemd_may_move(&side, &cgroup);
     if moved {
+        plan.waits = true;
         side = spawn.clone(None);
     }
     if !matches!(side, Ok(Side::Child)) {
@@ -133,23 +142,25 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         }
         Side::Parent(pid) => pid,
     };
-    drop((plan, theirs));
+    let waits = plan.waits;
+    drop(theirs);
     let parent = options.parent;
     undo.push(move || create::kill_and_reap(pid, parent));
 
     if let Some(group) = &record.rdt {
         rdt::Tree::mounted()?.join(group, pid)?;
     }
-    if !ordinary {
-        create::set_oom_score(&options.process, pid)?;
-    }
     if moved {
         cgroup.attach(pid).map_err(create::cgroup_error)?;
+    }
+    if !waits {
+        // Nothing is to be done meanwhile, so nobody is woken but by the end of it.
+        ours.wait_closed().op(|| "wait for the new process")?;
     }
     if ours.expect()? != Message::Ready {
         return Err(Error::Init("unexpected message from the new process".into()));
     }
-    if record.namespaces & NamespaceKind::User.flag() != 0 {
+    if in_user_namespace {
         // Raising a hard limit takes rights over the host that nobody inside has.
         set_rlimits(pid, &rlimits)?;
     }
@@ -160,7 +171,9 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         create::write_pid_file(path, pid)?;
         undo.push(move || drop(std::fs::remove_file(path)));
     }
-    ours.go()?;
+    if waits {
+        ours.go()?;
+    }
     // The exec closes the child's end; words before that are why it failed.
     match ours.receive() {
         Ok(Some(Message::Failed(words))) => return Err(Error::Init(words)),
@@ -234,15 +247,28 @@ fn beneath(state: &CgroupState, wanted: &[String]) -> Result<CgroupState> {
 
 fn run(plan: Plan, channel: Channel) -> ! {
     match set_up(plan, &channel) {
-        Ok((identity, program, preserve)) => finish(identity, &program, preserve, channel),
+        Ok(ready) => finish(ready, channel),
         Err(error) => drop(channel.send(&Message::Failed(error.to_string()))),
     }
     sys::exit_now(1)
 }
 
+/// What is left of the plan when all is set up.
+struct Ready {
+    identity: Identity,
+    program: Program,
+    preserve_fds: u32,
+    waits: bool,
+}
+
 /// The child's list.
-fn set_up(mut plan: Plan, _channel: &Channel) -> Result<(Identity, crate::identity::Program, u32)> {
-    // First of all: those inside can see this process, and it is still the runtime, with the host's rights.
+fn set_up(mut plan: Plan, _channel: &Channel) -> Result<Ready> {
+    // Before all else, for it is by this process' files in /proc: not dumpable, they are those of the host's root, who the
+    // caller may not be.
+    if let Some(score) = plan.oom_score {
+        create::set_oom_score(score, "self")?;
+    }
+    // Those inside can see this process, and it is still the runtime, with the host's rights.
     nix::sys::prctl::set_dumpable(false).op(|| "set not dumpable")?;
     sys::reset_signals();
     setsid().op(|| "start a session")?;
@@ -282,12 +308,13 @@ fn set_up(mut plan: Plan, _channel: &Channel) -> Result<(Identity, crate::identi
         None => plan.stdio.take()?,
     }
     let program = plan.identity.assume()?;
-    Ok((plan.identity, program, plan.preserve_fds))
+    Ok(Ready { identity: plan.identity, program, preserve_fds: plan.preserve_fds, waits: plan.waits })
 }
 
-fn finish(mut identity: Identity, program: &crate::identity::Program, preserve: u32, channel: Channel) {
+fn finish(ready: Ready, channel: Channel) {
+    let Ready { mut identity, program, preserve_fds, waits } = ready;
     let [first, second] = identity.take_labels();
-    let kept = keep_only(preserve, [Some(channel.0), identity.take_listener(), first, second]);
+    let kept = keep_only(preserve_fds, [Some(channel.0), identity.take_listener(), first, second]);
     let Ok([Some(channel), notify, first, second]) = kept else { return };
     identity.put_listener(notify);
     identity.put_labels([first, second]);
@@ -295,8 +322,8 @@ fn finish(mut identity: Identity, program: &crate::identity::Program, preserve: 
     if channel.send(&Message::Ready).is_err() {
         return;
     }
-    let error = match channel.wait_go() {
-        Ok(()) => identity.exec(program),
+    let error = match if waits { channel.wait_go() } else { Ok(()) } {
+        Ok(()) => identity.exec(&program),
         Err(error) => error,
     };
     // The parent may be gone; then nobody asks.

@@ -27,7 +27,7 @@ pub fn config(data: &[u8]) {
         assert!(Path::new(&path).components().all(|part| matches!(part, Component::Normal(_))), "{path}");
     }
     let _ = CgroupPath::new(spec.linux.cgroups_path.as_deref().map(Path::new), "id");
-    let filter = spec.linux.seccomp.as_ref().and_then(|profile| seccomp::compile(profile).ok());
+    let filter = spec.linux.profile().ok().flatten().and_then(|profile| seccomp::compile(&profile).ok());
     if let Some(process) = &spec.process {
         let _ = Identity::plan(process, &spec.linux, filter, None);
     }

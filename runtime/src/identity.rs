@@ -151,6 +151,11 @@ impl Identity {
         })
     }
 
+    /// The seccomp filter.
+    pub fn filter(&self) -> Option<&seccomp::Program> {
+        self.filter.as_ref()
+    }
+
     /// Adds variables the runtime itself promises (LISTEN_FDS).
     pub fn add_env(&mut self, variable: String) {
         self.env.push(variable);
@@ -291,17 +296,19 @@ impl Identity {
             effective.insert(Capability::CAP_SYS_ADMIN);
             permitted.insert(Capability::CAP_SYS_ADMIN);
         }
-        let set = |which, wanted: &CapsHashSet, name: &str| {
-            caps::set(None, which, wanted).map_err(|e| {
-                Error::Init(format!("set the {name} capabilities: {e} (does the caller have them all itself?)"))
-            })
+        let failed = |name: &str, e: caps::errors::CapsError| {
+            Error::Init(format!("set the {name} capabilities: {e} (does the caller have them all itself?)"))
         };
+        let set = |which, wanted: &CapsHashSet, name: &str| caps::set(None, which, wanted).map_err(|e| failed(name, e));
         // Each set is bounded by the one before it.
         set(CapSet::Inheritable, &self.sets.inheritable, "inheritable")?;
         set(CapSet::Effective, &CapsHashSet::new(), "effective")?;
         set(CapSet::Permitted, &permitted, "permitted")?;
         set(CapSet::Effective, &effective, "effective")?;
-        set(CapSet::Ambient, &self.sets.ambient, "ambient")
+        // One call for all that are there, rather than one for each that could be.
+        caps::clear(None, CapSet::Ambient)
+            .and_then(|()| self.sets.ambient.iter().try_for_each(|cap| caps::raise(None, CapSet::Ambient, *cap)))
+            .map_err(|e| failed("ambient", e))
     }
 
     fn find_program(&mut self) -> Result<Program> {

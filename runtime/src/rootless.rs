@@ -17,8 +17,8 @@
 //! exec                    the child joins all    an intermediate process joins  as root
 //!                         by one setns, but the  all by one setns, and clones
 //!                         parent its PID one
-//! oom_score_adj           set by the parent      inherited from the parent,     set by the parent
-//!                                                which has it for that moment
+//! oom_score_adj           set by the parent,     inherited from the parent,     as root
+//!                         at exec by the child   which has it for that moment
 //! cgroups                 required               what is delegated; none where  as an ordinary user
 //!                                                nothing is and nothing asked
 //! state                   /run/coracle-oci       $XDG_RUNTIME_DIR/coracle-oci   as an ordinary user
@@ -141,11 +141,9 @@ fn by_helper(program: &str, file: &str, pid: i32, maps: &[IdMapping]) -> Result<
 
 /// Takes the score that a process asks for upon this one, whose children inherit it. Returns the former.
 pub(crate) fn take_oom_score(process: &Process) -> Result<Option<String>> {
-    if process.oom_score_adj.is_none() {
-        return Ok(None);
-    }
+    let Some(score) = process.oom_score_adj else { return Ok(None) };
     let former = fs::read_to_string(OOM_SCORE).path("read", OOM_SCORE.as_ref())?;
-    set_oom_score(process, std::process::id() as i32)?;
+    set_oom_score(score, "self")?;
     Ok(Some(former))
 }
 

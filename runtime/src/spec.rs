@@ -3,7 +3,7 @@
 //! The types are plain structs with public fields, so that [`crate::refuse`] can take each apart field by field and
 //! the compiler points out a field that nobody decided about (the `oci-spec` crate's types are private inside, and
 //! reading a process with them links a regex engine, two thirds of this program's size). Resources and seccomp
-//! profiles are `oci-spec`'s. Unknown properties are ignored, as the specification demands; `null` counts as absent,
+//! profiles are `oci-spec`'s; a profile, which is most of a configuration, is read when it is asked for. Unknown properties are ignored, as the specification demands; `null` counts as absent,
 //! because Go programs write it.
 
 use std::collections::BTreeMap;
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::LinuxSeccomp;
 use serde::de::{Deserializer, IgnoredAny};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::cgroup::Resources;
 use crate::error::{Context, Error, Result};
@@ -203,7 +204,7 @@ oci! {
         cgroups_path: Option<String>,
         namespaces: Vec<Namespace>,
         net_devices: BTreeMap<String, NetDevice>,
-        seccomp: Option<LinuxSeccomp>,
+        seccomp: Option<Box<RawValue>>,
         rootfs_propagation: Option<String>,
         masked_paths: Vec<PathBuf>,
         readonly_paths: Vec<PathBuf>,
@@ -387,6 +388,18 @@ impl Spec {
     /// The flags of all namespaces that differ from the host's.
     pub fn namespace_flags(&self) -> u64 {
         self.linux.namespaces.iter().fold(0, |flags, n| flags | n.kind.flag())
+    }
+}
+
+impl Linux {
+    /// The seccomp profile.
+    pub fn profile(&self) -> Result<Option<LinuxSeccomp>> {
+        let read = |text: &RawValue| serde_json::from_str(text.get());
+        self.seccomp
+            .as_deref()
+            .map(read)
+            .transpose()
+            .map_err(|e| Error::invalid(format!("config.json: linux.seccomp: {e}")))
     }
 }
 

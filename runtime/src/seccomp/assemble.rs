@@ -29,6 +29,20 @@ pub struct Instruction {
     pub operand: u32,
 }
 
+impl Instruction {
+    /// As it is in memory.
+    pub fn to_bytes(self) -> [u8; 8] {
+        let ([a, b], [c, d, e, f]) = (self.code.to_ne_bytes(), self.operand.to_ne_bytes());
+        [a, b, self.jump_true, self.jump_false, c, d, e, f]
+    }
+
+    /// What [`to_bytes`](Self::to_bytes) gave.
+    pub fn from_bytes([a, b, jump_true, jump_false, c, d, e, f]: [u8; 8]) -> Instruction {
+        let (code, operand) = (u16::from_ne_bytes([a, b]), u32::from_ne_bytes([c, d, e, f]));
+        Instruction { code, jump_true, jump_false, operand }
+    }
+}
+
 pub(super) const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
 pub(super) const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
 pub(super) const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA

@@ -273,9 +273,19 @@ proptest! {
         seeds in prop::collection::vec((0u32..3, prop::array::uniform6(values())), 1..6)
     ) {
         let program = compile(&profile).unwrap();
+        prop_assert_eq!(Program::from_bytes(&program.to_bytes()), Some(program.clone()));
         for call in calls(&profile, &seeds) {
             prop_assert_eq!(run(program.instructions(), &call), meaning(&profile, &call), "{:x?}", call);
         }
+    }
+}
+
+#[test]
+fn bytes_that_are_no_whole_program_are_none() {
+    let bytes = compile(&profile(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#)).unwrap().to_bytes();
+    assert!(Program::from_bytes(&bytes).is_some());
+    for length in [0, 7, 8, bytes.len() - 1] {
+        assert_eq!(Program::from_bytes(&bytes[..length]), None, "{length}");
     }
 }
 
