@@ -105,10 +105,20 @@ pub struct Heard {
 impl Attach {
     /// Connects to a process and waits for the answer.
     pub fn open(socket: &Path, container: &str, exec: &str, stdin: bool) -> Result<Attach, String> {
+        Attach::hear(Attach::ask(socket, container, exec, stdin, false))
+    }
+
+    /// Connects to a process that there need not be yet. With `wait` it is waited for, as a machine's supervisor is.
+    pub fn ask(socket: &Path, container: &str, exec: &str, stdin: bool, wait: bool) -> UnixStream {
         let mut stream = UnixStream::connect(socket).unwrap_or_else(|e| panic!("connect {}: {e}", socket.display()));
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let hello = serde_json::json!({ "container": container, "exec": exec, "stdin": stdin });
+        let hello = serde_json::json!({ "container": container, "exec": exec, "stdin": stdin, "wait": wait });
         writeln!(stream, "{hello}").unwrap();
+        stream
+    }
+
+    /// Waits for the answer to that.
+    pub fn hear(mut stream: UnixStream) -> Result<Attach, String> {
         let mut line = Vec::new();
         while line.last() != Some(&b'\n') {
             let mut byte = [0];

@@ -76,28 +76,13 @@ pub trait Remote {
         start_over(&mut self.client()?, id, exec)
     }
 
-    /// Tells of an exec. `ready` is done before it starts; its pid is returned, and the connection for what follows.
-    fn start_exec(
-        &self,
-        exec: Exec<'_>,
-        ready: impl FnOnce() -> Result<(), Failure>,
-    ) -> Result<(u32, Client), Failure> {
+    /// Starts an exec; its pid.
+    fn start_exec(&self, exec: Exec<'_>) -> Result<u32, Failure> {
         let (id, name) = (exec.id, exec.exec);
-        let [stdin, stdout, stderr] = exec.streams;
-        let request = task::ExecProcessRequest {
-            id: id.to_owned(),
-            exec_id: name.to_owned(),
-            terminal: exec.terminal,
-            stdin,
-            stdout,
-            stderr,
-            spec: Some(any::pack_json(any::OCI_PROCESS, exec.spec)),
-        };
         let mut client = self.client()?;
-        let _: Empty = client.call(method::EXEC, &request, Some(SHORT))?;
+        let _: Empty = client.call(method::EXEC, &exec.request(), Some(SHORT))?;
         // One that did not start is of no use to anybody.
-        let started = ready().and_then(|()| start_over(&mut client, id, name));
-        started.map(|pid| (pid, client)).inspect_err(|_| drop(self.delete(id, name)))
+        start_over(&mut client, id, name).inspect_err(|_| drop(self.delete(id, name)))
     }
 
     /// Signals a process, or all of a container.
@@ -115,12 +100,66 @@ pub trait Remote {
     }
 }
 
+impl Exec<'_> {
+    /// The request that tells of it.
+    fn request(self) -> task::ExecProcessRequest {
+        let [stdin, stdout, stderr] = self.streams;
+        task::ExecProcessRequest {
+            id: self.id.to_owned(),
+            exec_id: self.exec.to_owned(),
+            terminal: self.terminal,
+            stdin,
+            stdout,
+            stderr,
+            spec: Some(any::pack_json(any::OCI_PROCESS, self.spec)),
+        }
+    }
+}
+
+/// An exec that is asked for, started and waited for by one message, to somebody who does what he is asked in its order:
+/// each answer that is waited for first costs a machine a turn of all that is between.
+pub struct Begun {
+    client: Client,
+    started: u32,
+    ended: u32,
+}
+
+impl Begun {
+    /// Asks for all of it; returns when somebody there knows of the exec.
+    pub fn new(mut client: Client, exec: Exec<'_>) -> Result<Begun, Failure> {
+        let (id, name) = (exec.id, exec.exec);
+        let told = client.begin(method::EXEC, &exec.request(), Some(SHORT))?;
+        let started = client.begin(method::START, &start_request(id, name), Some(LONG))?;
+        let ended = client.begin(method::WAIT, &wait_request(id, name), None)?;
+        let _: Empty = client.answer(method::EXEC, told, Some(SHORT))?;
+        Ok(Begun { client, started, ended })
+    }
+
+    /// Its pid, when it has started.
+    pub fn pid(&mut self) -> Result<u32, Failure> {
+        Ok(self.client.answer::<task::StartResponse>(method::START, self.started, Some(LONG))?.pid)
+    }
+
+    /// How it has ended, however long that takes; and the connection.
+    pub fn end(mut self) -> Result<(task::WaitResponse, Client), Failure> {
+        let ended = self.client.answer(method::WAIT, self.ended, None)?;
+        Ok((ended, self.client))
+    }
+}
+
+fn start_request(id: &str, exec: &str) -> task::StartRequest {
+    task::StartRequest { id: id.to_owned(), exec_id: exec.to_owned() }
+}
+
+fn wait_request(id: &str, exec: &str) -> task::WaitRequest {
+    task::WaitRequest { id: id.to_owned(), exec_id: exec.to_owned() }
+}
+
 fn start_over(client: &mut Client, id: &str, exec: &str) -> Result<u32, Failure> {
-    let request = task::StartRequest { id: id.to_owned(), exec_id: exec.to_owned() };
-    Ok(client.call::<task::StartResponse>(method::START, &request, Some(LONG))?.pid)
+    Ok(client.call::<task::StartResponse>(method::START, &start_request(id, exec), Some(LONG))?.pid)
 }
 
 /// Waits for a process to end, however long that takes.
 pub fn wait_for_end(client: &mut Client, id: &str, exec: &str) -> Result<task::WaitResponse, Failure> {
-    client.call(method::WAIT, &task::WaitRequest { id: id.to_owned(), exec_id: exec.to_owned() }, None)
+    client.call(method::WAIT, &wait_request(id, exec), None)
 }

@@ -126,9 +126,9 @@ impl Shim {
 
     fn exec(&self, id: &str, exec: &str, spec: Vec<u8>, terminal: bool, fifos: &Names) -> Result<Vec<u8>, Failure> {
         let streams = [fifos.stdin.clone(), fifos.stdout.clone(), fifos.stderr.clone()];
-        let started = self.start_exec(Exec { id, exec, spec, terminal, streams }, || Ok(()));
+        let started = self.start_exec(Exec { id, exec, spec, terminal, streams });
         fifos::forget(fifos);
-        Ok(Created { pid: started?.0 as i32, ..Created::default() }.encode())
+        Ok(Created { pid: started? as i32, ..Created::default() }.encode())
     }
 
     /// Forgets a container that has ended. A shim that died has left at most its cgroup.

@@ -71,6 +71,9 @@ pub enum Output<'a> {
     Logger(Program),
 }
 
+/// The word for an output of which nothing is taken before the supervisor of the machine around this one asks for it.
+pub const AWAITED: &str = "attach:wait";
+
 fn unknown(which: &str, word: &str, known: &str) -> Failure {
     Code::InvalidArgument.failure(format!("{which} {word:?} is not known; use {known}"))
 }
@@ -93,7 +96,7 @@ pub fn output<'a>(which: &str, word: &'a str) -> Result<Output<'a>, Failure> {
     if word.is_empty() {
         return Ok(Output::Null);
     }
-    if word == "attach:" {
+    if word == "attach:" || word == AWAITED {
         return Ok(Output::Attach);
     }
     if let Some(path) = word.strip_prefix("cri:").filter(|path| path.starts_with('/')) {
@@ -150,6 +153,11 @@ impl Names {
     /// Whether the input comes out of a fifo.
     pub fn stdin_is_fifo(&self) -> bool {
         matches!(input(&self.stdin), Ok(Input::Fifo(_)))
+    }
+
+    /// Whether an output waits for its first client.
+    pub fn wait(&self) -> bool {
+        self.stdout == AWAITED || self.stderr == AWAITED
     }
 
     /// Whether the input, if fed by attach clients, ends with the first of them.

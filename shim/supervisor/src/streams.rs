@@ -102,6 +102,8 @@ struct Io {
 pub struct Streams {
     ios: Table<Io>,
     clients: Table<Client>,
+    /// Clients whose exec is still to come.
+    early: Vec<(u32, Hello)>,
     /// Log lines lost since the start.
     pub dropped_lines: u64,
 }
@@ -150,7 +152,7 @@ impl Streams {
             size: None,
             exited: false,
             abandoned: false,
-            awaits: false,
+            awaits: names.wait(),
             told: false,
             released: false,
         }))
@@ -459,11 +461,25 @@ impl Streams {
         received.hello
     }
 
+    /// Remembers a client whose exec is still to come.
+    pub fn expect(&mut self, client_key: u32, hello: Hello) {
+        self.early.push((client_key, hello));
+    }
+
+    /// Takes a client that came before its exec, or before any exec of the container.
+    pub fn expected(&mut self, container: &str, exec: Option<&str>) -> Option<(u32, Hello)> {
+        let meant = |hello: &Hello| hello.container == container && exec.is_none_or(|exec| hello.exec == exec);
+        let at = self.early.iter().position(|(_, hello)| meant(hello))?;
+        Some(self.early.swap_remove(at))
+    }
+
     /// Connects a client to a process' streams, or tells it why not.
     pub fn attach(&mut self, reactor: &Reactor, client_key: u32, target: Result<(u32, Hello), String>) {
         let target = target.and_then(|(io, hello)| match self.ios.get(io) {
             None => Err("the process has ended".to_owned()),
-            Some(streams) if streams.exited && !streams.awaits => Err("the process has ended".to_owned()),
+            Some(streams) if streams.exited && !streams.awaits && !hello.wait => {
+                Err("the process has ended".to_owned())
+            }
             Some(streams) if streams.exec && !streams.clients.is_empty() => Err("attached already".to_owned()),
             Some(_) => Ok((io, hello)),
         });
@@ -475,9 +491,14 @@ impl Streams {
             }
             Ok((io, hello)) => {
                 let received = client.accept(io, &hello);
-                if let Some(streams) = self.ios.get_mut(io) {
-                    streams.clients.push(client_key);
-                    streams.awaits &= !hello.wait;
+                match self.ios.get_mut(io) {
+                    // It had nothing to say, or has said it: then that is the answer.
+                    Some(streams) if streams.told => client.end(),
+                    Some(streams) => {
+                        streams.clients.push(client_key);
+                        streams.awaits &= !hello.wait;
+                    }
+                    None => {}
                 }
                 self.received(reactor, client_key, received);
             }
@@ -487,6 +508,7 @@ impl Streams {
     /// Forgets a client.
     fn disconnect(&mut self, key: u32) {
         let Some(client) = self.clients.remove(key) else { return };
+        self.early.retain(|(early, _)| *early != key);
         let Some(io) = client.attached_to() else { return };
         if let Some(streams) = self.ios.get_mut(io) {
             streams.clients.retain(|other| *other != key);

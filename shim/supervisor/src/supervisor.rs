@@ -355,11 +355,24 @@ impl Supervisor {
 
     fn attach_ready(&mut self, key: u32, event: Ready) {
         let Some(hello) = self.streams.client_ready(&self.reactor, key, event.read, event.write) else { return };
-        let target = hello.and_then(|hello| {
-            let process = self.process(&hello.container, &hello.exec);
-            process.map(|process| (process.io, hello)).map_err(|failure| failure.message)
-        });
+        let target = match hello {
+            // Its exec is asked for on another connection, and either may be the faster one.
+            Ok(hello) if hello.wait && self.is_to_come(&hello.container, &hello.exec) => {
+                self.streams.expect(key, hello);
+                return;
+            }
+            Ok(hello) => {
+                let process = self.process(&hello.container, &hello.exec);
+                process.map(|process| (process.io, hello)).map_err(|failure| failure.message)
+            }
+            Err(why) => Err(why),
+        };
         self.streams.attach(&self.reactor, key, target);
+    }
+
+    /// Whether this is an exec that the container may still get.
+    fn is_to_come(&mut self, id: &str, exec: &str) -> bool {
+        !exec.is_empty() && self.container(id).is_ok() && self.process(id, exec).is_err()
     }
 
     /// Starts a worker. `keep` are the descriptors it needs.

@@ -259,6 +259,9 @@ impl Supervisor {
         let io = self.streams.create(&here, true, 0)?;
         let process = Process::new(exec, State::Created, names, io, spec.value);
         self.container(id)?.execs.push(process);
+        if let Some((client, hello)) = self.streams.expected(id, Some(exec)) {
+            self.streams.attach(&self.reactor, client, Ok((io, hello)));
+        }
         let (container_id, exec_id) = (request.id, request.exec_id);
         self.publish("/tasks/exec-added", &events::TaskExecAdded { container_id, exec_id });
         done()
@@ -460,6 +463,9 @@ impl Supervisor {
             }
             self.streams.release(&self.reactor, process.io);
             self.turn_away(process.waiters, id);
+        }
+        while let Some((client, _)) = self.streams.expected(id, None) {
+            self.streams.attach(&self.reactor, client, Err(format!("container {id} was deleted")));
         }
     }
 

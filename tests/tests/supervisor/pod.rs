@@ -256,15 +256,26 @@ impl Pod {
     }
 
     pub fn add_exec(&mut self, id: &str, exec: &str, args: &[&str], terminal: bool) -> Result<Empty, Status> {
+        self.add_exec_with("attach:", id, exec, args, terminal)
+    }
+
+    /// The same, with that word for its outputs.
+    pub fn add_exec_with(
+        &mut self,
+        output: &str,
+        id: &str,
+        exec: &str,
+        args: &[&str],
+        terminal: bool,
+    ) -> Result<Empty, Status> {
         let process = json!({"args": args, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
-        let output = "attach:".to_owned();
         let request = ExecProcessRequest {
             id: id.into(),
             exec_id: exec.into(),
             terminal,
-            stdin: output.clone(),
-            stderr: if terminal { String::new() } else { output.clone() },
-            stdout: output,
+            stdin: "attach:".into(),
+            stderr: if terminal { String::new() } else { output.into() },
+            stdout: output.into(),
             spec: Some(any::pack_json(any::OCI_PROCESS, process.to_string().into_bytes())),
         };
         self.task(method::EXEC, &request)

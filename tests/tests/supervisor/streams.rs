@@ -161,6 +161,47 @@ fn an_exec_waits_for_its_slow_reader_and_nothing_is_lost() {
 }
 
 #[test]
+fn what_waits_for_its_client_loses_nothing_whoever_comes_first() {
+    let mut pod = Pod::new();
+    let socket = pod.path("attach.sock");
+    pod.run("web", &["sleep", "1000"]);
+    let lines = ["sh", "-c", "echo out; echo err >&2"];
+
+    let early = Attach::ask(&socket, "web", "first", true, true);
+    // By then it is known that there is no such exec.
+    pod.sandbox_status();
+    pod.add_exec_with("attach:wait", "web", "first", &lines, false).unwrap();
+    pod.start("web", "first").unwrap();
+    let mut early = Attach::hear(early).unwrap();
+    assert_eq!(pod.wait("web", "first"), 0);
+
+    pod.add_exec_with("attach:wait", "web", "second", &lines, false).unwrap();
+    pod.start("web", "second").unwrap();
+    assert_eq!(pod.wait("web", "second"), 0);
+    let mut late = Attach::hear(Attach::ask(&socket, "web", "second", true, true)).unwrap();
+
+    for attach in [&mut early, &mut late] {
+        let heard = attach.listen_to_the_end();
+        assert_eq!((heard.stdout.as_slice(), heard.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+        assert!(heard.ended);
+    }
+    // Of one that has told everything, that is the answer; but nobody else's exec is waited for, nor one of nobody.
+    let again = Attach::hear(Attach::ask(&socket, "web", "second", true, true)).unwrap().listen_to_the_end();
+    assert!(again.ended && again.stdout.is_empty(), "{again:?}");
+    for (container, exec, wait) in [("web", "none", false), ("nobody", "first", true), ("web", "third", true)] {
+        let asked = Attach::ask(&socket, container, exec, true, wait);
+        if exec == "third" {
+            pod.sandbox_status();
+            pod.kill("web", "", 9, false).unwrap();
+            pod.wait("web", "");
+            pod.delete("web", "").unwrap();
+        }
+        assert!(Attach::hear(asked).is_err(), "{container} {exec}");
+    }
+    pod.shutdown();
+}
+
+#[test]
 fn input_of_an_exec_arrives_whole_and_its_end_too() {
     let mut pod = Pod::new();
     pod.run("web", &["sleep", "1000"]);

@@ -1,5 +1,5 @@
-//! A client of a shim, or of the supervisor in a virtual machine, for workers: one call after the other over a connection
-//! of its own, and blocking.
+//! A client of a shim, or of the supervisor in a virtual machine, for workers: blocking, over a connection of its own. Calls
+//! are made one after the other, or several at once for a peer that does them in their order.
 
 use super::launch::{Address, read_address};
 use crate::failure::{Fail, Failure};
@@ -23,7 +23,15 @@ pub struct Client {
     /// Who is at the other end, in words.
     peer: &'static str,
     ids: StreamIds,
+    /// Requests that were not written yet.
+    out: Vec<u8>,
+    frames: FrameReader,
+    /// Calls whose answer is wanted and has not come, and answers that nobody took yet.
+    asked: Vec<u32>,
+    answers: Vec<(u32, Answer)>,
 }
+
+type Answer = Result<Vec<u8>, coracle_proto::Status>;
 
 impl Client {
     /// Connects to the shim that runs with this folder.
@@ -46,7 +54,16 @@ impl Client {
 
     /// A connection that somebody made; its task service is version 3. `peer` says in errors who is at its other end.
     pub fn over(socket: UnixStream, peer: &'static str) -> Client {
-        Client { socket, service: service::TASK_V3, peer, ids: StreamIds::default() }
+        Client {
+            socket,
+            service: service::TASK_V3,
+            peer,
+            ids: StreamIds::default(),
+            out: Vec::new(),
+            frames: FrameReader::new(),
+            asked: Vec::new(),
+            answers: Vec::new(),
+        }
     }
 
     /// One call of the task service. A shim that dies, or does not answer in time, is unavailable.
@@ -67,6 +84,23 @@ impl Client {
         request: &impl Message,
         timeout: Option<Duration>,
     ) -> Result<A, Failure> {
+        let id = self.queue(service, method, request, timeout)?;
+        self.answer(method, id, timeout)
+    }
+
+    /// Begins a call of the task service, to be sent together with those that follow; its number, for
+    /// [`answer`](Self::answer).
+    pub fn begin(&mut self, method: &str, request: &impl Message, timeout: Option<Duration>) -> Result<u32, Failure> {
+        self.queue(self.service, method, request, timeout)
+    }
+
+    /// The answer to a call that was begun, once.
+    pub fn answer<A: Message + Default>(
+        &mut self,
+        method: &str,
+        id: u32,
+        timeout: Option<Duration>,
+    ) -> Result<A, Failure> {
         let peer = self.peer;
         let broken = |error: io::Error| {
             let late = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
@@ -74,8 +108,8 @@ impl Client {
             let words = if late { "no answer in time".to_owned() } else { error.to_string() };
             code.failure(format!("{method}: {peer}: {words}"))
         };
+        self.flush(method)?;
         self.socket.set_read_timeout(timeout).map_err(broken)?;
-        let id = self.send(service, method, request, timeout)?;
         let answer = self.receive(id).map_err(broken)?.map_err(Failure::from)?;
         A::decode(answer.as_slice())
             .map_err(|error| Code::DataLoss.failure(format!("{method}: {peer}: the answer does not decode: {error}")))
@@ -83,10 +117,12 @@ impl Client {
 
     /// One call of the task service whose answer nobody waits for: it is done, although this connection ends.
     pub fn tell(&mut self, method: &str, request: &impl Message) -> Result<(), Failure> {
-        self.send(self.service, method, request, None).map(drop)
+        let id = self.queue(self.service, method, request, None)?;
+        self.asked.retain(|asked| *asked != id);
+        self.flush(method)
     }
 
-    fn send(
+    fn queue(
         &mut self,
         service: &str,
         method: &str,
@@ -99,22 +135,36 @@ impl Client {
         let nanos = timeout.map_or(0, |timeout| timeout.as_nanos() as i64);
         let bytes = encode_request(id, service, method, request, nanos);
         let bytes = bytes.map_err(|error| Code::InvalidArgument.failure(format!("{method}: {error}")))?;
-        self.socket.write_all(&bytes).map_err(broken)?;
+        self.out.extend(bytes);
+        self.asked.push(id);
         Ok(id)
     }
 
-    fn receive(&mut self, id: u32) -> io::Result<Result<Vec<u8>, coracle_proto::Status>> {
-        let (mut frames, mut buffer) = (FrameReader::new(), vec![0; READ_SIZE]);
+    /// Writes what was begun.
+    fn flush(&mut self, method: &str) -> Result<(), Failure> {
+        let bytes = std::mem::take(&mut self.out);
+        let peer = self.peer;
+        let broken = |error: io::Error| Code::Unavailable.failure(format!("{method}: {peer}: {error}"));
+        self.socket.write_all(&bytes).map_err(broken)
+    }
+
+    fn receive(&mut self, id: u32) -> io::Result<Answer> {
+        let mut buffer = vec![0; READ_SIZE];
         loop {
+            if let Some(at) = self.answers.iter().position(|(of, _)| *of == id) {
+                return Ok(self.answers.swap_remove(at).1);
+            }
             let count = self.socket.read(&mut buffer)?;
             if count == 0 {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection"));
             }
             let mut bytes = &buffer[..count];
-            while let Some(frame) = frames.take(&mut bytes).map_err(io::Error::other)? {
-                // An answer to a call whose time was over is nobody's.
-                if frame.stream_id == id {
-                    return frame.into_response().map_err(io::Error::other);
+            while let Some(frame) = self.frames.take(&mut bytes).map_err(io::Error::other)? {
+                let of = frame.stream_id;
+                // One that nobody asked for, or did not want, is nobody's.
+                if let Some(at) = self.asked.iter().position(|asked| *asked == of) {
+                    self.asked.swap_remove(at);
+                    self.answers.push((of, frame.into_response().map_err(io::Error::other)?));
                 }
             }
         }

@@ -19,7 +19,7 @@
 use crate::buffer::{OutBuffer, would_block};
 use crate::failure::{Fail, Failure};
 use crate::reactor::{Interest, Reactor, Ready, Table, Token};
-use crate::stdio::{self, IoOwner, Names, OurEnds, ProcessEnds};
+use crate::stdio::{self, AWAITED, IoOwner, Names, OurEnds, ProcessEnds};
 use coracle_proto::attach::{FrameReader, Kind, MAX_HELLO, header};
 use coracle_proto::ttrpc::Code;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
@@ -61,9 +61,9 @@ pub fn names_here(names: &Names) -> Names {
 /// The words for the guest.
 pub fn names_there(names: &Names) -> [String; 3] {
     let word = |here: &String, there: &str| if here.is_empty() { String::new() } else { there.to_owned() };
-    let stderr = if names.terminal { String::new() } else { word(&names.stderr, "attach:") };
+    let stderr = if names.terminal { String::new() } else { word(&names.stderr, AWAITED) };
     // A terminal shows what is written whether or not anybody looks.
-    let stdout = if names.terminal { "attach:".to_owned() } else { word(&names.stdout, "attach:") };
+    let stdout = if names.terminal { AWAITED.to_owned() } else { word(&names.stdout, AWAITED) };
     [word(&names.stdin, "attach:once"), stdout, stderr]
 }
 
@@ -101,20 +101,36 @@ struct Answer {
 
 /// Says the first line and hears the answer; only in a worker. Nothing more than the answer is read.
 pub fn greet(stream: &UnixStream, id: &str, exec: &str) -> Result<(), Failure> {
-    let failed = |error: io::Error| Code::Unavailable.failure(format!("attach to {id} {exec} in its machine: {error}"));
-    stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(PATIENCE))).map_err(failed)?;
+    say_hello(stream, id, exec)?;
+    hear_answer(stream, id, exec)
+}
+
+fn not_attached(id: &str, exec: &str) -> impl Fn(io::Error) -> Failure {
+    move |error| Code::Unavailable.failure(format!("attach to {id} {exec} in its machine: {error}"))
+}
+
+/// The first half. An exec may be asked for after it.
+pub fn say_hello(stream: &UnixStream, id: &str, exec: &str) -> Result<(), Failure> {
+    let failed = not_attached(id, exec);
+    stream.set_nonblocking(false).map_err(&failed)?;
     let hello = serde_json::json!({ "container": id, "exec": exec, "stdin": true, "wait": true });
-    (&*stream).write_all(format!("{hello}\n").as_bytes()).map_err(failed)?;
+    (&*stream).write_all(format!("{hello}\n").as_bytes()).map_err(failed)
+}
+
+/// The second.
+pub fn hear_answer(stream: &UnixStream, id: &str, exec: &str) -> Result<(), Failure> {
+    let failed = not_attached(id, exec);
+    stream.set_read_timeout(Some(PATIENCE)).map_err(&failed)?;
     let (mut line, mut byte) = (Vec::new(), [0u8; 1]);
     while byte[0] != b'\n' {
-        (&*stream).read_exact(&mut byte).map_err(failed)?;
+        (&*stream).read_exact(&mut byte).map_err(&failed)?;
         line.push(byte[0]);
         if line.len() > MAX_HELLO {
             return Err(failed(io::Error::other("its answer is too long")));
         }
     }
     let answer: Answer = serde_json::from_slice(&line).map_err(|error| failed(error.into()))?;
-    stream.set_read_timeout(None).map_err(failed)?;
+    stream.set_read_timeout(None).map_err(&failed)?;
     match answer.ok {
         true => Ok(()),
         false => Err(failed(io::Error::other(answer.error.replace(char::is_control, " ")))),

@@ -201,8 +201,8 @@ fn a_terminals_words_are_for_one_stream_there_and_none_is_a_terminal_here() {
         stdout: stdout.into(),
         stderr: stderr.into(),
     };
-    assert_eq!(names_there(&names(false, "", "cri:/l", "/fifo")), ["", "attach:", "attach:"]);
+    assert_eq!(names_there(&names(false, "", "cri:/l", "/fifo")), ["", "attach:wait", "attach:wait"]);
     assert_eq!(names_there(&names(false, "attach:", "", "")), ["attach:once", "", ""]);
-    assert_eq!(names_there(&names(true, "/in", "", "/err")), ["attach:once", "attach:", ""]);
+    assert_eq!(names_there(&names(true, "/in", "", "/err")), ["attach:once", "attach:wait", ""]);
     assert_eq!(names_here(&names(true, "/in", "/out", "/err")), names(false, "/in", "/out", ""));
 }

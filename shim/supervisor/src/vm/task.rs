@@ -20,7 +20,7 @@ use crate::exits;
 use crate::failure::{Fail, Failure};
 use crate::oci::{Act, not_needed};
 use crate::ops::{self, Created};
-use crate::remote::{Exec, LONG, Remote, SHORT, wait_for_end};
+use crate::remote::{Begun, Exec, LONG, Remote, SHORT, wait_for_end};
 use crate::shim::client::Client;
 use crate::stdio::{Names, ProcessEnds};
 use crate::{sys, worker};
@@ -35,6 +35,7 @@ use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -145,13 +146,13 @@ impl Guest {
                 self.let_go(id).map(|()| Vec::new())
             }
             Act::Exec { exec, spec, names, ends, goes_on } => {
-                let (created, client) = self.exec(id, &exec, &spec, &names, &ends)?;
+                let (created, begun) = self.exec(id, &exec, &spec, &names, &ends)?;
                 if !goes_on {
                     return Ok(created);
                 }
                 drop(ends);
                 worker::report(created)?;
-                self.wait(id, &exec, "", Some(client))
+                self.wait(id, &exec, "", Some(begun))
             }
             Act::Delete { .. } => self.delete_container(id).map(|()| Vec::new()),
             Act::Update(resources) => {
@@ -236,7 +237,7 @@ impl Guest {
             ..Default::default()
         };
         let created: task::CreateTaskResponse = client.call(method::CREATE, &create, Some(LONG))?;
-        greet(ends, id, "")?;
+        pump::greet(attach(ends, id)?, id, "")?;
         let oom_file = self.oom_note().to_string_lossy().into_owned();
         // What it leaves running is the guest's to kill.
         let (pid, own_pid_namespace) = (created.pid as i32, true);
@@ -322,24 +323,34 @@ impl Guest {
         process: &[u8],
         names: &Names,
         ends: &ProcessEnds,
-    ) -> Result<(Vec<u8>, Client), Failure> {
+    ) -> Result<(Vec<u8>, Begun), Failure> {
         let spec = adapted(id, process, spec::adapt_process)?;
-        let exec = Exec { id, exec, spec, terminal: names.terminal, streams: pump::names_there(names) };
-        let name = exec.exec;
-        let (pid, client) = self.start_exec(exec, || greet(ends, id, name))?;
-        Ok((Created { pid: pid as i32, ..Created::default() }.encode(), client))
+        let streams = pump::names_there(names);
+        // Before all the rest, so that all is one turn of the machine.
+        let stream = attach(ends, id)?;
+        pump::say_hello(stream, id, exec)?;
+        let mut begun = Begun::new(self.client()?, Exec { id, exec, spec, terminal: names.terminal, streams })?;
+        match pump::hear_answer(stream, id, exec).and_then(|()| begun.pid()) {
+            Ok(pid) => Ok((Created { pid: pid as i32, ..Created::default() }.encode(), begun)),
+            Err(failure) => {
+                // It may have started all the same: then it is of no use to anybody.
+                let _ = self.kill(id.to_owned(), exec.to_owned(), SIGKILL, true).and_then(|_| begun.end());
+                let _ = self.delete(id, exec);
+                Err(failure)
+            }
+        }
     }
 
     /// Waits for a process to end and brings here what tells of its end. The guest forgets an exec by that.
-    /// `client` is a connection that is there already.
-    fn wait(&self, id: &str, exec: &str, oom_file: &str, mut client: Option<Client>) -> Result<Vec<u8>, Failure> {
+    /// `begun` is an exec whose end is waited for already.
+    fn wait(&self, id: &str, exec: &str, oom_file: &str, mut begun: Option<Begun>) -> Result<Vec<u8>, Failure> {
         // This may take as long as the pod lives.
         sys::forget_own_text();
-        let wait = |mut client| wait_for_end(&mut client, id, exec).map(|ended| (client, ended));
+        let wait = |mut client| wait_for_end(&mut client, id, exec).map(|ended| (ended, client));
         let mut attempt = 0;
-        let (mut client, ended) = loop {
+        let (ended, mut client) = loop {
             let began = Instant::now();
-            match client.take().map_or_else(|| self.client(), Ok).and_then(wait) {
+            match begun.take().map_or_else(|| self.client().and_then(wait), Begun::end) {
                 Err(failure) if failure.code == Code::Unavailable && attempt < ATTEMPTS => {
                     attempt = if began.elapsed() > CONNECTED { 0 } else { attempt + 1 };
                     // A machine that is lost is so for every process, and told of by its own death.
@@ -431,9 +442,9 @@ fn adapted(id: &str, text: &[u8], by: fn(&mut Value) -> Result<(), String>) -> R
     Ok(value.to_string().into_bytes())
 }
 
-fn greet(ends: &ProcessEnds, id: &str, exec: &str) -> Result<(), Failure> {
-    let stream = ends.attach.as_ref().ok_or_else(|| not_needed(id))?;
-    pump::greet(stream, id, exec)
+/// The connection to the process' streams.
+fn attach<'a>(ends: &'a ProcessEnds, id: &str) -> Result<&'a UnixStream, Failure> {
+    ends.attach.as_ref().ok_or_else(|| not_needed(id))
 }
 
 /// A root that can be written to over one that cannot.
