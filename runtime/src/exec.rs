@@ -36,6 +36,8 @@ struct Plan {
     preserve_fds: u32,
     keyring: Option<String>,
     affinity: Affinity,
+    /// The program, when it is none of the container's.
+    program: Option<OwnedFd>,
     /// Set by the child itself, while it has the host's /proc and rights.
     oom_score: Option<i32>,
     /// Whether the parent has something to do to the child before that goes on.
@@ -47,6 +49,7 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
     let mut undo = Undo::default();
     let record = Record::load(&runtime.root, id)?;
     refuse::check_process(&options.process)?;
+    let init = Handle::open(record.pid);
     match record.status(&runtime.root)? {
         Status::Stopped => return Err(Error::State(format!("cannot exec in container {id:?}: it is stopped"))),
         Status::Paused if !options.ignore_paused => {
@@ -56,11 +59,8 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         }
         _ => {}
     }
-    let init = Handle::open(record.pid).op(|| format!("open the init of container {id:?}"))?;
-    // The pid was that of the init before the handle was opened; if it still is now, the handle is the init's.
-    if !record.alive() {
-        return Err(Error::State(format!("cannot exec in container {id:?}: it is stopped")));
-    }
+    // The pid was that of the init after the handle was opened, so the handle is the init's.
+    let init = init.op(|| format!("open the init of container {id:?}"))?;
     let spec = record.spec(&runtime.root)?;
     let state = || state::hook_state(&spec, id, &record.bundle, "running", record.pid);
     let (filter, agent) = agent::plan_again(&spec, &runtime.root.join(id), state)?;
@@ -100,6 +100,7 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         keyring: (!record.no_new_keyring).then(|| id.to_owned()),
         init,
         affinity,
+        program: options.program,
         // Lowering it takes a right: an ordinary user's is inherited, see `rootless`.
         oom_score: options.process.oom_score_adj.filter(|_| !ordinary),
         waits: in_user_namespace || record.rdt.is_some() || pidfd_socket.is_some() || options.pid_file.is_some(),
@@ -307,15 +308,17 @@ fn set_up(mut plan: Plan, _channel: &Channel) -> Result<Ready> {
         }
         None => plan.stdio.take()?,
     }
-    let program = plan.identity.assume()?;
+    let program = plan.identity.assume(plan.program)?;
     Ok(Ready { identity: plan.identity, program, preserve_fds: plan.preserve_fds, waits: plan.waits })
 }
 
 fn finish(ready: Ready, channel: Channel) {
-    let Ready { mut identity, program, preserve_fds, waits } = ready;
+    let Ready { mut identity, mut program, preserve_fds, waits } = ready;
     let [first, second] = identity.take_labels();
-    let kept = keep_only(preserve_fds, [Some(channel.0), identity.take_listener(), first, second]);
-    let Ok([Some(channel), notify, first, second]) = kept else { return };
+    let file = program.file.take();
+    let kept = keep_only(preserve_fds, [Some(channel.0), identity.take_listener(), first, second, file]);
+    let Ok([Some(channel), notify, first, second, file]) = kept else { return };
+    program.file = file;
     identity.put_listener(notify);
     identity.put_labels([first, second]);
     let channel = Channel(channel);

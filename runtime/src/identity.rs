@@ -67,6 +67,8 @@ pub(crate) const MAX_LABELS: usize = 2;
 
 /// What is left to do: one seccomp load, one execve.
 pub(crate) struct Program {
+    /// It is none of the container's.
+    pub file: Option<OwnedFd>,
     path: CString,
     args: Vec<CString>,
     env: Vec<CString>,
@@ -204,8 +206,9 @@ impl Identity {
         self.uid
     }
 
-    /// The process's last steps, inside the container's root. The order is the design.
-    pub fn assume(&mut self) -> Result<Program> {
+    /// The process's last steps, inside the container's root. The order is the design. Without a `file`, the program is
+    /// the container's.
+    pub fn assume(&mut self, file: Option<OwnedFd>) -> Result<Program> {
         // A working directory only root may enter: tried first as root, and again below as the user.
         let early = chdir(&self.cwd);
         self.own_stdio()?;
@@ -242,7 +245,7 @@ impl Identity {
                 self.cwd.display()
             )));
         }
-        self.find_program()
+        self.find_program(file)
     }
 
     /// A user who may not write the terminal or pipe that someone else opened could not reopen /dev/stderr.
@@ -311,13 +314,17 @@ impl Identity {
             .map_err(|e| failed("ambient", e))
     }
 
-    fn find_program(&mut self) -> Result<Program> {
+    fn find_program(&mut self, file: Option<OwnedFd>) -> Result<Program> {
         if !self.env.iter().any(|e| e.starts_with("HOME=")) {
             self.env.push(format!("HOME={}", home_of(self.uid)));
         }
-        let path = find_in_path(&self.args[0], &self.env)?;
+        let path = match &file {
+            Some(_) => PathBuf::from(&self.args[0]),
+            None => find_in_path(&self.args[0], &self.env)?,
+        };
         let c = |s: &str| CString::new(s).map_err(|_| Error::invalid(format!("process: {s:?} contains a NUL byte")));
         Ok(Program {
+            file,
             path: c(&path.to_string_lossy())?,
             args: self.args.iter().map(|a| c(a)).collect::<Result<_>>()?,
             env: self.env.iter().map(|e| c(e)).collect::<Result<_>>()?,
@@ -342,8 +349,14 @@ impl Identity {
                 Err(e) => return Error::Init(format!("load the seccomp filter: {e}")),
             }
         }
-        let Err(cause) = nix::unistd::execve(&program.path, &program.args, &program.env);
-        Error::Os { what: format!("exec {}", program.path.to_string_lossy()), cause: cause.into() }
+        let cause = match &program.file {
+            Some(file) => sys::exec_fd(file, &program.args, &program.env),
+            None => {
+                let Err(cause) = nix::unistd::execve(&program.path, &program.args, &program.env);
+                cause.into()
+            }
+        };
+        Error::Os { what: format!("exec {}", program.path.to_string_lossy()), cause }
     }
 }
 

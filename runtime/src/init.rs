@@ -173,7 +173,7 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
         }
         None => plan.stdio.take()?,
     }
-    let program = plan.identity.assume()?;
+    let program = plan.identity.assume(None)?;
     Ok(Ready {
         spec,
         id: plan.id,

@@ -172,6 +172,8 @@ pub struct CreateOptions {
 pub struct ExecOptions {
     /// What to run, as whom.
     pub process: Process,
+    /// The program, when it is none of the container's: `process.args[0]` is its name alone.
+    pub program: Option<OwnedFd>,
     /// Standard streams, when there is no terminal.
     pub stdio: Stdio,
     /// A unix socket to connect to, that gets the terminal's master.

@@ -10,13 +10,14 @@ const TOP_LEVEL: [&str; 9] =
     ["Cargo.lock", "Cargo.toml", "README.md", "proto", "rootfs", "runtime", "scripts", "shim", "tests"];
 
 /// Who may import whom among our crates; the arrows go one way.
-const ARROWS: [(&str, &str, &[&str]); 6] = [
+const ARROWS: [(&str, &str, &[&str]); 7] = [
     ("proto", "coracle-proto", &[]),
     ("rootfs", "coracle-rootfs", &[]),
     ("runtime", "coracle-runtime", &[]),
-    ("shim/supervisor", "coracle-supervisor", &["coracle-runtime", "coracle-proto"]),
+    ("shim/copy", "coracle-copy", &[]),
+    ("shim/supervisor", "coracle-supervisor", &["coracle-copy", "coracle-runtime", "coracle-proto"]),
     ("shim/engine", "coracle-engine", &["coracle-rootfs", "coracle-proto"]),
-    ("shim/server", "coracle", &["coracle-engine", "coracle-rootfs", "coracle-proto"]),
+    ("shim/server", "coracle", &["coracle-copy", "coracle-engine", "coracle-rootfs", "coracle-proto"]),
 ];
 
 /// A file longer than this holds more than one subject.

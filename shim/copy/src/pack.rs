@@ -15,7 +15,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
 use tar::{Builder, EntryType, Header};
 
-use super::left_out;
+use crate::left_out;
 
 /// Folders in folders: each level holds a descriptor.
 const MAX_DEPTH: usize = 400;

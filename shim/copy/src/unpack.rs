@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -18,7 +19,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 use tar::{Archive, Entry, EntryType};
 
-use super::left_out;
+use crate::left_out;
 
 /// Parts of one path.
 const MAX_PARTS: usize = 400;
@@ -219,7 +220,8 @@ impl Unpacker {
 
     fn new_name(&mut self) -> String {
         self.number += 1;
-        format!(".coracle-cp-{}-{}-{}", std::process::id(), crate::time::now(), self.number)
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        format!(".coracle-cp-{}-{now}-{}", std::process::id(), self.number)
     }
 
     /// The deepest first: a folder that may not be written to any more still gets its last entries' attributes.
@@ -272,8 +274,8 @@ mod tests {
 
     use tar::{Builder, Header};
 
-    use super::super::pack;
     use super::*;
+    use crate::pack;
 
     /// A stream of raw entries: path, kind, and content or the link's target. The crate's own writer refuses what is to be
     /// refused here.

@@ -61,6 +61,8 @@ mod waits;
 mod worker;
 
 use arguments::{Action, Arguments};
+use coracle_copy::inside;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 const NAME: &str = "containerd-shim-coracle-v1";
@@ -71,11 +73,27 @@ const USAGE: &str = "usage: containerd-shim-coracle-v1 -id ID [-bundle DIR] [-de
   -vm-probe JSON  print whether KVM runs the machine with this vmm, kernel and modules
   -v       print the version";
 
+/// This program as a process of a container: the container's end of a copy.
+fn copy(words: &[OsString]) -> ExitCode {
+    match inside::run(words) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("coracle: cp: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().collect();
+    if words.first().is_some_and(|name| name == inside::NAME) {
+        return copy(&words[1..]);
+    }
     if guest::is_init() {
         guest::run();
     }
-    let done = Arguments::parse(std::env::args_os().skip(1)).and_then(|arguments| match arguments.action {
+    let done = Arguments::parse(words.into_iter().skip(1)).and_then(|arguments| match arguments.action {
         Action::Start => {
             // Containers begin as forks of this process, so its file must be out of their reach: see runtime's seal.rs.
             coracle_runtime::seal_self()?;

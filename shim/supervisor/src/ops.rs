@@ -6,6 +6,7 @@ use crate::oci::{Act, Oci};
 use crate::stdio::ProcessEnds;
 use crate::sys;
 use crate::vm::volume::Sent;
+use coracle_copy::inside;
 use coracle_proto::family;
 use coracle_proto::runc;
 use coracle_proto::task_types::ProcessInfo;
@@ -169,13 +170,17 @@ pub fn start(root: &Path, id: &str) -> Result<Vec<u8>, Failure> {
     Ok(Vec::new())
 }
 
-/// Task.Start of an exec: answers its pid.
+/// Task.Start of an exec: answers its pid. A command of the copier's name is this program, with the container's rights.
 pub fn exec(root: &Path, id: &str, spec: &[u8], terminal: bool, ends: ProcessEnds) -> Result<Vec<u8>, Failure> {
     let mut process: Process =
         serde_json::from_slice(spec).map_err(|error| invalid(format!("process to exec in {id}: {error}")))?;
     process.terminal = terminal;
     let (stdio, console_fd) = ends.into_runtime()?;
-    let options = ExecOptions { process, stdio, console_fd, parent: Parent::Grandparent, ..ExecOptions::default() };
+    let own = process.args.first().is_some_and(|name| name == inside::NAME);
+    let program = own.then(|| File::open("/proc/self/exe").map(OwnedFd::from)).transpose();
+    let program = program.map_err(|error| invalid(format!("open this program for {}: {error}", inside::NAME)))?;
+    let parent = Parent::Grandparent;
+    let options = ExecOptions { process, program, stdio, console_fd, parent, ..ExecOptions::default() };
     let pid = Runtime::new(root).exec(id, options)?;
     Ok(Created { pid, ..Created::default() }.encode())
 }

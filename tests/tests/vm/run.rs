@@ -7,7 +7,8 @@ use coracle_tests::machine::{IMAGE, Machine, until};
 use crate::common::{CLASS, Vms};
 
 /// What runs until it is told to stop.
-const LONG: &str = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.2; done";
+const LONG: &str =
+    "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.2; test ! -e /scratch/say || echo said; done";
 
 /// A ConfigMap with one word.
 fn config_map(vms: &Vms, word: &str) -> String {
@@ -108,7 +109,15 @@ fn what_a_pod_can_be_asked_it_can_be_asked_in_a_virtual_machine() {
     assert!(shown.contains("/dev/pts/0") && shown.contains("terminal"), "{shown}");
     let shown = vms.ok(&["top", "rich", "--containers"]);
     assert!(shown.contains("main") && shown.contains("side"), "{shown}");
-    assert!(vms.fails(&["--config", "/dev/null", "cp", "rich:/mine", "/tmp/x"]).contains("virtual machine"));
+    copies(&vms);
+    let attached = vms.path("attached");
+    let shown = fs::File::create(&attached).unwrap();
+    let mut attach = vms.command(&["--config", &config, "attach", "rich", "-c", "side"]).stdout(shown).spawn().unwrap();
+    inside("touch /scratch/say");
+    until("what the container says", || fs::read_to_string(&attached).unwrap().contains("said\n"));
+    inside("rm /scratch/say");
+    attach.kill().unwrap();
+    attach.wait().unwrap();
 
     let inspected: serde_json::Value = serde_json::from_str(&vms.ok(&["inspect", "rich"])).unwrap();
     assert_eq!(inspected[0]["machine"]["machine"]["pid"].as_i64().map(|pid| pid > 1), Some(true), "{inspected}");
@@ -117,6 +126,32 @@ fn what_a_pod_can_be_asked_it_can_be_asked_in_a_virtual_machine() {
     vms.ok(&["rm", "rich"]);
     let kept = |trace: &str| ["/objects", "/state/vm", "/leases", "/last"].iter().any(|part| trace.contains(part));
     vms.assert_traces(&before, kept);
+}
+
+/// Files go into its containers and out of them, and between them, by nothing of the image.
+fn copies(vms: &Vms) {
+    let path = |name: &str| vms.path(name).display().to_string();
+    let (site, back) = (vms.path("site"), vms.path("back"));
+    fs::create_dir_all(site.join("sub")).unwrap();
+    let big: Vec<u8> = (0..3_000_000u32).map(|at| (at ^ (at >> 8)) as u8).collect();
+    fs::write(site.join("sub/big"), &big).unwrap();
+    std::os::unix::fs::symlink("sub/big", site.join("link")).unwrap();
+    vms.ok(&["cp", &path("site"), "rich:/tmp"]);
+    vms.ok(&["cp", "-c", "side", &format!("{}/.", path("site")), "rich:/tmp"]);
+    assert_eq!(vms.inside("rich", "readlink /tmp/site/link; wc -c < /tmp/site/link"), "sub/big\n3000000\n");
+    vms.ok(&["cp", "rich:/tmp/site", &path("back")]);
+    assert!(fs::read(back.join("link")).unwrap() == big, "3 MB there and back");
+    vms.ok(&["cp", "-c", "side", "rich:/tmp/sub/big", &path("one")]);
+    assert!(fs::read(vms.path("one")).unwrap() == big);
+    vms.ok(&["cp", "rich:/tmp/site", "rich:/tmp/twice"]);
+    assert_eq!(vms.inside("rich", "cmp /tmp/site/sub/big /tmp/twice/sub/big && echo same"), "same\n");
+    // What cannot be is told by the end that cannot, and is no success.
+    let error = vms.fails(&["--config", &path("config.toml"), "cp", "rich:/none", &path("x")]);
+    assert!(error.contains("/none") && error.contains("ENOENT"), "{error}");
+    let error = vms.fails(&["--config", &path("config.toml"), "cp", &path("site"), "rich:/no/such"]);
+    assert!(error.contains("open the folder \"/no\""), "{error}");
+    let said = vms.say(&["cp", "rich:/dev", &path("devices")]);
+    assert!(said.err.contains("\"dev/null\" is left out: it is a device"), "{said:?}");
 }
 
 #[test]

@@ -1,16 +1,18 @@
 //! `coracle cp`: files between the machine and containers.
 
-use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use coracle_copy::Side;
+use coracle_copy::inside::{self, Task};
 use coracle_engine::{ContainerStatus, Engine};
 
 use crate::app::{self, App};
-use crate::copy::{self, Container, Side};
+use crate::copy::Container;
+use crate::copy::helper::{Helper, Input, To};
 use crate::exit::{self, Coded};
 
 /// Copy files from and to a container
@@ -68,108 +70,89 @@ impl Cp {
     pub async fn run(&self, app: &App) -> Result<ExitCode> {
         let (from, to) = (End::parse(&self.from)?, End::parse(&self.to)?);
         let contents = self.from.ends_with("/.") || self.from == ".";
+        let unpack = if contents { Task::UnpackContents } else { Task::Unpack };
         let engine = app.engine()?;
         let context = || format!("cp {} {}", self.from, self.to);
-        match (from, to) {
+        let (reader, writer) = io::pipe().context("make a pipe")?;
+        let code = match (from, to) {
             (End::Container(pod, path), End::Machine(to)) => {
-                let mut child = spawn(self.pack(&engine, pod, &path).await?.stdout(Stdio::piped()))?;
-                let stream = child.stdout.take().context("the helper's pipe")?;
-                let unpacked = copy::unpack(to, contents, false, Side::Machine, stream);
-                finish(child, unpacked.with_context(context))
+                let helper = self.inside(&engine, (pod, &path), Task::Pack, Input::Nothing, To::Pipe(writer)).await?;
+                let to = to.to_owned();
+                let unpacked = blocking(move || coracle_copy::unpack(&to, contents, false, Side::Machine, reader));
+                helper.finish(unpacked.await.with_context(context)).await?
             }
             (End::Machine(from), End::Container(pod, path)) => {
-                let mut child = spawn(self.unpack(&engine, pod, &path, contents, false).await?.stdin(Stdio::piped()))?;
-                let stream = child.stdin.take().context("the helper's pipe")?;
-                let descriptors = File::open("/proc/self/fd").context("open /proc/self/fd")?;
-                let packed = copy::pack(from, &descriptors, io::BufWriter::new(stream));
-                finish(child, packed.with_context(context))
+                let helper = self.inside(&engine, (pod, &path), unpack, Input::Pipe(reader), To::Nothing).await?;
+                let from = from.to_owned();
+                let packed =
+                    blocking(move || coracle_copy::pack(&from, &inside::descriptors()?, io::BufWriter::new(writer)));
+                helper.finish(packed.await.with_context(context)).await?
             }
             (End::Container(from, path), End::Container(to, dest)) => {
-                let mut packer = self.pack(&engine, from, &path).await?;
-                let mut unpacker = self.unpack(&engine, to, &dest, contents, false).await?;
-                let mut packer = spawn(packer.stdout(Stdio::piped()))?;
-                let stream = packer.stdout.take().context("the helper's pipe")?;
-                let unpacker = spawn(unpacker.stdin(stream))?;
-                let code = finish(packer, Ok(()))?;
-                let other = finish(unpacker, Ok(()))?;
-                Ok(if code == ExitCode::SUCCESS { other } else { code })
+                let packer = self.inside(&engine, (from, &path), Task::Pack, Input::Nothing, To::Pipe(writer)).await?;
+                let unpacker = self.inside(&engine, (to, &dest), unpack, Input::Pipe(reader), To::Nothing).await?;
+                let code = packer.finish(Ok(())).await?;
+                let other = unpacker.finish(Ok(())).await?;
+                if code == 0 { other } else { code }
             }
             (End::Container(pod, path), End::Stream) => {
                 if io::stdout().is_terminal() {
                     return Err(Coded::usage("cp: standard output is a terminal (send it to a file or a pipe)"));
                 }
-                finish(spawn(&mut self.pack(&engine, pod, &path).await?)?, Ok(()))
+                let packer = self.inside(&engine, (pod, &path), Task::Pack, Input::Nothing, To::Stdout).await?;
+                packer.finish(Ok(())).await?
             }
             (End::Stream, End::Container(pod, path)) => {
-                let mut command = self.unpack(&engine, pod, &path, false, true).await?;
-                finish(spawn(command.stdin(Stdio::inherit()))?, Ok(()))
+                let task = Task::UnpackForeign;
+                let unpacker = self.inside(&engine, (pod, &path), task, Input::Stdin, To::Nothing).await?;
+                unpacker.finish(Ok(())).await?
             }
-            _ => Err(Coded::usage("cp: one of both is in a container: POD:PATH")),
-        }
+            _ => return Err(Coded::usage("cp: one of both is in a container: POD:PATH")),
+        };
+        Ok(if code == 0 { ExitCode::SUCCESS } else { exit::of(code) })
     }
 
-    async fn pack(&self, engine: &Engine, pod: &str, path: &Path) -> Result<Command> {
-        let mut command = self.inside(engine, pod).await?;
-        command.arg("pack").arg("--").arg(path).stdin(Stdio::null());
-        Ok(command)
-    }
-
-    async fn unpack(&self, engine: &Engine, pod: &str, path: &Path, contents: bool, foreign: bool) -> Result<Command> {
-        let mut command = self.inside(engine, pod).await?;
-        command.arg("unpack");
-        if contents {
-            command.arg("--contents");
-        }
-        if foreign {
-            command.arg("--foreign");
-        }
-        command.arg("--").arg(path).stdout(Stdio::null());
-        Ok(command)
-    }
-
-    /// A helper in the container. The descriptors it opens by our names of them live as long as this process.
-    async fn inside(&self, engine: &Engine, pod: &str) -> Result<Command> {
+    /// The container's end.
+    async fn inside(
+        &self,
+        engine: &Engine,
+        (pod, path): (&str, &Path),
+        task: Task,
+        input: Input,
+        output: To,
+    ) -> Result<Helper> {
         let found = app::find(engine, pod)?;
         let status = found.container(engine, self.container.as_deref()).await?;
-        let pid = running(engine, &status)?;
+        app::check_running(&status)?;
+        if engine.in_machine(&status.sandbox_id)? {
+            return Helper::in_guest(engine, &status.id, task, path, input, output).await;
+        }
+        let pid = pid(&status)?;
         let user = status.user.clone().unwrap_or_default();
         let container = Container::of(pid, user.uid, user.gid, &user.supplemental_groups)?;
         // Still the same: so the namespaces are the container's, and not those of a process that took its pid.
-        if running(engine, &engine.container_status(&status.id)?)? != pid {
+        let now = engine.container_status(&status.id)?;
+        app::check_running(&now)?;
+        if self::pid(&now)? != pid {
             return Err(Coded::error(
                 exit::CONFLICT,
                 format!("container {} was just started again", status.config.name),
             ));
         }
-        Box::leak(Box::new(container)).command()
+        // The descriptors that the helper opens by our names of them live as long as this process.
+        let mut command = Box::leak(Box::new(container)).command()?;
+        command.arg("--").arg(task.word()).arg(path);
+        Helper::spawn(command, input, output)
     }
 }
 
-fn running(engine: &Engine, status: &ContainerStatus) -> Result<i32> {
-    app::check_running(status)?;
-    if engine.in_machine(&status.sandbox_id)? {
-        let why = format!(
-            "container {}: it runs in a virtual machine, whose files are not the host's (exec tar copies)",
-            status.config.name
-        );
-        return Err(Coded::error(exit::ERROR, why));
-    }
+fn pid(status: &ContainerStatus) -> Result<i32> {
     status.pid.with_context(|| format!("container {}: its process is not known", status.config.name))
 }
 
-fn spawn(command: &mut Command) -> Result<Child> {
-    command.spawn().context("start the helper that copies")
-}
-
-/// Waits for the helper, which tells its own error. That its pipe broke is no error beside that.
-fn finish(mut child: Child, own: Result<()>) -> Result<ExitCode> {
-    drop(child.stdin.take());
-    let status = child.wait().context("wait for the helper that copies")?;
-    match (own, status.code()) {
-        (Err(error), code) if code == Some(0) || !copy::is_broken_pipe(&error) => Err(error),
-        (_, Some(0)) => Ok(ExitCode::SUCCESS),
-        (_, code) => Ok(exit::of(code.unwrap_or(-1))),
-    }
+/// An end of the copy on this machine, which blocks.
+async fn blocking(copy: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    tokio::task::spawn_blocking(copy).await.context("the copy's thread")?
 }
 
 #[cfg(test)]

@@ -3,17 +3,15 @@
 //! It is this program again, before it has a second thread: a user namespace is entered by a process as a whole.
 
 use std::fs::File;
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use caps::{CapSet, CapsHashSet};
-use clap::{Args, Subcommand};
+use clap::Args;
+use coracle_copy::inside::{Task, descriptors};
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-
-use super::{Side, is_broken_pipe, pack, unpack};
 
 /// Copy files inside a container (started by `coracle cp`)
 #[derive(Debug, Args)]
@@ -36,47 +34,21 @@ pub struct Copier {
     /// The capabilities to keep, in hexadecimal
     #[arg(long)]
     capabilities: String,
-    /// What to do
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Debug, Subcommand)]
-enum What {
-    /// Write a file or folder to standard output
-    Pack {
-        /// The path inside
-        path: PathBuf,
-    },
-    /// Make files of what standard input says
-    Unpack {
-        /// The path inside
-        path: PathBuf,
-        /// What stands for the folder at the top: the path itself, and not a folder in it
-        #[arg(long)]
-        contents: bool,
-        /// The path is a folder that is there, and the stream is another's
-        #[arg(long)]
-        foreign: bool,
-    },
+    /// What to do: pack, unpack, unpack-contents, unpack-foreign
+    #[arg(value_parser = |word: &str| Task::of(word.as_ref()).ok_or("it is no task"))]
+    task: Task,
+    /// The path inside
+    path: PathBuf,
 }
 
 impl Copier {
     /// Does it.
     pub fn run(&self) -> Result<ExitCode> {
         // Of the machine, and looked up before the container's takes its place.
-        let descriptors = File::open("/proc/self/fd").context("open /proc/self/fd")?;
+        let descriptors = descriptors()?;
         self.enter()?;
-        match &self.what {
-            What::Pack { path } => match pack(path, &descriptors, io::stdout().lock()) {
-                Err(error) if is_broken_pipe(&error) => return Ok(ExitCode::FAILURE),
-                packed => packed?,
-            },
-            What::Unpack { path, contents, foreign } => {
-                unpack(path, *contents, *foreign, Side::Container, io::stdin().lock())?;
-            }
-        }
-        Ok(ExitCode::SUCCESS)
+        let done = self.task.perform(&self.path, &descriptors)?;
+        Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     /// From here on every path is the container's, and so is what may be done with it.

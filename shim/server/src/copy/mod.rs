@@ -1,49 +1,22 @@
-//! Files between the machine and a container that may be hostile.
+//! The ends of a copy (`shim/copy` says what goes between them, and what it cannot be tricked into).
 //!
 //! ```text
-//! machine                                                     container's mount namespace
-//! coracle cp ---- unpack ([`unpack`]) <--- tar stream --- `coracle copier` [`inside`] ---- pack ([`pack`])
-//!            ---- pack                ---- tar stream --> `coracle copier`            ---- unpack
+//! machine                                                 the container's side
+//! coracle cp ---- unpack <--- tar stream --- pack         `coracle copier` ([`inside`]) in its mount namespace; or a
+//!            ---- pack   ---- tar stream --> unpack       process of a container in a virtual machine ([`helper`])
 //! ```
 //!
-//! No program of the image runs, so an image needs no `tar`, and cannot bring one that lies. What touches the
-//! container's files is a process of ours that has entered the container's mount namespace, so every path is resolved
-//! from the container's own root: no link can lead it to the machine's files. It acts with the container's user and
-//! capabilities, and is no process the container can see. What it cannot be tricked into:
-//!
-//! - Device nodes. A container may make one that its device cgroup forbids it to open, and nothing forbids us: a file
-//!   is opened without access (`O_PATH`), looked at, and only a regular one is opened for reading, by that descriptor.
-//!   A file is written under a new name and renamed over the old one: what stood there is never opened.
-//! - Pipes and sockets are told and left out, so nothing waits for ever.
-//!
-//! On the machine's side the stream is hostile data: a name is placed component by component beneath the folder named
-//! on the command line, no link is followed, none is made that could lead out of what is copied, and no file gets the
-//! set-user-id or set-group-id bit.
+//! No program of the image runs, so an image needs no `tar`, and cannot bring one that lies. The helper of the machine's
+//! own containers acts with the container's user and capabilities, and is no process the container can see. In a virtual
+//! machine it is an exec of the container, whose program is the guest's supervisor: it has what the container has.
 
+pub mod helper;
 pub mod inside;
-mod pack;
-mod unpack;
-
-pub use pack::pack;
-pub use unpack::{Side, unpack};
 
 use std::fs::File;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-
-/// Whether the other side of the stream has gone, which it tells itself.
-pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let broken = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
-    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(broken)
-}
-
-/// Told on standard error: something was left out, and the rest goes on. A container chose the name: it is quoted.
-fn left_out(path: &Path, why: &str) -> Result<()> {
-    eprintln!("coracle: cp: {path:?} is left out: {why}");
-    Ok(())
-}
 
 /// The namespaces of a container and who it runs as: what a helper needs to enter it.
 #[derive(Debug)]
