@@ -20,6 +20,9 @@ pub mod ttrpc;
 
 mod time;
 
+/// The server of shared folders that comes with QEMU 7.2: what `VmOptions.host_paths` needs on the machine.
+pub const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+
 /// The output of prost, in the module tree of the proto packages.
 #[allow(missing_docs, clippy::all)]
 mod generated {

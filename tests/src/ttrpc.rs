@@ -50,6 +50,11 @@ impl Client {
         }
     }
 
+    /// Whether the answer to a request has come with one that was received.
+    pub fn is_answered(&self, id: u32) -> bool {
+        self.answers.contains_key(&id)
+    }
+
     /// Calls.
     pub fn call<A: Message + Default>(
         &mut self,

@@ -389,6 +389,11 @@ impl Handler {
         matches!(self.kind, HandlerKind::Vm { .. })
     }
 
+    /// Whether folders of the host can be shared with its pods' machines.
+    pub fn shares_folders(&self) -> bool {
+        matches!(&self.kind, HandlerKind::Vm { options, .. } if !options.host_paths.is_empty())
+    }
+
     /// The size of a pod's machine, for pods that have one.
     pub(crate) fn machine_size(&self, config: &SandboxConfig) -> Result<Option<Size>> {
         match &self.kind {

@@ -413,8 +413,10 @@ impl Supervisor {
         match self.sandbox.exited_at {
             Some(at) => answered(&sandbox::WaitSandboxResponse { exit_status: 0, exited_at: Some(at.into()) }),
             None => {
-                self.sandbox.waiters.push(call);
-                Ok(None)
+                let mut waiters = std::mem::take(&mut self.sandbox.waiters);
+                let waits = self.join_waiters(&mut waiters, call, &request.sandbox_id);
+                self.sandbox.waiters = waiters;
+                waits
             }
         }
     }

@@ -26,8 +26,6 @@ use std::path::{Path, PathBuf};
 const MAX_CONTAINERS: usize = 256;
 /// Execs of one container, those not yet deleted.
 const MAX_EXECS: usize = 1024;
-/// Waits for one process. Waits of clients that have left are dropped when it is reached.
-const MAX_WAITERS: usize = 4096;
 /// The longest id.
 const MAX_ID: usize = 128;
 
@@ -358,21 +356,10 @@ impl Supervisor {
             let (exit_status, exited_at) = exit_fields(&process.exit);
             return answered(&task::WaitResponse { exit_status, exited_at });
         }
-        process.waiters.push(call);
-        if process.waiters.len() > MAX_WAITERS {
-            let mut waiters = std::mem::take(&mut process.waiters);
-            waiters.retain(|call| self.is_connected(*call));
-            let full = waiters.len() > MAX_WAITERS;
-            if full {
-                waiters.pop();
-            }
-            self.process(&request.id, &request.exec_id)?.waiters = waiters;
-            if full {
-                let text = format!("wait for {}: {MAX_WAITERS} others wait already", request.id);
-                return Err(Code::ResourceExhausted.failure(text));
-            }
-        }
-        Ok(None)
+        let mut waiters = std::mem::take(&mut process.waiters);
+        let waits = self.join_waiters(&mut waiters, call, &request.id);
+        self.process(&request.id, &request.exec_id)?.waiters = waiters;
+        waits
     }
 
     /// Task.Stats

@@ -1,4 +1,4 @@
-//! Deadlines of calls that wait for an end: `Task.Wait` and `Sandbox.WaitSandbox`.
+//! Calls that wait for an end, `Task.Wait` and `Sandbox.WaitSandbox`: how many, and until when.
 //!
 //! A client that gives its call a deadline (`timeout_nano` of ttrpc) is answered DEADLINE_EXCEEDED when that has come, and
 //! counts no longer among those who wait. Other calls are things to do: they are done, however long that takes, and the
@@ -44,7 +44,23 @@ impl Deadlines {
     }
 }
 
+/// Who waits for one end.
+const MAX_WAITERS: usize = 4096;
+
 impl Supervisor {
+    /// Adds a call to those who wait for an end. Of too many, those go first whose client has left.
+    pub(crate) fn join_waiters(&self, waiters: &mut Vec<Call>, call: Call, what: &str) -> Outcome {
+        if waiters.len() >= MAX_WAITERS {
+            waiters.retain(|call| self.is_connected(*call));
+        }
+        if waiters.len() >= MAX_WAITERS {
+            let text = format!("wait for {what}: {MAX_WAITERS} others wait already");
+            return Err(Code::ResourceExhausted.failure(text));
+        }
+        waiters.push(call);
+        Ok(None)
+    }
+
     /// Answers those whose deadline has come.
     pub(crate) fn end_waits(&mut self) {
         for call in self.deadlines.due(Instant::now()) {

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 
 use coracle_proto::Empty;
+use coracle_proto::sandbox::{SandboxStatusRequest, SandboxStatusResponse, WaitSandboxRequest};
 use coracle_proto::task::*;
 use coracle_proto::ttrpc::{Code, encode_request, method, service};
 use coracle_tests::ttrpc::{Attach, Client, PATIENCE};
@@ -14,6 +15,8 @@ use crate::pod::{Pod, Wish, code, until};
 
 /// Waits at the same time, on one connection and on as many.
 const WAITS: usize = 300;
+/// As many wait for one end.
+const MAX_WAITS: usize = 4096;
 /// Resident memory that a test's clients may cost for good. A debug build's pages of code come and go.
 const GROWTH_KB: u64 = 4096;
 
@@ -109,6 +112,33 @@ fn hundreds_of_waits_are_all_answered_and_forgotten() {
     }
     drop((one, many));
     size.assert_unchanged();
+    pod.shutdown();
+}
+
+#[test]
+fn more_waits_than_anybody_needs_are_refused_until_their_client_leaves() {
+    let mut pod = Pod::new();
+    pod.run("web", &["sleep", "1000"]);
+    let of_sandbox = WaitSandboxRequest { sandbox_id: pod.id.clone() };
+    let of_task = wait_request("web");
+    let wait = |client: &mut Client, task: bool| match task {
+        true => client.send(service::TASK_V3, method::WAIT, &of_task),
+        false => client.send(service::SANDBOX, method::WAIT_SANDBOX, &of_sandbox),
+    };
+    for task in [true, false] {
+        let (mut greedy, mut other) = (pod.another_client(), pod.another_client());
+        let last = (0..MAX_WAITS + 1).map(|_| wait(&mut greedy, task)).last().unwrap();
+        assert_eq!(code(greedy.receive::<Empty>(last)), Code::ResourceExhausted);
+        let refused = wait(&mut other, task);
+        assert_eq!(code(other.receive::<Empty>(refused)), Code::ResourceExhausted);
+        drop(greedy);
+        let status = SandboxStatusRequest { sandbox_id: pod.id.clone(), verbose: false };
+        until("a wait is one: what is asked after it is answered, and it is not", || {
+            let waits = wait(&mut other, task);
+            other.call::<SandboxStatusResponse>(service::SANDBOX, method::SANDBOX_STATUS, &status).unwrap();
+            !other.is_answered(waits)
+        });
+    }
     pod.shutdown();
 }
 

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use coracle_engine::handler::Handler;
 use coracle_engine::{Engine, Finding, is_program};
+use coracle_proto::VIRTIOFSD;
 use serde::Serialize;
 
 use crate::app::App;
@@ -108,6 +109,9 @@ async fn handlers(engine: &Engine) -> Vec<String> {
     }
     if handlers.named.values().any(Handler::is_vm) && !in_path("mkfs.erofs") {
         lacks.push("the program mkfs.erofs is missing (Debian: erofs-utils): no image for virtual machines".into());
+    }
+    if handlers.named.values().any(Handler::shares_folders) && !is_program(Path::new(VIRTIOFSD)) {
+        lacks.push(format!("the program {VIRTIOFSD} is missing (Debian 12: qemu-system-common): no host_paths"));
     }
     lacks
 }

@@ -22,6 +22,7 @@ use super::vmm::SHARE_TAG;
 use super::{check, listen};
 use crate::failure::{Fail, Failure};
 use crate::sys::{self, Fork};
+use coracle_proto::VIRTIOFSD;
 use coracle_proto::coracle::VmOptions;
 use coracle_proto::ttrpc::Code;
 use coracle_runtime::cgroup::CgroupState;
@@ -44,8 +45,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-/// The server: the one that comes with QEMU 7.2, whose options these are.
-const SERVER: &str = "/usr/lib/qemu/virtiofsd";
 /// It listens here until the monitor is connected.
 const SOCKET: &str = "share.sock";
 /// Below the machine's folder: what is served, in the server's mount namespace.
@@ -77,7 +76,7 @@ pub fn check(options: &VmOptions) -> Result<(), Failure> {
             return Err(Code::InvalidArgument.failure(text));
         }
     }
-    find(Path::new(SERVER))
+    find(Path::new(VIRTIOFSD))
 }
 
 fn find(server: &Path) -> Result<(), Failure> {
@@ -100,7 +99,7 @@ pub fn launch(folder: &Path, cgroup: Option<&CgroupState>, console: &OwnedFd) ->
     match sys::fork()? {
         Fork::Parent(pid) => Ok((pid, stream)),
         Fork::Child => match become_server(&place, parent, cgroup, console, listener.as_fd()) {
-            Err(why) => jail::give_up(console, Path::new(SERVER), &why),
+            Err(why) => jail::give_up(console, Path::new(VIRTIOFSD), &why),
             Ok(never) => match never {},
         },
     }
@@ -127,7 +126,7 @@ fn become_server(
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(said("forbid core dumps"))?;
     nix::unistd::setsid().map_err(said("begin a session"))?;
     jail::die_with(parent)?;
-    jail::run(Path::new(SERVER), &arguments(place, listener.as_raw_fd()))
+    jail::run(Path::new(VIRTIOFSD), &arguments(place, listener.as_raw_fd()))
 }
 
 fn arguments(place: &Path, listener: i32) -> Vec<String> {
