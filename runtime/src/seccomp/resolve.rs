@@ -142,6 +142,8 @@ impl Abi {
     /// i386: the same rules for the call that carries this one, the first argument selecting it.
     fn add_carried(&mut self, numbers: &Numbers, new: Range<u32>, rules: &mut Rules) {
         let Some((carrier, selector)) = numbers.i386_through() else { return };
+        // Who names the call knows the one that carries it.
+        self.last = self.last.max(carrier);
         let test = Test::Equal { mask: u64::MAX, value: selector.into(), negated: false };
         for rule in new {
             let Rule { conditions, verdict } = &rules[rule as usize];

@@ -115,7 +115,8 @@ fn meaning(profile: &LinuxSeccomp, call: &Call) -> u32 {
     };
     let rules = profile.syscalls().as_deref().unwrap_or_default();
     let names = rules.iter().flat_map(|r| r.names());
-    let last = names.filter_map(|n| number_of(n, arch)).max().unwrap_or(0);
+    let carrier = |name: &str| Some(table::lookup(name)?.i386_through()?.0).filter(|_| arch == Arch::I386);
+    let last = names.flat_map(|n| [number_of(n, arch), carrier(n)]).flatten().max().unwrap_or(0);
     let permissive = [ALLOW, libc::SECCOMP_RET_LOG, libc::SECCOMP_RET_TRACE].contains(&(default & 0xffff_0000));
     if last != 0 && call.number > last && !permissive {
         return errno(libc::ENOSYS);
@@ -278,6 +279,22 @@ proptest! {
             prop_assert_eq!(run(program.instructions(), &call), meaning(&profile, &call), "{:x?}", call);
         }
     }
+}
+
+#[test]
+fn a_call_that_carries_a_named_one_is_not_newer_than_the_profile() {
+    let profile = profile(
+        r#"{"defaultAction":"SCMP_ACT_TRAP","architectures":["SCMP_ARCH_X86"],
+            "syscalls":[{"names":["read","recv"],"action":"SCMP_ACT_ALLOW"}]}"#,
+    );
+    let program = compile(&profile).unwrap();
+    let (socketcall, recv) = (102, 10);
+    let said =
+        |number, first| run(program.instructions(), &Call { arch: AUDIT_I386, number, args: [first, 0, 0, 0, 0, 0] });
+    assert_eq!(said(socketcall, recv), ALLOW);
+    assert_eq!(said(socketcall, recv + 1), libc::SECCOMP_RET_TRAP);
+    assert_eq!(said(socketcall - 1, recv), libc::SECCOMP_RET_TRAP);
+    assert_eq!(said(socketcall + 1, recv), errno(libc::ENOSYS));
 }
 
 #[test]
