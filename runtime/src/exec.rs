@@ -296,12 +296,9 @@ fn set_up(mut plan: Plan, _channel: &Channel) -> Result<Ready> {
     }
     match &plan.console {
         Some(socket) => {
-            let root = nix::fcntl::open(
-                "/",
-                nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
-                nix::sys::stat::Mode::empty(),
-            )
-            .op(|| "open the container's root")?;
+            let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+            let root = sys::retry(|| nix::fcntl::open("/", flags, nix::sys::stat::Mode::empty()))
+                .op(|| "open the container's root")?;
             let (master, slave, name) = console::open_pty(&root)?;
             console::send_fd(socket, &master, name.as_bytes()).op(|| "send the terminal to the console socket")?;
             console::take(&slave, plan.size.as_ref(), plan.identity.uid())?;

@@ -172,7 +172,8 @@ pub(crate) fn in_locked_mounts<T>(work: impl FnOnce() -> Result<T>) -> Result<T>
 
 /// Goes to another mount namespace, works there, and comes back.
 fn away<T>(enter: impl FnOnce() -> Result<()>, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let handle = |path: &str| open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).op(|| format!("open {path}"));
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let handle = |path: &str| sys::retry(|| open(path, flags, Mode::empty())).op(|| format!("open {path}"));
     let own = File::open("/proc/self/ns/mnt").op(|| "open /proc/self/ns/mnt")?;
     let (root, cwd) = (handle("/")?, handle(".")?);
     let result = enter().and_then(|()| work());

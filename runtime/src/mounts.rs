@@ -509,8 +509,9 @@ fn set_iversion(mounted: &OwnedFd, options: &Options, on: bool) -> std::io::Resu
 fn mode_of_covered(root: &OwnedFd, destination: &Path) -> Result<Option<String>> {
     match beneath::open(root, destination, libc::O_PATH | libc::O_DIRECTORY) {
         Ok(covered) => Ok(Some(format!("mode={:o}", fstat(&covered).path("stat", destination)?.st_mode & 0o7777))),
-        // Whatever is wrong with the path is told when the mount point is looked up.
-        Err(_) => Ok(None),
+        // What is no directory is told when the mount point is looked up.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+        Err(e) => Err(e).path("open", destination),
     }
 }
 

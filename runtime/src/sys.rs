@@ -143,7 +143,7 @@ fn clone_without_3(flags: u64, cgroup: Option<BorrowedFd<'_>>, exit_signal: c_in
     let join = match cgroup {
         Some(dir) => {
             let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CLOEXEC;
-            let file = nix::fcntl::openat(dir, "cgroup.procs", flags, nix::sys::stat::Mode::empty())?;
+            let file = retry(|| nix::fcntl::openat(dir, "cgroup.procs", flags, nix::sys::stat::Mode::empty()))?;
             Some((file, nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?))
         }
         None => None,

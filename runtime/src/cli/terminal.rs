@@ -258,8 +258,7 @@ impl Session {
 
     /// Passes signals on, resizes, reaps; the exit code once the process has ended.
     fn handle_signals(&mut self, signals: &SignalFd, pid: i32) -> Result<Option<i32>> {
-        while let Some(info) = signals.read_signal().context("read signals")? {
-            let number = info.ssi_signo as i32;
+        while let Some(number) = next_signal(signals)? {
             match Signal::try_from(number) {
                 Ok(Signal::SIGCHLD) => {
                     // Orphans of the container too, as their subreaper.
@@ -320,8 +319,7 @@ impl Session {
                         Ok(_) | Err(Errno::EINTR) => {}
                         Err(error) => return Err(error).context("poll"),
                     }
-                    let told = signals.read_signal().context("read signals")?;
-                    let number = told.map(|info| info.ssi_signo as i32);
+                    let number = next_signal(signals)?;
                     if ENDING.iter().any(|signal| Some(*signal as i32) == number) {
                         return Ok(());
                     }
@@ -340,6 +338,14 @@ impl Session {
 /// The size of our terminal, which any of the streams may be.
 pub fn size() -> Option<(u16, u16)> {
     pty::size(&io::stdin()).or_else(|_| pty::size(&io::stdout())).or_else(|_| pty::size(&io::stderr())).ok()
+}
+
+/// The number of the next signal that is there; one whose reading was interrupted is found by the next poll.
+fn next_signal(signals: &SignalFd) -> Result<Option<i32>> {
+    match signals.read_signal() {
+        Err(Errno::EINTR) => Ok(None),
+        told => Ok(told.context("read signals")?.map(|info| info.ssi_signo as i32)),
+    }
 }
 
 fn pass_on(pid: i32, number: i32) {
