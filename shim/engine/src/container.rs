@@ -167,8 +167,8 @@ impl Engine {
         let bundle = self.paths.container(&pod.id, &record.id);
         let data = self.paths.container_data(&pod.id, &record.id);
         let log = log_path(pod, &record.config);
-        // A local pod's scores follow from its QoS class; nobody wrote them down.
-        let restrict = self.config.restrict_oom_score_adj || pod.config.exclusive_name;
+        // A local pod's scores follow from its QoS class; nobody wrote them down. A guest has its own kernel to ask.
+        let restrict = pod.vm.is_none() && (self.config.restrict_oom_score_adj || pod.config.exclusive_name);
         isolation::restrict_oom_score(restrict, &mut record.config)?;
         let (engine, this, pod_record, folder, log_file) =
             (self.clone(), record.clone(), pod.clone(), bundle.clone(), log.clone());

@@ -8,10 +8,10 @@ use k8s_cri::v1;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A file of runtime options in a folder.
-fn options(folder: &Path) -> PathBuf {
+/// A file of runtime options in a folder, with more of them.
+fn options(folder: &Path, more: &str) -> PathBuf {
     let file = folder.join("vm.toml");
-    let text = format!("Vm = true\nVmKernelDir = {:?}\nVmAllowEmulation = true\nVmMemory = 192\n", kernel_dir());
+    let text = format!("Vm = true\nVmKernelDir = {:?}\nVmAllowEmulation = true\nVmMemory = 192\n{more}", kernel_dir());
     fs::write(&file, text).expect("write the options");
     file
 }
@@ -20,7 +20,10 @@ fn options(folder: &Path) -> PathBuf {
 fn ctr_runs_containers_in_machines() {
     let _turn = turn();
     let containerd = Containerd::new("");
-    let file = options(&containerd.path("")).display().to_string();
+    let allowed = containerd.path("allowed");
+    fs::create_dir(&allowed).expect("make a folder");
+    fs::write(allowed.join("word"), "of the host\n").expect("write a file");
+    let file = options(&containerd.path(""), &format!("VmHostPaths = [{allowed:?}]\n")).display().to_string();
     let run = |flags: &[&str], name: &str, script: &str, input: &str| {
         let args = containerd.run_args(&[&["--runtime-config-path", &file], flags].concat(), name, script);
         containerd.ctr_with(&args.iter().map(String::as_str).collect::<Vec<_>>(), input)
@@ -46,9 +49,15 @@ fn ctr_runs_containers_in_machines() {
     assert!(ended.err.contains("exit code 5") && ended.code == 0, "{ended:?}");
     containerd.ctr(&["containers", "delete", "web"]).ok();
 
+    let mount = format!("type=bind,src={},dst=/mnt,options=rbind:rw", allowed.display());
+    run(&["--rm", "--mount", &mount], "shares", "cat /mnt/word; echo inside > /mnt/said", "").ok();
+    assert_eq!(fs::read_to_string(allowed.join("said")).unwrap(), "inside\n");
     let mount = "type=bind,src=/etc,dst=/mnt,options=rbind:ro";
     let refused = run(&["--rm", "--mount", mount], "no", "true", "");
-    assert!(refused.err.contains("hostPath") && refused.code != 0, "{refused:?}");
+    assert!(
+        refused.err.contains("/etc is a folder or file of the machine (hostPath)") && refused.code != 0,
+        "{refused:?}"
+    );
     containerd.assert_clean();
 }
 
@@ -67,7 +76,7 @@ fn pods_of_the_cri_are_in_machines() {
     let table = "plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.vm";
     let config = format!(
         "[{table}]\nruntime_type = \"io.containerd.coracle.v1\"\n[{table}.options]\nConfigPath = {:?}\n",
-        options(folder.path())
+        options(folder.path(), "")
     );
     node_with(Options { config, ..Options::containerd() }, async |node| {
         let config = node.pod("inside");

@@ -141,6 +141,50 @@ fn a_kubelets_pod_lives_in_a_virtual_machine() {
     });
 }
 
+/// What the handler allows, and what only the guest's kernel has to.
+#[test]
+fn a_kubelets_host_paths_are_shared_where_the_handler_lets_them_in() {
+    let shared = tempfile::Builder::new().prefix("coracle-vm-cri.").tempdir().unwrap();
+    let (allowed, other) = (shared.path().join("allowed"), shared.path().join("other"));
+    for folder in [&allowed, &other] {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join("word"), "of the host").unwrap();
+    }
+    let options = Options {
+        config: format!("{}host_paths = [{allowed:?}]\n", handler()),
+        deadline: Duration::from_secs(240),
+        ..Options::default()
+    };
+    let _turn = turn();
+    node_with(options, async |node| {
+        let config = pod(node, "web", 128 * MIB);
+        let id = run(node, &config).await.unwrap();
+        let mut main = script("main", LONG);
+        let read_only = v1::Mount { readonly: true, ..mount(&allowed, "/seen") };
+        main.mounts = vec![mount(&allowed, "/data"), read_only];
+        let security = main.linux.get_or_insert_default().security_context.get_or_insert_default();
+        // Whatever this machine has to give: the kernel is the pod's own.
+        let add_capabilities = vec!["SYS_RESOURCE".to_owned(), "SYS_MODULE".to_owned()];
+        security.capabilities = Some(v1::Capability { add_capabilities, ..Default::default() });
+        let main = node.launch(&id, &config, main).await;
+        assert_eq!(exec(node, &main, "cat /data/word /seen/word").await, "of the hostof the host");
+        exec(node, &main, "echo inside > /data/said; ! touch /seen/no 2>/dev/null").await;
+        assert_eq!(fs::read_to_string(allowed.join("said")).unwrap(), "inside\n");
+        let held = exec(node, &main, "sed -n 's/CapEff:\t//p' /proc/1/status").await;
+        let held = u64::from_str_radix(held.trim(), 16).unwrap();
+        assert_eq!(held >> 24 & 1, 1, "CAP_SYS_RESOURCE: {held:x}");
+        assert_eq!(held >> 16 & 1, 1, "CAP_SYS_MODULE: {held:x}");
+
+        for (name, path) in [("other", &other), ("parent", &shared.path().to_owned())] {
+            let mut container = script(name, LONG);
+            container.mounts = vec![mount(path, "/v")];
+            let refused = node.create(&id, &config, container).await.unwrap_err();
+            let words = format!("{} is a folder or file of the machine (hostPath)", path.display());
+            assert!(refused.message().contains(&words), "{refused:?}");
+        }
+    });
+}
+
 #[test]
 fn what_a_kubelet_asks_and_a_virtual_machine_has_not_is_refused_by_name() {
     node("", async |node| {

@@ -71,8 +71,14 @@ const ALL: &str = "ALL";
 /// A set of capabilities as the kernel's bits.
 pub type Bits = u64;
 
-/// What this process may hand on.
-pub fn available() -> Bits {
+/// All that has a name.
+const KNOWN: Bits = (1 << NAMES.len()) - 1;
+
+/// What there is to give: what this process may hand on, and in a virtual machine everything, whose kernel is the pod's own.
+pub fn available(guest: bool) -> Bits {
+    if guest {
+        return KNOWN;
+    }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("CapBnd:"));
     line.and_then(|hex| Bits::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
@@ -80,7 +86,7 @@ pub fn available() -> Bits {
 
 /// The capabilities of a container, sorted by the kernel's number, with their `CAP_` names.
 pub fn resolve(security: &Security, available: Bits) -> Result<Vec<String>> {
-    let known = available & ((1 << NAMES.len()) - 1);
+    let known = available & KNOWN;
     let mut set = if security.privileged { known } else { bits(&DEFAULT) & known };
     let has = |list: &[String], word| list.iter().any(|c| c.eq_ignore_ascii_case(word));
     if has(&security.add_capabilities, ALL) {

@@ -96,7 +96,7 @@ pub fn generate(input: &Input<'_>) -> Result<(Value, ContainerUser)> {
     let (config, security) = (input.config, &input.config.security);
     let image_user = input.image.and_then(|i| i.user().as_deref()).unwrap_or("");
     let user = user::resolve(input.view, image_user, security)?;
-    let caps = caps::resolve(security, caps::available())?;
+    let caps = caps::resolve(security, caps::available(input.guest))?;
     let labels = match input.guest {
         // The guest's kernel has neither, and what is asked for by name was refused.
         true => lsm::Labels::default(),
@@ -210,7 +210,7 @@ fn linux(input: &Input<'_>) -> Result<Value> {
         linux["uidMappings"] = userns::oci(&namespace.uids);
         linux["gidMappings"] = userns::oci(&namespace.gids);
     }
-    if let Some(profile) = seccomp(config)? {
+    if let Some(profile) = seccomp(config, input.guest)? {
         linux["seccomp"] = profile;
     }
     let wants = |p| config.mounts.iter().any(|m| m.propagation == p);
@@ -261,12 +261,12 @@ fn namespaces(input: &Input<'_>) -> Vec<Value> {
     list
 }
 
-fn seccomp(config: &ContainerConfig) -> Result<Option<Value>> {
+fn seccomp(config: &ContainerConfig, guest: bool) -> Result<Option<Value>> {
     match &config.security.seccomp {
         _ if config.security.privileged => Ok(None),
         Seccomp::Unconfined => Ok(None),
         Seccomp::RuntimeDefault => {
-            let caps = caps::resolve(&config.security, caps::available())?;
+            let caps = caps::resolve(&config.security, caps::available(guest))?;
             let bad = |e: serde_json::Error| Error::invalid("seccompProfile", e.to_string());
             let caps: Vec<Capability> = serde_json::from_value(json!(caps)).map_err(bad)?;
             serde_json::to_value(seccomp_default::profile(&caps)).map(Some).map_err(bad)

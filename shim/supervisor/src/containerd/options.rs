@@ -7,7 +7,7 @@
 //! | `runtimeoptions.v1.Options` | containerd's CRI, for every other handler; `ctr --runtime-config-path` | TOML, as a body or the path of a file |
 //!
 //! The TOML is the `options` table of the handler in containerd's configuration: one `Key = value` a line, the value a
-//! string, a number or a boolean. Keys are those of runc's handler (`BinaryName`, `SystemdCgroup`), in that spelling or with
+//! string, a number, a boolean or a list of strings. Keys are those of runc's handler (`BinaryName`, `SystemdCgroup`), in that spelling or with
 //! underscores. What is not known is an error with its place: nothing is ignored.
 //!
 //! With `Vm = true` a pod is in a virtual machine, and these keys say in which:
@@ -22,6 +22,7 @@
 //! | `VmCpus` | 1 | |
 //! | `VmOverhead` | 0 | MiB that the monitor may take beyond the guest's memory; 0 is no limit |
 //! | `VmMonitor` | `/usr/bin/qemu-system-x86_64` | |
+//! | `VmHostPaths` | `[]` | folders of the host that may be mounted in the machine |
 
 use coracle_proto::coracle::VmOptions;
 use coracle_proto::runc::Options;
@@ -57,6 +58,7 @@ struct Machine {
     cpus: u32,
     overhead: u32,
     monitor: String,
+    host_paths: Vec<String>,
     /// A key of these was there.
     named: bool,
 }
@@ -92,6 +94,7 @@ impl Machine {
             memory_bytes: u64::from(memory) * MEBIBYTE + RESERVE,
             cpus: self.cpus.max(1),
             overhead_bytes: u64::from(self.overhead) * MEBIBYTE,
+            host_paths: self.host_paths,
             ..Default::default()
         }))
     }
@@ -146,6 +149,7 @@ enum Value {
     Text(String),
     Flag(bool),
     Number(u32),
+    List(Vec<String>),
 }
 
 fn parse(text: &str, source: &str) -> Result<(Options, Machine), String> {
@@ -168,11 +172,8 @@ fn parse(text: &str, source: &str) -> Result<(Options, Machine), String> {
 
 fn value(text: &str) -> Result<Value, String> {
     let (value, rest) = match text.chars().next() {
-        Some('\'') => {
-            let (inside, rest) = text[1..].split_once('\'').ok_or("the string does not end")?;
-            (Value::Text(inside.to_owned()), rest)
-        }
-        Some('"') => basic_string(&text[1..])?,
+        Some('[') => list(&text[1..])?,
+        Some('\'' | '"') => string(text).map(|(inside, rest)| (Value::Text(inside), rest))?,
         _ => {
             let (word, rest) = text.find([' ', '\t', '#']).map_or((text, ""), |end| text.split_at(end));
             let value = match word {
@@ -195,12 +196,36 @@ fn value(text: &str) -> Result<Value, String> {
     }
 }
 
+/// The rest of a list of strings.
+fn list(mut text: &str) -> Result<(Value, &str), String> {
+    let mut all = Vec::new();
+    loop {
+        text = text.trim_start();
+        if let Some(rest) = text.strip_prefix(']') {
+            return Ok((Value::List(all), rest));
+        }
+        let (inside, rest) = string(text)?;
+        all.push(inside);
+        let rest = rest.trim_start();
+        text = rest.strip_prefix(',').or(rest.starts_with(']').then_some(rest)).ok_or("the list does not end")?;
+    }
+}
+
+/// A string in quotes of either kind, and what follows it.
+fn string(text: &str) -> Result<(String, &str), String> {
+    if let Some(inside) = text.strip_prefix('\'') {
+        let (inside, rest) = inside.split_once('\'').ok_or("the string does not end")?;
+        return Ok((inside.to_owned(), rest));
+    }
+    basic_string(text.strip_prefix('"').ok_or("a string in quotes is needed")?)
+}
+
 /// The rest of a string in double quotes, with the escapes that paths can have.
-fn basic_string(text: &str) -> Result<(Value, &str), String> {
+fn basic_string(text: &str) -> Result<(String, &str), String> {
     let (mut inside, mut chars) = (String::new(), text.char_indices());
     while let Some((at, next)) = chars.next() {
         match next {
-            '"' => return Ok((Value::Text(inside), &text[at + 1..])),
+            '"' => return Ok((inside, &text[at + 1..])),
             '\\' => match chars.next() {
                 Some((_, escaped @ ('"' | '\\'))) => inside.push(escaped),
                 Some((_, 't')) => inside.push('\t'),
@@ -261,6 +286,13 @@ fn set((options, machine): &mut (Options, Machine), key: &str, value: Value) -> 
                 "vmcpus" => number(&mut machine.cpus, value),
                 "vmoverhead" => number(&mut machine.overhead, value),
                 "vmmonitor" => text(&mut machine.monitor, value),
+                "vmhostpaths" => match value {
+                    Value::List(paths) => {
+                        machine.host_paths = paths;
+                        Ok(())
+                    }
+                    _ => Err("a list of strings is needed".to_owned()),
+                },
                 _ => Err("is not known".to_owned()),
             }
         }
@@ -313,12 +345,21 @@ mod tests {
         let own = machine(own).unwrap().unwrap();
         assert_eq!((own.kernel.as_str(), own.manifest.as_str(), own.cpus), ("/k", "", 2));
         assert!(own.allow_emulation && own.memory_bytes == 192 << 20);
+        for (list, paths) in [("[]", &[][..]), ("['/a', \"/b\" ,] # two", &["/a", "/b"]), ("[ '/a' ]", &["/a"])] {
+            let text = format!("Vm = true\nVmHostPaths = {list}");
+            assert_eq!(machine(&text).unwrap().unwrap().host_paths, paths, "{list}");
+        }
         for (text, part) in [
             ("VmCpus = 2", "need Vm = true"),
             ("Vm = true\nVmKernel = '/k'\nVmKernelDir = '/d'", "exclude each other"),
             ("Vm = true\nVmModules = '/m'", "which is missing"),
             ("Vm = 1", "true or false"),
             ("VmSize = 1", "VmSize: is not known"),
+            ("VmHostPaths = '/a'", "a list of strings"),
+            ("VmHostPaths = ['/a'", "the list does not end"),
+            ("VmHostPaths = ['/a' '/b']", "the list does not end"),
+            ("VmHostPaths = [1]", "a string in quotes"),
+            ("VmHostPaths = ['/a'] x", "after the value"),
         ] {
             let error = machine(text).unwrap_err();
             assert!(error.contains(part), "{error}");
