@@ -7,7 +7,7 @@
 //! A client of `dial.sock` writes `PORT\n` and reads `ok\n` or `error: WORDS\n`; then it is connected.
 //!
 //! The guest is hostile, so this process is nobody: a user of its own, no capabilities, no new privileges, no
-//! descriptor but its sockets. A guest that sends nonsense loses its session and waits for the next, each time longer.
+//! descriptor but its sockets, and a filter of system calls ([`super::filter`]). A guest that sends nonsense loses its session and waits for the next, each time longer.
 
 use super::{End, GONE, Key, Local, Watched, become_link, wait};
 use crate::sys::{self, Fork};
@@ -108,6 +108,7 @@ fn become_nobody(agent: &OwnedFd, of: &Listeners, user: Option<u32>, supervisor:
     if nix::unistd::getppid().as_raw() as u32 != supervisor {
         return Err(io::Error::other("the supervisor has died"));
     }
+    super::filter::restrict()?;
     sys::forget_own_text();
     Ok(listeners)
 }

@@ -9,6 +9,7 @@
 //! ```
 //! - [`host`]: accepts clients, opens a stream for each, begins sessions;
 //! - [`guest`]: connects each stream to what it asks for;
+//! - [`filter`]: the system calls that are left to `host`;
 //! - this file: what both do with a stream's socket.
 //!
 //! Each is one thread around poll(2). A socket is read only when its stream may send, and what comes for it waits in the
@@ -23,6 +24,7 @@
 //!
 //! What a session's end cuts off is closed; a TCP connection is reset, so that nobody takes the cut for an end.
 
+mod filter;
 pub mod guest;
 pub mod host;
 #[cfg(test)]

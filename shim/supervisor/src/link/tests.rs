@@ -337,6 +337,7 @@ fn the_hosts_process_is_nobody_and_has_nothing() {
         "CapPrm:\t0000000000000000",
         "CapEff:\t0000000000000000",
         "NoNewPrivs:\t1",
+        "Seccomp:\t2",
         "Name:\tcoracle-link",
     ] {
         assert!(status.contains(line), "{line} is not in {status}");
