@@ -291,6 +291,8 @@ fn own_cgroups(proc: &OwnedFd, mounts: &[Planned]) -> Result<String> {
     std::io::read_to_string(std::fs::File::from(file)).op(|| "read /proc/self/cgroup")
 }
 
+/// A new session keyring for this process. It is not made searchable, so nobody joins it by its name: neither an exec nor a
+/// container of the same user.
 pub(crate) fn join_keyring(id: &str) -> Result<()> {
     match sys::join_session_keyring(&format!("_ses.{id}")) {
         Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
