@@ -1,7 +1,8 @@
 //! Frames of the attach socket, without I/O.
 //!
-//! A client opens the socket and sends one line of JSON, `{"container":ID,"exec":EXEC_ID or "","stdin":bool,"wait":bool}`;
-//! what is not there is empty or false. The supervisor answers one line, `{"ok":true}` or `{"error":"..."}`. Then frames run both ways:
+//! A client opens the socket and sends one line of JSON,
+//! `{"container":ID,"exec":EXEC_ID or "","stdin":bool,"wait":bool,"again":bool}`; what is not there is empty or false. The
+//! supervisor answers one line, `{"ok":true,"passed":[IN,OUT,ERR]}` or `{"error":"..."}`. Then frames run both ways:
 //! ```text
 //!  0      1        5
 //!  | type | length | payload, `length` bytes (big endian), at most 64 KiB
@@ -16,7 +17,9 @@
 //!
 //! Attach to an exec before `Task.Start` of it and nothing is lost; a container's client sees output from the moment
 //! it attached, and is dropped when it lags behind. With `wait` it is not: the container waits for it, and when it is gone
-//! without an end frame, for the next one that comes with `wait`. [`FrameReader`] keeps the promises of the one in [`crate::ttrpc`].
+//! without an end frame, for the next one that comes with `wait`. That one says `again`, and finds out by `passed` (all bytes
+//! of the process' input and outputs that clients like it have sent, and were sent) what was lost between them. A client
+//! of `wait` may come before the exec that it is for, but not `again`. [`FrameReader`] keeps the promises of the one in [`crate::ttrpc`].
 
 use std::fmt;
 

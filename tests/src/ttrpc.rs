@@ -93,6 +93,8 @@ impl Client {
 pub struct Attach {
     /// The socket.
     pub stream: UnixStream,
+    /// What had passed to others when it came: input, output, error output.
+    pub passed: [u64; 3],
     reader: attach::FrameReader,
 }
 
@@ -115,9 +117,20 @@ impl Attach {
 
     /// Connects to a process that there need not be yet. With `wait` it is waited for, as a machine's supervisor is.
     pub fn ask(socket: &Path, container: &str, exec: &str, stdin: bool, wait: bool) -> UnixStream {
+        let hello = serde_json::json!({ "container": container, "exec": exec, "stdin": stdin, "wait": wait });
+        Attach::say(socket, &hello)
+    }
+
+    /// Connects in the place of one that was waited for and was lost.
+    pub fn ask_again(socket: &Path, container: &str, exec: &str) -> UnixStream {
+        let hello =
+            serde_json::json!({ "container": container, "exec": exec, "stdin": true, "wait": true, "again": true });
+        Attach::say(socket, &hello)
+    }
+
+    fn say(socket: &Path, hello: &serde_json::Value) -> UnixStream {
         let mut stream = UnixStream::connect(socket).unwrap_or_else(|e| panic!("connect {}: {e}", socket.display()));
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let hello = serde_json::json!({ "container": container, "exec": exec, "stdin": stdin, "wait": wait });
         writeln!(stream, "{hello}").unwrap();
         stream
     }
@@ -133,13 +146,16 @@ impl Attach {
         let answer: serde_json::Value = serde_json::from_slice(&line).expect("an answer in JSON");
         match answer["error"].as_str() {
             Some(error) => Err(error.to_owned()),
-            None => Ok(Attach { stream, reader: attach::FrameReader::new() }),
+            None => {
+                let passed = [0, 1, 2].map(|which| answer["passed"][which].as_u64().expect("a count"));
+                Ok(Attach { stream, passed, reader: attach::FrameReader::new() })
+            }
         }
     }
 
     /// The same connection once more, to write from another thread.
     pub fn another_end(&self) -> Attach {
-        Attach { stream: self.stream.try_clone().unwrap(), reader: attach::FrameReader::new() }
+        Attach { stream: self.stream.try_clone().unwrap(), passed: self.passed, reader: attach::FrameReader::new() }
     }
 
     /// Sends input.

@@ -1,68 +1,77 @@
 //! The container's end: what it is told to do, by words, and how it ends.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{Side, is_broken_pipe, pack, unpack};
+use crate::{Side, Stream, is_broken_pipe, pack, unpack};
 
-/// The name by which a program is this end, as the first word of its command line; the words of a [`Task`] follow.
+/// The name by which a program is this end, as the first word of its command line; [`Task::words`] follow.
 pub const NAME: &str = "coracle-copier";
 
 /// What is to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Task {
     /// A file or folder goes to standard output.
     Pack,
-    /// Files are made of standard input: in the path under the name they were packed with, or as the path.
-    Unpack,
+    /// What has this name is made of standard input: in the path, or as the path.
+    Unpack(OsString),
     /// What stands for the folder at the top is the path itself, and not a folder in it.
     UnpackContents,
     /// The path is a folder that is there, and the stream is another's.
     UnpackForeign,
 }
 
-const TASKS: [Task; 4] = [Task::Pack, Task::Unpack, Task::UnpackContents, Task::UnpackForeign];
-
 impl Task {
-    /// The word for it.
-    pub fn word(self) -> &'static str {
+    /// The words for doing it to a path.
+    pub fn words(&self, path: &Path) -> Vec<OsString> {
+        let path = path.as_os_str().to_owned();
         match self {
-            Task::Pack => "pack",
-            Task::Unpack => "unpack",
-            Task::UnpackContents => "unpack-contents",
-            Task::UnpackForeign => "unpack-foreign",
+            Task::Pack => vec!["pack".into(), path],
+            Task::Unpack(name) => vec!["unpack".into(), path, name.clone()],
+            Task::UnpackContents => vec!["unpack-contents".into(), path],
+            Task::UnpackForeign => vec!["unpack-foreign".into(), path],
         }
     }
 
-    /// What a word means.
-    pub fn of(word: &OsStr) -> Option<Task> {
-        TASKS.into_iter().find(|task| task.word() == word)
+    /// What words mean, and the path in them.
+    pub fn of(words: &[OsString]) -> Result<(Task, &Path)> {
+        let [word, path, rest @ ..] = words else { bail!("{NAME}: a task and a path are expected") };
+        let task = match (word.to_str(), rest) {
+            (Some("pack"), []) => Task::Pack,
+            (Some("unpack"), [name]) => Task::Unpack(name.clone()),
+            (Some("unpack-contents"), []) => Task::UnpackContents,
+            (Some("unpack-foreign"), []) => Task::UnpackForeign,
+            _ => bail!("{NAME}: {words:?} are no task"),
+        };
+        Ok((task, Path::new(path)))
     }
 
     /// Does it. False when whoever was to have the stream has gone, which is told there. `descriptors` is this process's
     /// `/proc/self/fd`.
-    pub fn perform(self, path: &Path, descriptors: &File) -> Result<bool> {
-        let (contents, foreign) = (self == Task::UnpackContents, self == Task::UnpackForeign);
-        let done = match self {
-            Task::Pack => pack(path, descriptors, io::stdout().lock()),
-            _ => unpack(path, contents, foreign, Side::Container, io::stdin().lock()),
+    pub fn perform(&self, path: &Path, descriptors: &File) -> Result<bool> {
+        let stream = match self {
+            Task::Pack => {
+                return match pack(path, descriptors, io::stdout().lock()) {
+                    Err(error) if is_broken_pipe(&error) => Ok(false),
+                    done => done.map(|()| true),
+                };
+            }
+            Task::Unpack(name) => Stream::Named(name),
+            Task::UnpackContents => Stream::Contents,
+            Task::UnpackForeign => Stream::Foreign,
         };
-        match done {
-            Err(error) if self == Task::Pack && is_broken_pipe(&error) => Ok(false),
-            done => done.map(|()| true),
-        }
+        unpack(path, stream, Side::Container, io::stdin().lock()).map(|()| true)
     }
 }
 
 /// Does what the words of a command line ask for, the name left out.
 pub fn run(words: &[OsString]) -> Result<bool> {
-    let [word, path] = words else { bail!("{NAME}: a task and a path are expected") };
-    let task = Task::of(word).with_context(|| format!("{NAME}: {word:?} is no task"))?;
-    task.perform(Path::new(path), &descriptors()?)
+    let (task, path) = Task::of(words)?;
+    task.perform(path, &descriptors()?)
 }
 
 /// This process's `/proc/self/fd`.
@@ -76,9 +85,11 @@ mod tests {
 
     #[test]
     fn each_task_is_what_its_word_means() {
-        for task in TASKS {
-            assert_eq!(Task::of(OsStr::new(task.word())), Some(task));
+        for task in [Task::Pack, Task::Unpack("name".into()), Task::UnpackContents, Task::UnpackForeign] {
+            assert_eq!(Task::of(&task.words(Path::new("/p"))).unwrap(), (task.clone(), Path::new("/p")));
         }
-        assert!(run(&["remove".into(), "/".into()]).is_err() && run(&["pack".into()]).is_err());
+        for wrong in [&["remove", "/"][..], &["pack"], &["unpack", "/p"], &["pack", "/p", "name"]] {
+            assert!(Task::of(&wrong.iter().map(OsString::from).collect::<Vec<_>>()).is_err(), "{wrong:?}");
+        }
     }
 }

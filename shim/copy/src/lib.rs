@@ -10,16 +10,17 @@
 //!   descriptor. A file is written under a new name and renamed over the old one: what stood there is never opened.
 //! - Pipes and sockets are told and left out, so nothing waits for ever.
 //!
-//! On the machine's side the stream is hostile data: a name is placed component by component beneath the folder named
-//! on the command line, no link is followed, none is made that could lead out of what is copied, and no file gets the
-//! set-user-id or set-group-id bit.
+//! On the machine's side the stream is hostile data (in a virtual machine the packer is the guest's, too): it gets the name
+//! of what was asked for and makes nothing beside that; a name is placed component by component beneath the folder named
+//! on the command line, no link is followed, none is made that could lead out of what is copied, no file gets the
+//! set-user-id or set-group-id bit, and of tar's many ways to say something only the packer's own are understood.
 
 pub mod inside;
 mod pack;
 mod unpack;
 
-pub use pack::pack;
-pub use unpack::{Side, unpack};
+pub use pack::{pack, packed_name};
+pub use unpack::{Side, Stream, unpack};
 
 use std::path::Path;
 

@@ -24,13 +24,18 @@ const MAX_NAMES: usize = 1_000_000;
 /// The name of a path that has none: `/`.
 const ROOT_NAME: &str = "root";
 
+/// The name under which what lies at `path` is packed: the last of the path.
+pub fn packed_name(path: &Path) -> Result<&OsStr> {
+    match path.components().next_back() {
+        Some(Component::Normal(name)) => Ok(name),
+        Some(Component::ParentDir) => bail!("{}: the last part of the path is a name, not ..", path.display()),
+        _ => Ok(OsStr::new(ROOT_NAME)),
+    }
+}
+
 /// Writes what lies at `path`, under the last name of the path. `descriptors` is this process's `/proc/self/fd`.
 pub fn pack(path: &Path, descriptors: &File, out: impl Write) -> Result<()> {
-    let name = match path.components().next_back() {
-        Some(Component::Normal(name)) => name,
-        Some(Component::ParentDir) => bail!("{}: the last part of the path is a name, not ..", path.display()),
-        _ => OsStr::new(ROOT_NAME),
-    };
+    let name = packed_name(path)?;
     let top = openat(AT_FDCWD, path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
     let top = top.with_context(|| format!("open {path:?}"))?;
     let mut packer = Packer { tar: Builder::new(out), descriptors };

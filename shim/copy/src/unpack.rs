@@ -1,8 +1,10 @@
 //! A tar stream to files beneath a folder, whatever the stream says.
 //!
 //! A path is placed component by component: each folder on the way is opened by its parent's descriptor without
-//! following links, or made. A file and a link are made under a name of ours and renamed into their place.
+//! following links, or made. A file and a link are made under a name of ours and renamed into their place. What was to be
+//! packed has the name that whoever copies expects, and nothing is made beside it.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,6 +25,10 @@ use crate::left_out;
 
 /// Parts of one path.
 const MAX_PARTS: usize = 400;
+/// A path that is longer than a header has room for comes before it; so long it may be.
+const MAX_LONG: u64 = 128 << 10;
+/// What may follow the end's mark: whoever writes it must not find the pipe closed.
+const MAX_TRAILER: u64 = 16 << 20;
 /// What files and folders may have: no set-user-id, no set-group-id, no sticky bit.
 const MODE: u32 = 0o777;
 
@@ -35,6 +41,18 @@ pub enum Side {
     Container,
 }
 
+/// Whose the stream is, and so where its files go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream<'s> {
+    /// [`pack`](crate::pack)'s, of what has this name: a destination that is a folder gets it in it, else it gets the
+    /// destination's name, whose folder must be there.
+    Named(&'s OsStr),
+    /// The same, and what is in it goes to a destination that is a folder.
+    Contents,
+    /// Another's, by the will of who copies: it goes into a folder as it is.
+    Foreign,
+}
+
 /// What becomes of the first part of the stream's paths, which is the name of what was packed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Top {
@@ -43,28 +61,32 @@ enum Top {
     Strip,
 }
 
-/// Makes files of a stream. A `path` that is a folder gets them in it, under the name they were packed with, or,
-/// with `contents`, without that name; else they get the name `path`, whose folder must be there. A `foreign` stream is
-/// of no packer of ours: it goes into a folder as it is.
-pub fn unpack(path: &Path, contents: bool, foreign: bool, side: Side, input: impl Read) -> Result<()> {
-    let (root, top) = place(path, contents, foreign)?;
-    let mut unpacker = Unpacker { root, top, side, folders: Vec::new(), number: 0 };
+/// Makes files of a stream.
+pub fn unpack(path: &Path, stream: Stream<'_>, side: Side, input: impl Read) -> Result<()> {
+    let (root, top) = place(path, stream)?;
+    let unpacker = Unpacker { root, top, side, folders: BTreeMap::new(), number: 0, long_path: None, long_link: None };
     let mut archive = Archive::new(input);
-    for entry in archive.entries().context("read the stream")? {
-        unpacker.entry(entry.context("read the stream")?)?;
-    }
-    // Blocks after the end's mark: whoever writes them must not find the pipe closed.
-    io::copy(&mut archive.into_inner(), &mut io::sink()).context("read the stream")?;
+    let unpacker = match stream {
+        Stream::Foreign => unpacker.foreign(&mut archive)?,
+        _ => unpacker.ours(&mut archive)?,
+    };
+    io::copy(&mut archive.into_inner().take(MAX_TRAILER), &mut io::sink()).context("read the stream")?;
     unpacker.finish_folders()
 }
 
-fn place(path: &Path, contents: bool, foreign: bool) -> Result<(OwnedFd, Top)> {
+fn place(path: &Path, stream: Stream<'_>) -> Result<(OwnedFd, Top)> {
     let folder =
         |path: &Path| openat(AT_FDCWD, path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
     match folder(path) {
-        Ok(fd) if contents => return Ok((fd, Top::Strip)),
-        Ok(fd) => return Ok((fd, Top::Keep)),
-        Err(Errno::ENOENT | Errno::ENOTDIR) if !foreign && !path.as_os_str().as_bytes().ends_with(b"/") => {}
+        Ok(fd) => {
+            return Ok(match stream {
+                Stream::Named(name) => (fd, Top::Rename(name.to_owned())),
+                Stream::Contents => (fd, Top::Strip),
+                Stream::Foreign => (fd, Top::Keep),
+            });
+        }
+        Err(Errno::ENOENT | Errno::ENOTDIR)
+            if stream != Stream::Foreign && !path.as_os_str().as_bytes().ends_with(b"/") => {}
         Err(error) => return Err(error).with_context(|| format!("open the folder {path:?}")),
     }
     let Some(name) = path.file_name() else { bail!("{path:?}: the last part of the path is a name, not ..") };
@@ -80,14 +102,51 @@ struct Unpacker {
     root: OwnedFd,
     top: Top,
     side: Side,
-    /// The folders whose modes and times are set once all is in them.
-    folders: Vec<(PathBuf, u32, u64)>,
+    /// The modes and times of folders, which are set once all is in them.
+    folders: BTreeMap<PathBuf, (u32, u64)>,
     number: u32,
+    /// What the next entry's header has no room for.
+    long_path: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
 }
 
 impl Unpacker {
-    fn entry<R: Read>(&mut self, mut entry: Entry<'_, R>) -> Result<()> {
-        let written = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
+    /// Whatever a tar can say is understood, and takes the memory it takes.
+    fn foreign<R: Read>(mut self, archive: &mut Archive<R>) -> Result<Unpacker> {
+        for entry in archive.entries().context("read the stream")? {
+            let mut entry = entry.context("read the stream")?;
+            let path = entry.path_bytes().into_owned();
+            let link = entry.link_name_bytes().map(|name| name.into_owned());
+            self.entry(&path, link.as_deref(), &mut entry)?;
+        }
+        Ok(self)
+    }
+
+    /// What our packer says is understood, and nothing else: its end may be a hostile machine's.
+    fn ours<R: Read>(mut self, archive: &mut Archive<R>) -> Result<Unpacker> {
+        for entry in archive.entries().context("read the stream")?.raw(true) {
+            let mut entry = entry.context("read the stream")?;
+            match entry.header().entry_type() {
+                EntryType::GNULongName => self.long_path = Some(long(&mut entry)?),
+                EntryType::GNULongLink => self.long_link = Some(long(&mut entry)?),
+                EntryType::Regular | EntryType::Directory | EntryType::Symlink => {
+                    let path = self.long_path.take().unwrap_or_else(|| entry.header().path_bytes().into_owned());
+                    let short = || entry.header().link_name_bytes().map(|name| name.into_owned());
+                    let link = self.long_link.take().or_else(short);
+                    self.entry(&path, link.as_deref(), &mut entry)?;
+                }
+                other => bail!("the stream has an entry of type {other:?}, which is none that is packed here"),
+            }
+        }
+        Ok(self)
+    }
+
+    fn entry<R: Read>(&mut self, path: &[u8], link: Option<&[u8]>, entry: &mut Entry<'_, R>) -> Result<()> {
+        let written = PathBuf::from(OsStr::from_bytes(path));
+        let link = || {
+            let target = link.with_context(|| format!("{written:?}: a link to nothing"))?;
+            anyhow::Ok(Path::new(OsStr::from_bytes(target)))
+        };
         let kind = entry.header().entry_type();
         if matches!(kind, EntryType::XGlobalHeader) {
             return Ok(());
@@ -103,20 +162,16 @@ impl Unpacker {
         match kind {
             EntryType::Directory => {
                 self.make_folder(dir.as_fd(), name).with_context(|| format!("make the folder {path:?}"))?;
-                self.folders.push((path, mode, time));
+                self.folders.insert(path, (mode, time));
                 Ok(())
             }
-            EntryType::Symlink => {
-                let target = entry.link_name_bytes().with_context(|| format!("{written:?}: a link to nothing"))?;
-                self.link(dir.as_fd(), &path, Path::new(OsStr::from_bytes(&target)))
-            }
+            EntryType::Symlink => self.link(dir.as_fd(), &path, link()?),
             EntryType::Link => {
-                let target = entry.link_name_bytes().with_context(|| format!("{written:?}: a link to nothing"))?;
-                let target = self.target(Path::new(OsStr::from_bytes(&target)))?;
+                let target = self.target(link()?)?;
                 self.hard_link(dir.as_fd(), name, &target).with_context(|| format!("link {path:?} to {target:?}"))
             }
             kind if kind.is_file() || kind.is_gnu_sparse() || kind.is_contiguous() => {
-                let made = self.file(dir.as_fd(), name, &mut entry, mode, time);
+                let made = self.file(dir.as_fd(), name, entry, mode, time);
                 made.with_context(|| format!("write {path:?}"))
             }
             _ => left_out(&written, "it is neither a file nor a folder nor a link"),
@@ -128,13 +183,13 @@ impl Unpacker {
         let mut parts = Vec::new();
         for part in written.components() {
             match part {
+                Component::Normal(_) if parts.len() == MAX_PARTS => {
+                    bail!("{written:?}: a path of more than {MAX_PARTS} parts")
+                }
                 Component::Normal(name) => parts.push(name),
                 Component::CurDir | Component::RootDir => {}
                 _ => bail!("{written:?}: a path with .. in the stream"),
             }
-        }
-        if parts.len() > MAX_PARTS {
-            bail!("{written:?}: a path of more than {MAX_PARTS} parts");
         }
         match (&self.top, parts.first_mut()) {
             (Top::Rename(name), Some(first)) => *first = name,
@@ -225,8 +280,8 @@ impl Unpacker {
     }
 
     /// The deepest first: a folder that may not be written to any more still gets its last entries' attributes.
-    fn finish_folders(&mut self) -> Result<()> {
-        for (path, mode, time) in std::mem::take(&mut self.folders).into_iter().rev() {
+    fn finish_folders(mut self) -> Result<()> {
+        for (path, (mode, time)) in std::mem::take(&mut self.folders).into_iter().rev() {
             let context = || format!("set the attributes of {path:?}");
             let (parent, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
             let dir = self.folder(parent)?;
@@ -241,6 +296,18 @@ impl Unpacker {
         }
         Ok(())
     }
+}
+
+/// A path that stands as the content of an entry, which ends with a zero byte.
+fn long<R: Read>(entry: &mut Entry<'_, R>) -> Result<Vec<u8>> {
+    let size = entry.size();
+    if size > MAX_LONG {
+        bail!("the stream has a path of {size} bytes");
+    }
+    let mut path = Vec::new();
+    entry.read_to_end(&mut path).context("read the stream")?;
+    path.truncate(path.iter().position(|byte| *byte == 0).unwrap_or(path.len()));
+    Ok(path)
 }
 
 fn rename(dir: BorrowedFd<'_>, new: &str, name: &OsStr) -> Result<()> {
@@ -275,7 +342,7 @@ mod tests {
     use tar::{Builder, Header};
 
     use super::*;
-    use crate::pack;
+    use crate::{pack, packed_name};
 
     /// A stream of raw entries: path, kind, and content or the link's target. The crate's own writer refuses what is to be
     /// refused here.
@@ -298,14 +365,19 @@ mod tests {
         builder.into_inner().unwrap()
     }
 
-    fn to_machine(dir: &Path, entries: &[(&str, EntryType, &str)]) -> Result<()> {
-        unpack(dir, false, false, Side::Machine, stream(entries).as_slice())
+    fn foreign(dir: &Path, entries: &[(&str, EntryType, &str)]) -> Result<()> {
+        unpack(dir, Stream::Foreign, Side::Machine, stream(entries).as_slice())
+    }
+
+    fn named(dir: &Path, name: &str, entries: &[(&str, EntryType, &str)]) -> Result<()> {
+        unpack(dir, Stream::Named(name.as_ref()), Side::Machine, stream(entries).as_slice())
     }
 
     fn copy(from: &Path, to: &Path, contents: bool) -> Result<()> {
         let mut bytes = Vec::new();
         pack(from, &File::open("/proc/self/fd").unwrap(), &mut bytes)?;
-        unpack(to, contents, false, Side::Machine, bytes.as_slice())
+        let stream = if contents { Stream::Contents } else { Stream::Named(packed_name(from)?) };
+        unpack(to, stream, Side::Machine, bytes.as_slice())
     }
 
     #[test]
@@ -330,7 +402,7 @@ mod tests {
     #[test]
     fn attributes_are_kept_but_for_the_bits_that_give_rights() {
         let dir = tempfile::tempdir().unwrap();
-        to_machine(dir.path(), &[("d", EntryType::Directory, ""), ("d/f", EntryType::Regular, "x")]).unwrap();
+        foreign(dir.path(), &[("d", EntryType::Directory, ""), ("d/f", EntryType::Regular, "x")]).unwrap();
         let meta = fs::metadata(dir.path().join("d/f")).unwrap();
         assert_eq!((meta.permissions().mode() & 0o7777, meta.mtime()), (0o755, 1_000_000_000));
         assert_eq!(fs::metadata(dir.path().join("d")).unwrap().mtime(), 1_000_000_000);
@@ -341,14 +413,70 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("in")).unwrap();
         let inside = dir.path().join("in");
-        to_machine(&inside, &[("a/../../evil", EntryType::Regular, "x")]).unwrap_err();
-        to_machine(&inside, &[("/evil", EntryType::Regular, "x")]).unwrap();
+        foreign(&inside, &[("a/../../evil", EntryType::Regular, "x")]).unwrap_err();
+        foreign(&inside, &[("/evil", EntryType::Regular, "x")]).unwrap();
         assert!(inside.join("evil").exists(), "an absolute path counts from the folder");
         symlink(dir.path(), inside.join("link")).unwrap();
-        to_machine(&inside, &[("link/evil", EntryType::Regular, "x")]).unwrap_err();
+        foreign(&inside, &[("link/evil", EntryType::Regular, "x")]).unwrap_err();
         assert!(!dir.path().join("evil").exists());
-        to_machine(&inside, &[("link", EntryType::Regular, "x")]).unwrap();
+        foreign(&inside, &[("link", EntryType::Regular, "x")]).unwrap();
         assert!(inside.join("link").metadata().unwrap().is_file(), "the link is replaced, not written through");
+    }
+
+    #[test]
+    fn what_was_asked_for_has_its_name_whatever_the_stream_says() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(".ssh")).unwrap();
+        fs::write(dir.path().join(".profile"), "mine").unwrap();
+        let regular = EntryType::Regular;
+        named(dir.path(), "conf", &[(".profile", regular, "theirs")]).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("conf")).unwrap(), "theirs");
+        fs::remove_file(dir.path().join("conf")).unwrap();
+        named(dir.path(), "conf", &[(".ssh", EntryType::Directory, ""), (".ssh/keys", regular, "x")]).unwrap();
+        assert!(dir.path().join("conf/keys").is_file());
+        for other in [EntryType::Link, EntryType::Symlink, EntryType::Block] {
+            let _ = named(dir.path(), "conf", &[("conf/x", other, "../.profile"), ("conf/x", regular, "theirs")]);
+        }
+        let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [".profile", ".ssh", "conf"]);
+        assert_eq!(fs::read_to_string(dir.path().join(".profile")).unwrap(), "mine");
+        assert_eq!(fs::read_dir(dir.path().join(".ssh")).unwrap().count(), 0);
+    }
+
+    /// One that ends nowhere.
+    fn endless(kind: EntryType, size: u64) -> impl Read {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_mode(0o644);
+        header.set_cksum();
+        io::Cursor::new(header.as_bytes().to_vec()).chain(io::repeat(b'x'))
+    }
+
+    #[test]
+    fn a_stream_cannot_have_memory_taken_for_its_headers() {
+        let dir = tempfile::tempdir().unwrap();
+        let kinds =
+            [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader, EntryType::GNUSparse, EntryType::Link];
+        for kind in kinds {
+            let stream = endless(kind, 1 << 40);
+            let error = unpack(dir.path(), Stream::Named("x".as_ref()), Side::Machine, stream).unwrap_err();
+            assert!(format!("{error:#}").contains("the stream has"), "{kind:?}: {error:#}");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn long_names_and_links_are_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let deep = vec!["n".repeat(60); 5].join("/");
+        fs::create_dir_all(path("src").join(&deep)).unwrap();
+        fs::write(path("src").join(&deep).join("file"), "text").unwrap();
+        symlink(format!("{deep}/file"), path("src/link")).unwrap();
+        copy(&path("src"), &path("out"), false).unwrap();
+        assert_eq!(fs::read_to_string(path("out/link")).unwrap(), "text");
     }
 
     #[test]
@@ -361,7 +489,7 @@ mod tests {
             ("d/sub/good", EntryType::Symlink, "../file"),
             ("d/here", EntryType::Symlink, "sub/good"),
         ];
-        to_machine(dir.path(), &links).unwrap();
+        foreign(dir.path(), &links).unwrap();
         let there = |name: &str| dir.path().join(name).symlink_metadata().is_ok();
         assert_eq!(["d/up", "d/abs", "d/sub/sly"].map(there), [false; 3]);
         assert_eq!(["d/sub/good", "d/here"].map(there), [true; 2]);
@@ -370,9 +498,9 @@ mod tests {
     #[test]
     fn devices_are_left_out_and_a_stream_that_breaks_off_leaves_no_half_file() {
         let dir = tempfile::tempdir().unwrap();
-        to_machine(dir.path(), &[("dev", EntryType::Block, ""), ("fifo", EntryType::Fifo, "")]).unwrap();
+        foreign(dir.path(), &[("dev", EntryType::Block, ""), ("fifo", EntryType::Fifo, "")]).unwrap();
         let whole = stream(&[("file", EntryType::Regular, &"x".repeat(4000))]);
-        unpack(dir.path(), false, false, Side::Machine, &whole[..1000]).unwrap_err();
+        unpack(dir.path(), Stream::Foreign, Side::Machine, &whole[..1000]).unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

@@ -30,6 +30,9 @@ pub struct Hello {
     /// Whether the process is to wait for this client: the supervisor of the machine around this one.
     #[serde(default)]
     pub wait: bool,
+    /// It comes in the place of one that was lost.
+    #[serde(default)]
+    pub again: bool,
 }
 
 #[derive(Debug)]
@@ -141,15 +144,16 @@ impl Client {
         received
     }
 
-    /// Answers the first line with yes. Returns input that came right behind it.
-    pub fn accept(&mut self, io: u32, hello: &Hello) -> Received {
+    /// Answers the first line with yes, and with what has passed so far. Returns input that came right behind it.
+    pub fn accept(&mut self, io: u32, hello: &Hello, passed: [u64; 3]) -> Received {
         let rest = match &mut self.phase {
             Phase::Asked(rest) => std::mem::take(rest),
             _ => Vec::new(),
         };
         self.phase = Phase::Attached(io);
         (self.stdin, self.wait) = (hello.stdin, hello.wait);
-        let answered = self.out.send(&mut self.stream, &[b"{\"ok\":true}\n"]);
+        let line = serde_json::json!({ "ok": true, "passed": passed }).to_string() + "\n";
+        let answered = self.out.send(&mut self.stream, &[line.as_bytes()]);
         let mut received = self.take(&rest);
         received.gone |= answered.is_err();
         received
@@ -201,7 +205,8 @@ impl Client {
     pub fn watch(&mut self, reactor: &Reactor, key: u32, input_full: bool) -> io::Result<()> {
         let (read, gone) = match self.phase {
             Phase::Hello(_) => (true, false),
-            Phase::Asked(_) => (false, false),
+            // One that waits for its exec may leave before.
+            Phase::Asked(_) => (false, true),
             Phase::Attached(_) => (!(self.stdin && input_full), true),
             Phase::Ending => (false, false),
         };
@@ -225,9 +230,9 @@ mod tests {
         let (mut peer, mut client) = pair();
         peer.write_all(b"{\"container\":\"c\",\"stdin\":true}\n\0\0\0\0\x02hi\0\0\0\0\0").unwrap();
         let received = client.read();
-        let hello = Hello { container: "c".into(), exec: String::new(), stdin: true, wait: false };
+        let hello = Hello { container: "c".into(), exec: String::new(), stdin: true, wait: false, again: false };
         assert_eq!(received.hello.as_ref(), Some(&Ok(hello)));
-        let received = client.accept(1, &received.hello.unwrap().unwrap());
+        let received = client.accept(1, &received.hello.unwrap().unwrap(), [0; 3]);
         assert_eq!(received.stdin, [b"hi".to_vec(), vec![]]);
         assert!(!received.gone);
     }
@@ -251,7 +256,7 @@ mod tests {
         let (mut peer, mut client) = pair();
         peer.write_all(b"{\"container\":\"c\",\"wait\":true}\n\x04\0\0\0\0").unwrap();
         let hello = client.read().hello.unwrap().unwrap();
-        let received = client.accept(1, &hello);
+        let received = client.accept(1, &hello, [0; 3]);
         assert!(received.gone && !client.wait);
     }
 

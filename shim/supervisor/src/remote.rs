@@ -2,7 +2,7 @@
 //! virtual machine. Both speak the same API; what differs is how they are reached, how a container is made there, and what
 //! is done here when a process of theirs has ended.
 
-use crate::failure::Failure;
+use crate::failure::{Fail, Failure};
 use crate::oci::{Act, not_needed};
 use crate::shim::client::Client;
 use coracle_proto::ttrpc::{Code, method};
@@ -120,24 +120,32 @@ impl Exec<'_> {
 /// each answer that is waited for first costs a machine a turn of all that is between.
 pub struct Begun {
     client: Client,
-    started: u32,
+    told: u32,
+    started: Option<u32>,
     ended: u32,
 }
 
 impl Begun {
-    /// Asks for all of it; returns when somebody there knows of the exec.
+    /// Asks for all of it, at the first answer that is waited for.
     pub fn new(mut client: Client, exec: Exec<'_>) -> Result<Begun, Failure> {
         let (id, name) = (exec.id, exec.exec);
-        let told = client.begin(method::EXEC, &exec.request(), Some(SHORT))?;
-        let started = client.begin(method::START, &start_request(id, name), Some(LONG))?;
+        let told = client.begin(method::EXEC, &exec.request(), Some(LONG))?;
+        let started = Some(client.begin(method::START, &start_request(id, name), Some(LONG))?);
         let ended = client.begin(method::WAIT, &wait_request(id, name), None)?;
-        let _: Empty = client.answer(method::EXEC, told, Some(SHORT))?;
-        Ok(Begun { client, started, ended })
+        Ok(Begun { client, told, started, ended })
+    }
+
+    /// Returns when somebody there knows of the exec, or is known not to.
+    pub fn known(&mut self) -> Result<(), Failure> {
+        let _: Empty = self.client.answer(method::EXEC, self.told, Some(LONG))?;
+        Ok(())
     }
 
     /// Its pid, when it has started.
     pub fn pid(&mut self) -> Result<u32, Failure> {
-        Ok(self.client.answer::<task::StartResponse>(method::START, self.started, Some(LONG))?.pid)
+        let answered = || Code::FailedPrecondition.failure("its start was answered before".to_owned());
+        let started = self.started.take().ok_or_else(answered)?;
+        Ok(self.client.answer::<task::StartResponse>(method::START, started, Some(LONG))?.pid)
     }
 
     /// How it has ended, however long that takes; and the connection.

@@ -91,6 +91,8 @@ struct Io {
     abandoned: bool,
     /// The client that is waited for is not there.
     awaits: bool,
+    /// Bytes that clients who are waited for have sent, and that went to them: input, output, error output.
+    passed: [u64; 3],
     /// Its clients were told the end.
     told: bool,
     /// The process is forgotten; this lives on only for clients that have not got everything.
@@ -153,6 +155,7 @@ impl Streams {
             exited: false,
             abandoned: false,
             awaits: names.wait(),
+            passed: [0; 3],
             told: false,
             released: false,
         }))
@@ -242,6 +245,8 @@ impl Streams {
             self.dropped_lines += log.write(stream, bytes);
         }
         io.relay.write(bytes);
+        // Without one of them nothing is read of a process that waits.
+        io.passed[1 + index(stream)] += bytes.len() as u64;
         let kind = if stream == Stream::Stdout { Kind::Stdout } else { Kind::Stderr };
         let mut lost = Vec::new();
         for &client in &io.clients {
@@ -442,8 +447,12 @@ impl Streams {
     }
 
     fn received(&mut self, reactor: &Reactor, key: u32, received: Received) -> Option<Result<Hello, String>> {
-        let io = self.clients.get(key)?.attached_to();
+        let client = self.clients.get(key)?;
+        let (io, wait) = (client.attached_to(), client.wait);
         if let Some(io) = io {
+            if let Some(streams) = self.ios.get_mut(io).filter(|_| wait) {
+                streams.passed[0] += received.stdin.iter().map(|piece| piece.len() as u64).sum::<u64>();
+            }
             for piece in &received.stdin {
                 match piece.is_empty() {
                     false => self.feed(reactor, io, piece),
@@ -466,11 +475,11 @@ impl Streams {
         self.early.push((client_key, hello));
     }
 
-    /// Takes a client that came before its exec, or before any exec of the container.
+    /// Takes a client that came before its exec, or before any exec of the container: the last of them first.
     pub fn expected(&mut self, container: &str, exec: Option<&str>) -> Option<(u32, Hello)> {
         let meant = |hello: &Hello| hello.container == container && exec.is_none_or(|exec| hello.exec == exec);
-        let at = self.early.iter().position(|(_, hello)| meant(hello))?;
-        Some(self.early.swap_remove(at))
+        let at = self.early.iter().rposition(|(_, hello)| meant(hello))?;
+        Some(self.early.remove(at))
     }
 
     /// Connects a client to a process' streams, or tells it why not.
@@ -490,7 +499,8 @@ impl Streams {
                 self.update_clients(reactor);
             }
             Ok((io, hello)) => {
-                let received = client.accept(io, &hello);
+                let passed = self.ios.get(io).map_or([0; 3], |streams| streams.passed);
+                let received = client.accept(io, &hello, passed);
                 match self.ios.get_mut(io) {
                     // It had nothing to say, or has said it: then that is the answer.
                     Some(streams) if streams.told => client.end(),

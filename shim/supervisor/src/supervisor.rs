@@ -71,6 +71,8 @@ pub struct Process {
     pub pump: Option<u32>,
     /// It has ended in there; told when all its output has passed, or then.
     pub held: Option<(Exit, Instant)>,
+    /// Something of its streams was lost on the way out of there: its end is no success.
+    pub torn: bool,
     /// The size of its terminal, asked for before it ran.
     pub size: Option<(u32, u32)>,
 }
@@ -357,7 +359,7 @@ impl Supervisor {
         let Some(hello) = self.streams.client_ready(&self.reactor, key, event.read, event.write) else { return };
         let target = match hello {
             // Its exec is asked for on another connection, and either may be the faster one.
-            Ok(hello) if hello.wait && self.is_to_come(&hello.container, &hello.exec) => {
+            Ok(hello) if hello.wait && !hello.again && self.is_to_come(&hello.container, &hello.exec) => {
                 self.streams.expect(key, hello);
                 return;
             }
@@ -372,7 +374,8 @@ impl Supervisor {
 
     /// Whether this is an exec that the container may still get.
     fn is_to_come(&mut self, id: &str, exec: &str) -> bool {
-        !exec.is_empty() && self.container(id).is_ok() && self.process(id, exec).is_err()
+        let running = self.container(id).is_ok_and(|container| container.init.state == State::Running);
+        running && !exec.is_empty() && self.process(id, exec).is_err()
     }
 
     /// Starts a worker. `keep` are the descriptors it needs.

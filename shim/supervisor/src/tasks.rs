@@ -66,6 +66,7 @@ impl Process {
             unannounced: None,
             pump: None,
             held: None,
+            torn: false,
             size: None,
         }
     }
@@ -257,7 +258,8 @@ impl Supervisor {
         let io = self.streams.create(&here, true, 0)?;
         let process = Process::new(exec, State::Created, names, io, spec.value);
         self.container(id)?.execs.push(process);
-        if let Some((client, hello)) = self.streams.expected(id, Some(exec)) {
+        // Of several only the last one is still waited with: the others are told that they have come too late.
+        while let Some((client, hello)) = self.streams.expected(id, Some(exec)) {
             self.streams.attach(&self.reactor, client, Ok((io, hello)));
         }
         let (container_id, exec_id) = (request.id, request.exec_id);
@@ -451,8 +453,13 @@ impl Supervisor {
             self.streams.release(&self.reactor, process.io);
             self.turn_away(process.waiters, id);
         }
+        self.refuse_early(id);
+    }
+
+    /// Clients of execs that do not come any more.
+    fn refuse_early(&mut self, id: &str) {
         while let Some((client, _)) = self.streams.expected(id, None) {
-            self.streams.attach(&self.reactor, client, Err(format!("container {id} was deleted")));
+            self.streams.attach(&self.reactor, client, Err(format!("container {id} does not run any more")));
         }
     }
 
@@ -504,6 +511,7 @@ impl Supervisor {
 
     /// A container's first process has ended: what it leaves running is killed, and who cares is called.
     fn init_ended(&mut self, id: &str) {
+        self.refuse_early(id);
         let Ok(container) = self.container(id) else { return };
         if container.init.state == State::Deleting {
             if let Err(failure) = self.delete_by_worker(id) {

@@ -11,7 +11,7 @@ use coracle_proto::task::*;
 use coracle_proto::ttrpc::{Code, encode_request, method, service};
 use coracle_tests::ttrpc::{Attach, Client, PATIENCE};
 
-use crate::pod::{Pod, Wish, code, until};
+use crate::pod::{Pod, Wish, code, descriptors, until};
 
 /// Waits at the same time, on one connection and on as many.
 const WAITS: usize = 300;
@@ -24,10 +24,6 @@ fn rss(pid: i32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("Anonymous");
     line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-fn descriptors(pid: i32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
 /// Asserts that a supervisor is as it was: its descriptors and, within [`GROWTH_KB`], its memory.

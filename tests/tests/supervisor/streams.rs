@@ -1,6 +1,6 @@
 //! Logs, attach, terminals.
 
-use crate::pod::{Pod, Wish, until};
+use crate::pod::{Pod, Wish, descriptors, until};
 use coracle_proto::Empty;
 use coracle_proto::coracle::ReopenLogRequest;
 use coracle_proto::task::*;
@@ -8,7 +8,7 @@ use coracle_proto::ttrpc::{method, service};
 use coracle_tests::ttrpc::Attach;
 use nix::mount::{MsFlags, mount, umount};
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 
 #[test]
 fn logs_are_in_cri_format_with_long_lines_cut_and_the_unfinished_marked() {
@@ -198,6 +198,51 @@ fn what_waits_for_its_client_loses_nothing_whoever_comes_first() {
         }
         assert!(Attach::hear(asked).is_err(), "{container} {exec}");
     }
+    pod.shutdown();
+}
+
+#[test]
+fn a_client_that_leaves_before_its_exec_stands_in_nobodys_way() {
+    let mut pod = Pod::new();
+    let socket = pod.path("attach.sock");
+    pod.run("web", &["sleep", "1000"]);
+    let open = descriptors(pod.pid);
+    // More than there may be at once.
+    for _ in 0..300 {
+        drop(Attach::ask(&socket, "web", "cat", true, true));
+    }
+    until("those that left are forgotten", || descriptors(pod.pid) == open);
+    let mut asked = |exec: &str, clients: usize| {
+        let client = Attach::ask(&socket, "web", exec, true, true);
+        until("it is heard", || descriptors(pod.pid) == open + clients);
+        pod.sandbox_status();
+        client
+    };
+    let (stale, living) = (asked("cat", 1), asked("cat", 2));
+    pod.add_exec_with("attach:wait", "web", "cat", &["cat"], false).unwrap();
+    pod.start("web", "cat").unwrap();
+    let mut living = Attach::hear(living).unwrap();
+    assert_eq!(Attach::hear(stale).unwrap_err(), "attached already");
+
+    // Who comes in its place learns what has passed, so far as it was heard.
+    living.input(b"four");
+    assert_eq!(living.listen(|heard| heard.stdout.len() == 4).stdout, b"four");
+    living.stream.write_all(&[0, 0, 0, 0, 9, b'c', b'u', b't']).unwrap();
+    drop(living);
+    let mut next = Attach::hear(Attach::ask_again(&socket, "web", "cat")).unwrap();
+    assert_eq!(next.passed, [4, 4, 0]);
+    next.input(b" more");
+    next.end_input();
+    assert_eq!(next.listen_to_the_end().stdout, b" more");
+    assert_eq!(pod.wait("web", "cat"), 0);
+    // It is not waited for once more, nor is one whose container runs no more.
+    pod.delete("web", "cat").unwrap();
+    assert!(Attach::hear(Attach::ask_again(&socket, "web", "cat")).is_err());
+    let late = Attach::ask(&socket, "web", "late", true, true);
+    pod.sandbox_status();
+    pod.kill("web", "", 9, false).unwrap();
+    pod.wait("web", "");
+    assert!(Attach::hear(late).is_err());
     pod.shutdown();
 }
 

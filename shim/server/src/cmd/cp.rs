@@ -1,13 +1,14 @@
 //! `coracle cp`: files between the machine and containers.
 
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use coracle_copy::Side;
 use coracle_copy::inside::{self, Task};
+use coracle_copy::{Side, Stream, packed_name};
 use coracle_engine::{ContainerStatus, Engine};
 
 use crate::app::{self, App};
@@ -63,6 +64,15 @@ impl<'e> End<'e> {
             _ => Ok(End::Machine(Path::new(text))),
         }
     }
+
+    /// The name of what is copied from here.
+    fn packed_name(&self) -> Result<&OsStr> {
+        match self {
+            End::Machine(path) => packed_name(path),
+            End::Container(_, path) => packed_name(path),
+            End::Stream => Ok(OsStr::new("")),
+        }
+    }
 }
 
 impl Cp {
@@ -70,7 +80,8 @@ impl Cp {
     pub async fn run(&self, app: &App) -> Result<ExitCode> {
         let (from, to) = (End::parse(&self.from)?, End::parse(&self.to)?);
         let contents = self.from.ends_with("/.") || self.from == ".";
-        let unpack = if contents { Task::UnpackContents } else { Task::Unpack };
+        let name = from.packed_name()?.to_owned();
+        let unpack = || if contents { Task::UnpackContents } else { Task::Unpack(name.clone()) };
         let engine = app.engine()?;
         let context = || format!("cp {} {}", self.from, self.to);
         let (reader, writer) = io::pipe().context("make a pipe")?;
@@ -78,11 +89,14 @@ impl Cp {
             (End::Container(pod, path), End::Machine(to)) => {
                 let helper = self.inside(&engine, (pod, &path), Task::Pack, Input::Nothing, To::Pipe(writer)).await?;
                 let to = to.to_owned();
-                let unpacked = blocking(move || coracle_copy::unpack(&to, contents, false, Side::Machine, reader));
+                let unpacked = blocking(move || {
+                    let stream = if contents { Stream::Contents } else { Stream::Named(&name) };
+                    coracle_copy::unpack(&to, stream, Side::Machine, reader)
+                });
                 helper.finish(unpacked.await.with_context(context)).await?
             }
             (End::Machine(from), End::Container(pod, path)) => {
-                let helper = self.inside(&engine, (pod, &path), unpack, Input::Pipe(reader), To::Nothing).await?;
+                let helper = self.inside(&engine, (pod, &path), unpack(), Input::Pipe(reader), To::Nothing).await?;
                 let from = from.to_owned();
                 let packed =
                     blocking(move || coracle_copy::pack(&from, &inside::descriptors()?, io::BufWriter::new(writer)));
@@ -90,7 +104,7 @@ impl Cp {
             }
             (End::Container(from, path), End::Container(to, dest)) => {
                 let packer = self.inside(&engine, (from, &path), Task::Pack, Input::Nothing, To::Pipe(writer)).await?;
-                let unpacker = self.inside(&engine, (to, &dest), unpack, Input::Pipe(reader), To::Nothing).await?;
+                let unpacker = self.inside(&engine, (to, &dest), unpack(), Input::Pipe(reader), To::Nothing).await?;
                 let code = packer.finish(Ok(())).await?;
                 let other = unpacker.finish(Ok(())).await?;
                 if code == 0 { other } else { code }
@@ -141,7 +155,7 @@ impl Cp {
         }
         // The descriptors that the helper opens by our names of them live as long as this process.
         let mut command = Box::leak(Box::new(container)).command()?;
-        command.arg("--").arg(task.word()).arg(path);
+        command.arg("--").args(task.words(path));
         Helper::spawn(command, input, output)
     }
 }

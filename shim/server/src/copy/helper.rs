@@ -1,5 +1,6 @@
 //! The container's end of a copy, as this process sees it: a child, or a process of a container in a virtual machine.
 
+use std::ffi::OsString;
 use std::fs::File as StdFile;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
@@ -12,6 +13,7 @@ use coracle_copy::is_broken_pipe;
 use coracle_engine::{Engine, ExecConfig, Output, Session, Stdin};
 use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Read at once.
@@ -70,8 +72,10 @@ impl Helper {
         input: Input,
         output: To,
     ) -> Result<Helper> {
-        let path = path.to_str().with_context(|| format!("{path:?}: a path in a virtual machine is UTF-8"))?;
-        let cmd = vec![NAME.to_owned(), task.word().to_owned(), path.to_owned()];
+        let text = |word: &OsString| word.to_str().map(str::to_owned);
+        let words: Option<Vec<_>> = task.words(path).iter().map(text).collect();
+        let words = words.with_context(|| format!("{path:?}: a name in a virtual machine is UTF-8"))?;
+        let cmd = std::iter::once(NAME.to_owned()).chain(words).collect();
         let stdin = !matches!(input, Input::Nothing);
         let session = engine.exec(container, ExecConfig { cmd, stdin, ..ExecConfig::default() }).await?;
         Ok(Helper::Guest(tokio::spawn(pass_on(session, input, output))))
@@ -99,11 +103,12 @@ fn file(pipe: impl Into<OwnedFd>) -> File {
 
 async fn pass_on(session: Session, input: Input, output: To) -> Result<i32> {
     let Session { stdin, output: mut from, control } = session;
+    let (tell_error, mut unread) = oneshot::channel();
     let feeding = tokio::spawn(async move {
         match input {
-            Input::Nothing => Ok(()),
-            Input::Pipe(pipe) => feed(file(pipe), stdin).await,
-            Input::Stdin => feed(tokio::io::stdin(), stdin).await,
+            Input::Nothing => {}
+            Input::Pipe(pipe) => feed(file(pipe), stdin, tell_error).await,
+            Input::Stdin => feed(tokio::io::stdin(), stdin, tell_error).await,
         }
     });
     let mut to: Box<dyn AsyncWrite + Send + Unpin> = match output {
@@ -115,7 +120,9 @@ async fn pass_on(session: Session, input: Input, output: To) -> Result<i32> {
         match piece {
             Output::Stdout(bytes) => {
                 if let Err(error) = write(&mut to, &bytes).await {
-                    // Nobody takes what it writes: it would wait for ever.
+                    // Nobody takes what it writes: it would wait for ever, and its end for what it has written.
+                    feeding.abort();
+                    drop(from);
                     control.kill_tree().await?;
                     control.wait().await?;
                     return if error.kind() == io::ErrorKind::BrokenPipe { Ok(-1) } else { Err(error.into()) };
@@ -125,7 +132,11 @@ async fn pass_on(session: Session, input: Input, output: To) -> Result<i32> {
         }
     }
     feeding.abort();
-    control.wait().await.map_err(Into::into)
+    let code = control.wait().await?;
+    match unread.try_recv() {
+        Ok(error) => Err(error).context("read what is to be copied"),
+        Err(_) => Ok(code),
+    }
 }
 
 /// A file of tokio's writes behind one's back: only a flush tells how that went.
@@ -134,14 +145,22 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<(
     to.flush().await
 }
 
-async fn feed(mut from: impl AsyncRead + Unpin, mut to: Stdin) -> Result<()> {
+/// Whoever unpacks hears the end in any case, and is not left to wait for more.
+async fn feed(mut from: impl AsyncRead + Unpin, mut to: Stdin, tell_error: oneshot::Sender<io::Error>) {
     let mut chunk = vec![0; CHUNK];
     loop {
-        match from.read(&mut chunk).await? {
-            0 => return Ok(to.close().await?),
-            length => to.write(&chunk[..length]).await?,
+        match from.read(&mut chunk).await {
+            Ok(0) => break,
+            // It has ended, and has said why.
+            Ok(length) if to.write(&chunk[..length]).await.is_err() => return,
+            Ok(_) => {}
+            Err(error) => {
+                let _ = tell_error.send(error);
+                break;
+            }
         }
     }
+    let _ = to.close().await;
 }
 
 /// What a process of the container says is shown without what a terminal obeys.

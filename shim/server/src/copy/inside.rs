@@ -2,6 +2,7 @@
 //!
 //! It is this program again, before it has a second thread: a user namespace is entered by a process as a whole.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,11 +35,9 @@ pub struct Copier {
     /// The capabilities to keep, in hexadecimal
     #[arg(long)]
     capabilities: String,
-    /// What to do: pack, unpack, unpack-contents, unpack-foreign
-    #[arg(value_parser = |word: &str| Task::of(word.as_ref()).ok_or("it is no task"))]
-    task: Task,
-    /// The path inside
-    path: PathBuf,
+    /// What to do: pack PATH, unpack PATH NAME, unpack-contents PATH, unpack-foreign PATH
+    #[arg(required = true)]
+    task: Vec<OsString>,
 }
 
 impl Copier {
@@ -46,8 +45,9 @@ impl Copier {
     pub fn run(&self) -> Result<ExitCode> {
         // Of the machine, and looked up before the container's takes its place.
         let descriptors = descriptors()?;
+        let (task, path) = Task::of(&self.task)?;
         self.enter()?;
-        let done = self.task.perform(&self.path, &descriptors)?;
+        let done = task.perform(path, &descriptors)?;
         Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 

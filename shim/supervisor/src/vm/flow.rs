@@ -59,7 +59,7 @@ impl Supervisor {
         let Some((id, exec)) = self.pumped(key) else { return };
         let held = self.process(&id, &exec).ok().and_then(|process| process.held.take());
         if let Some((exit, _)) = held {
-            self.end_process(&id, &exec, exit);
+            self.end_in_guest(&id, &exec, exit);
         }
     }
 
@@ -68,6 +68,7 @@ impl Supervisor {
         let Some((id, exec)) = self.pumped(key) else { return };
         if let Err(failure) = self.attach_again(key, &id, &exec) {
             eprintln!("attach to {id} {exec} again: {}", failure.message);
+            self.torn(key);
             self.pumps.end(&self.reactor, key);
             self.pump_done(key);
         }
@@ -81,17 +82,30 @@ impl Supervisor {
         let (keep, id, exec) = ([theirs.as_raw_fd()], id.to_owned(), exec.to_owned());
         let body = Box::new(move || {
             super::client(&folder)?;
-            pump::greet(&theirs, &id, &exec).map(|()| Vec::new())
+            pump::greet(&theirs, &id, &exec, true).map(|passed| passed.map(u64::to_be_bytes).concat())
         });
         self.work(Job::Attach { pump: key, stream }, &keep, body)
     }
 
     /// The worker that attached again has reported.
     pub(crate) fn attached_again(&mut self, key: u32, stream: UnixStream, done: Result<Vec<u8>, Failure>) {
-        match done {
-            Ok(_) => self.pumps.again(&self.reactor, key, stream),
+        let passed = done.map(|bytes| {
+            let mut counts = bytes.as_chunks().0.iter().map(|count| u64::from_be_bytes(*count));
+            [(); 3].map(|()| counts.next().unwrap_or(0))
+        });
+        match passed {
+            Ok(passed) => match self.pumps.again(&self.reactor, key, stream, passed) {
+                0 => {}
+                lost => {
+                    eprintln!("{:?}: {lost} bytes of its streams were lost with the link", self.pumped(key));
+                    if self.torn(key) {
+                        self.pumps.leave(&self.reactor, key);
+                    }
+                }
+            },
             Err(failure) => {
                 eprintln!("attach again: {}", failure.message);
+                self.torn(key);
                 self.pumps.end(&self.reactor, key);
             }
         }
@@ -100,11 +114,26 @@ impl Supervisor {
         }
     }
 
+    /// Streams have a hole, or an end that is none. False where that is nobody's harm but a reader's: a container goes on,
+    /// and so does what is typed and shown.
+    fn torn(&mut self, key: u32) -> bool {
+        let Some((id, exec)) = self.pumped(key) else { return false };
+        let Ok(process) = self.process(&id, &exec) else { return false };
+        process.torn = !exec.is_empty() && !process.names.terminal;
+        process.torn
+    }
+
+    /// The end of a process in the machine is told.
+    fn end_in_guest(&mut self, id: &str, exec: &str, exit: Exit) {
+        let torn = self.process(id, exec).is_ok_and(|process| process.torn);
+        self.end_process(id, exec, if torn && exit.status == 0 { Exit::unseen() } else { exit });
+    }
+
     /// A process of the machine has ended: told now, or when its output has passed.
     pub(crate) fn hold_exit(&mut self, id: &str, exec: &str, exit: Exit) {
         let Ok(process) = self.process(id, exec) else { return };
         match process.pump.map(|key| self.pumps.standing(key)) {
-            None | Some(Standing::Done) => self.end_process(id, exec, exit),
+            None | Some(Standing::Done) => self.end_in_guest(id, exec, exit),
             Some(_) => {
                 if let Ok(process) = self.process(id, exec) {
                     process.held = Some((exit, Instant::now() + DRAIN));
@@ -136,7 +165,7 @@ impl Supervisor {
             let held = self.process(&id, &exec).ok().and_then(|process| process.held.take());
             if let Some((exit, _)) = held {
                 eprintln!("the output of {id} {exec} does not pass: its end is told before");
-                self.end_process(&id, &exec, exit);
+                self.end_in_guest(&id, &exec, exit);
             }
         }
         self.send_volumes(now);

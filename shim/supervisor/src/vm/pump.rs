@@ -9,7 +9,9 @@
 //! ```
 //! - Whoever is slow makes the process wait: no more is read of the socket than the outputs take.
 //! - The guest waits for us (`"wait":true`). A connection that breaks is made anew, with what was on its way lost; one that
-//!   cannot be is the end of the process' output.
+//!   cannot be is the end of the process' output. Both ends count what has passed, so that a loss is known: a container
+//!   goes on and so does a terminal, but of an exec that could hand on half a file the streams are closed, and its end is
+//!   no success.
 //! - An output whose reader has gone for good ends the connection by an end frame: the process is to see that, too. Until
 //!   the guest has closed, what it still sends is read and thrown away: a socket that is closed with bytes unread takes
 //!   along what was written to it.
@@ -91,17 +93,23 @@ pub fn connect_now(folder: &Path) -> io::Result<UnixStream> {
     Ok(socket.into())
 }
 
+/// Bytes of a process' input, output and error output that have passed.
+pub type Passed = [u64; 3];
+
 #[derive(Deserialize)]
 struct Answer {
     #[serde(default)]
     ok: bool,
     #[serde(default)]
+    passed: Passed,
+    #[serde(default)]
     error: String,
 }
 
-/// Says the first line and hears the answer; only in a worker. Nothing more than the answer is read.
-pub fn greet(stream: &UnixStream, id: &str, exec: &str) -> Result<(), Failure> {
-    say_hello(stream, id, exec)?;
+/// Says the first line and hears the answer; only in a worker. Nothing more than the answer is read. Says what has passed
+/// in the guest's eyes until an earlier connection broke, if this is `again` one.
+pub fn greet(stream: &UnixStream, id: &str, exec: &str, again: bool) -> Result<Passed, Failure> {
+    say_hello(stream, id, exec, again)?;
     hear_answer(stream, id, exec)
 }
 
@@ -110,15 +118,15 @@ fn not_attached(id: &str, exec: &str) -> impl Fn(io::Error) -> Failure {
 }
 
 /// The first half. An exec may be asked for after it.
-pub fn say_hello(stream: &UnixStream, id: &str, exec: &str) -> Result<(), Failure> {
+pub fn say_hello(stream: &UnixStream, id: &str, exec: &str, again: bool) -> Result<(), Failure> {
     let failed = not_attached(id, exec);
     stream.set_nonblocking(false).map_err(&failed)?;
-    let hello = serde_json::json!({ "container": id, "exec": exec, "stdin": true, "wait": true });
+    let hello = serde_json::json!({ "container": id, "exec": exec, "stdin": true, "wait": true, "again": again });
     (&*stream).write_all(format!("{hello}\n").as_bytes()).map_err(failed)
 }
 
 /// The second.
-pub fn hear_answer(stream: &UnixStream, id: &str, exec: &str) -> Result<(), Failure> {
+pub fn hear_answer(stream: &UnixStream, id: &str, exec: &str) -> Result<Passed, Failure> {
     let failed = not_attached(id, exec);
     stream.set_read_timeout(Some(PATIENCE)).map_err(&failed)?;
     let (mut line, mut byte) = (Vec::new(), [0u8; 1]);
@@ -132,7 +140,7 @@ pub fn hear_answer(stream: &UnixStream, id: &str, exec: &str) -> Result<(), Fail
     let answer: Answer = serde_json::from_slice(&line).map_err(|error| failed(error.into()))?;
     stream.set_read_timeout(None).map_err(&failed)?;
     match answer.ok {
-        true => Ok(()),
+        true => Ok(answer.passed),
         false => Err(failed(io::Error::other(answer.error.replace(char::is_control, " ")))),
     }
 }
@@ -172,6 +180,7 @@ struct Pump {
     /// No more input comes; the guest was told.
     input_ended: bool,
     outputs: [Option<End>; 2],
+    passed: Passed,
 }
 
 /// All of them.
@@ -210,6 +219,7 @@ impl Pumps {
             stdin: ends.stdin.map(End::new).transpose()?,
             input_ended: false,
             outputs: [stdout.map(End::new).transpose()?, stderr.map(End::new).transpose()?],
+            passed: [0; 3],
         });
         self.update(reactor, key);
         Ok(key)
@@ -245,9 +255,12 @@ impl Pumps {
         }
     }
 
-    /// Its connection was made anew.
-    pub fn again(&mut self, reactor: &Reactor, key: u32, stream: UnixStream) {
-        let Some(pump) = self.all.get_mut(key).filter(|pump| pump.state == State::Broken) else { return };
+    /// Its connection was made anew, and `there` has passed in the guest's eyes. Returns how many bytes were lost.
+    pub fn again(&mut self, reactor: &Reactor, key: u32, stream: UnixStream, there: Passed) -> u64 {
+        let Some(pump) = self.all.get_mut(key).filter(|pump| pump.state == State::Broken) else { return 0 };
+        let lost =
+            pump.passed.iter().zip(there).fold(0u64, |sum, (here, there)| sum.saturating_add(here.abs_diff(there)));
+        pump.passed = there;
         if stream.set_nonblocking(true).is_ok() {
             (pump.stream, pump.state) = (Some((stream, Interest::NONE)), State::Open);
             (pump.frames, pump.to_guest) = Default::default();
@@ -259,6 +272,15 @@ impl Pumps {
             pump.state = State::Ended;
         }
         self.update(reactor, key);
+        lost
+    }
+
+    /// Closes a process' streams in the guest: nobody here is served by the rest of them.
+    pub fn leave(&mut self, reactor: &Reactor, key: u32) {
+        if let Some(pump) = self.all.get_mut(key).filter(|pump| pump.state == State::Open) {
+            pump.leave();
+            self.update(reactor, key);
+        }
     }
 
     /// Nothing more comes; what waits for readers is still passed on.
@@ -370,6 +392,7 @@ impl Pump {
 
     /// Passes output on. A file that is full loses it, as it would lose the process' own words.
     fn pass_on(&mut self, which: usize, bytes: &[u8]) {
+        self.passed[1 + which] = self.passed[1 + which].wrapping_add(bytes.len() as u64);
         let Some(end) = &mut self.outputs[which] else { return };
         let written = match bytes.is_empty() {
             true => end.buffer.flush(&mut end.file),
@@ -407,6 +430,7 @@ impl Pump {
 
     /// Sends input; no bytes are its end.
     fn say(&mut self, bytes: &[u8]) {
+        self.passed[0] += bytes.len() as u64;
         if let Some((stream, _)) = &mut self.stream
             && self.to_guest.send(stream, &[&header(Kind::Stdin, bytes.len()), bytes]).is_err()
         {

@@ -138,8 +138,11 @@ fn a_reader_that_has_gone_is_told_to_the_guest() {
 #[test]
 fn a_connection_that_breaks_is_made_again_and_goes_on() {
     let mut rig = rig();
+    rig.say(Kind::Stdout, b"one ");
+    rig.stdin.as_mut().unwrap().write_all(b"in").unwrap();
     // Cut in the middle of a frame.
     rig.guest.write_all(&[1, 0, 0, 0, 9, b'h', b'a']).unwrap();
+    rig.turn();
     rig.stdin = None;
     rig.turn();
     let (ours, guest) = UnixStream::pair().unwrap();
@@ -147,14 +150,15 @@ fn a_connection_that_breaks_is_made_again_and_goes_on() {
     rig.guest = guest;
     rig.turn();
     assert_eq!(rig.standing(), Standing::Broken);
-    rig.pumps.again(&rig.reactor, rig.key, ours);
+    // The frame that was cut, and what the guest has not heard.
+    assert_eq!(rig.pumps.again(&rig.reactor, rig.key, ours, [0, 4 + 9, 0]), 9 + 2);
     rig.say(Kind::Stdout, b"more");
     rig.say(Kind::End, b"");
     rig.turn();
     assert_eq!(rig.heard(), [Frame { kind: Kind::Stdin, payload: Vec::new() }], "the end of the input, once more");
     let mut text = String::new();
     rig.stdout.as_mut().unwrap().read_to_string(&mut text).unwrap();
-    assert_eq!((text.as_str(), rig.standing()), ("more", Standing::Done));
+    assert_eq!((text.as_str(), rig.standing()), ("one more", Standing::Done));
 }
 
 #[test]
@@ -170,27 +174,27 @@ fn nonsense_is_the_end() {
 #[test]
 fn the_answer_to_the_first_line_is_read_and_nothing_behind_it() {
     let (ours, mut guest) = UnixStream::pair().unwrap();
-    guest.write_all(b"{\"ok\":true}\n\x01").unwrap();
-    greet(&ours, "web", "").unwrap();
+    guest.write_all(b"{\"ok\":true,\"passed\":[1,2,3]}\n\x01").unwrap();
+    assert_eq!(greet(&ours, "web", "", true).unwrap(), [1, 2, 3]);
     let mut byte = [0; 1];
     (&ours).read_exact(&mut byte).unwrap();
     assert_eq!(byte, [1]);
-    let mut line = [0; 64];
+    let mut line = [0; 256];
     let count = guest.read(&mut line).unwrap();
     let hello: serde_json::Value = serde_json::from_slice(&line[..count]).unwrap();
-    assert_eq!((&hello["container"], &hello["wait"]), (&"web".into(), &true.into()));
+    assert_eq!((&hello["container"], &hello["wait"], &hello["again"]), (&"web".into(), &true.into(), &true.into()));
 
     for (answer, part) in
         [(&b"{\"error\":\"attached\\nalready\"}\n"[..], "attached already"), (b"nonsense\n", "expected")]
     {
         let (ours, mut guest) = UnixStream::pair().unwrap();
         guest.write_all(answer).unwrap();
-        let failure = greet(&ours, "web", "x").unwrap_err();
+        let failure = greet(&ours, "web", "x", true).unwrap_err();
         assert!(failure.message.contains(part), "{}", failure.message);
     }
     let (ours, mut guest) = UnixStream::pair().unwrap();
     guest.write_all(&[b'x'; MAX_HELLO + 1]).unwrap();
-    assert!(greet(&ours, "web", "").unwrap_err().message.contains("too long"));
+    assert!(greet(&ours, "web", "", false).unwrap_err().message.contains("too long"));
 }
 
 #[test]

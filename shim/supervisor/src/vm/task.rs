@@ -237,7 +237,7 @@ impl Guest {
             ..Default::default()
         };
         let created: task::CreateTaskResponse = client.call(method::CREATE, &create, Some(LONG))?;
-        pump::greet(attach(ends, id)?, id, "")?;
+        pump::greet(attach(ends, id)?, id, "", false)?;
         let oom_file = self.oom_note().to_string_lossy().into_owned();
         // What it leaves running is the guest's to kill.
         let (pid, own_pid_namespace) = (created.pid as i32, true);
@@ -328,15 +328,42 @@ impl Guest {
         let streams = pump::names_there(names);
         // Before all the rest, so that all is one turn of the machine.
         let stream = attach(ends, id)?;
-        pump::say_hello(stream, id, exec)?;
+        pump::say_hello(stream, id, exec, false)?;
         let mut begun = Begun::new(self.client()?, Exec { id, exec, spec, terminal: names.terminal, streams })?;
-        match pump::hear_answer(stream, id, exec).and_then(|()| begun.pid()) {
+        match begun.known() {
+            Ok(()) => {}
+            // Who can say what became of it.
+            Err(failure) if matches!(failure.code, Code::Unavailable | Code::DeadlineExceeded) => {
+                self.forget_exec(id, exec, begun);
+                return Err(failure);
+            }
+            // It is not there, or another's.
+            Err(failure) => return Err(failure),
+        }
+        match pump::hear_answer(stream, id, exec).and_then(|_| begun.pid()) {
             Ok(pid) => Ok((Created { pid: pid as i32, ..Created::default() }.encode(), begun)),
             Err(failure) => {
-                // It may have started all the same: then it is of no use to anybody.
-                let _ = self.kill(id.to_owned(), exec.to_owned(), SIGKILL, true).and_then(|_| begun.end());
-                let _ = self.delete(id, exec);
+                self.forget_exec(id, exec, begun);
                 Err(failure)
+            }
+        }
+    }
+
+    /// An exec that is told to have failed may have started all the same, or may yet: then it is of no use to anybody, and
+    /// whoever asks once more must not have it twice.
+    fn forget_exec(&self, id: &str, exec: &str, mut begun: Begun) {
+        // While it is being started nothing can be done to it.
+        let _ = begun.pid();
+        drop(begun);
+        let until = Instant::now() + SHORT;
+        loop {
+            let _ = self.kill(id.to_owned(), exec.to_owned(), SIGKILL, true);
+            match self.delete(id, exec) {
+                Ok(()) => return,
+                Err(failure) if Instant::now() >= until => {
+                    return eprintln!("exec {exec} of {id} was given up and may run on: {}", failure.message);
+                }
+                Err(_) => std::thread::sleep(PAUSE),
             }
         }
     }
