@@ -176,6 +176,8 @@ struct Pump {
     state: State,
     frames: FrameReader,
     to_guest: OutBuffer,
+    /// The guest takes no more; what it has said before is still to be read.
+    deaf: bool,
     stdin: Option<End>,
     /// No more input comes; the guest was told.
     input_ended: bool,
@@ -216,6 +218,7 @@ impl Pumps {
             state: State::Open,
             frames: FrameReader::new(),
             to_guest: OutBuffer::default(),
+            deaf: false,
             stdin: ends.stdin.map(End::new).transpose()?,
             input_ended: false,
             outputs: [stdout.map(End::new).transpose()?, stderr.map(End::new).transpose()?],
@@ -263,7 +266,7 @@ impl Pumps {
         pump.passed = there;
         if stream.set_nonblocking(true).is_ok() {
             (pump.stream, pump.state) = (Some((stream, Interest::NONE)), State::Open);
-            (pump.frames, pump.to_guest) = Default::default();
+            (pump.frames, pump.to_guest, pump.deaf) = Default::default();
             if pump.input_ended {
                 // The guest may not have heard of it.
                 pump.say(&[]);
@@ -349,8 +352,13 @@ impl Pump {
         if let Some((stream, _)) = &mut self.stream
             && self.to_guest.flush(stream).is_err()
         {
-            self.break_off();
+            self.fall_deaf();
         }
+    }
+
+    /// Reading tells how it ends.
+    fn fall_deaf(&mut self) {
+        (self.to_guest, self.deaf) = (OutBuffer::default(), true);
     }
 
     fn break_off(&mut self) {
@@ -431,10 +439,10 @@ impl Pump {
     /// Sends input; no bytes are its end.
     fn say(&mut self, bytes: &[u8]) {
         self.passed[0] += bytes.len() as u64;
-        if let Some((stream, _)) = &mut self.stream
+        if let Some((stream, _)) = self.stream.as_mut().filter(|_| !self.deaf)
             && self.to_guest.send(stream, &[&header(Kind::Stdin, bytes.len()), bytes]).is_err()
         {
-            self.break_off();
+            self.fall_deaf();
         }
     }
 }

@@ -210,3 +210,20 @@ fn a_terminals_words_are_for_one_stream_there_and_none_is_a_terminal_here() {
     assert_eq!(names_there(&names(true, "/in", "", "/err")), ["attach:once", "attach:wait", ""]);
     assert_eq!(names_here(&names(true, "/in", "/out", "/err")), names(false, "/in", "/out", ""));
 }
+
+#[test]
+fn what_was_said_before_the_guest_took_no_more_is_still_heard() {
+    let mut rig = rig();
+    rig.say(Kind::Stdout, b"no such folder");
+    rig.say(Kind::End, b"");
+    // It has left with input unread, and more comes for it before anything of it was read.
+    rig.guest.shutdown(std::net::Shutdown::Both).unwrap();
+    rig.stdin.as_mut().unwrap().write_all(b"input for nobody").unwrap();
+    let input = |token| Ready { token, read: true, write: false };
+    rig.pumps.ready(&rig.reactor, rig.key, input(Token::PumpIn(rig.key)));
+    assert_eq!(rig.standing(), Standing::Open);
+    rig.turn();
+    let mut text = String::new();
+    rig.stdout.as_mut().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!((text.as_str(), rig.standing()), ("no such folder", Standing::Done));
+}
