@@ -80,9 +80,13 @@ fn kept(dir: &Path) -> Option<Program> {
 }
 
 impl Agent {
-    /// Fills in the pid of this process, as the host's /proc shows it.
-    pub fn name_process(&mut self) -> Result<()> {
-        let own = std::fs::read_link("/proc/self").op(|| "read /proc/self")?;
+    /// Fills in the pid of this process, as the host's /proc shows it: the caller's view of `/proc`, or by `proc` where that
+    /// is the container's already, which may name anybody.
+    pub fn name_process(&mut self, proc: Option<&OwnedFd>) -> Result<()> {
+        let own = match proc {
+            Some(proc) => nix::fcntl::readlinkat(proc, "self").op(|| "read /proc/self")?,
+            None => nix::fcntl::readlink("/proc/self").op(|| "read /proc/self")?,
+        };
         let pid: i32 = own.to_str().and_then(|pid| pid.parse().ok()).unwrap_or_default();
         self.message["pid"] = json!(pid);
         if self.message["state"]["pid"] == 0 {

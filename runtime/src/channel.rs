@@ -58,6 +58,14 @@ impl Channel {
         }
     }
 
+    /// Why nothing comes of it: the last message. By write(2), which most filters leave to a container, where send(2) is a
+    /// matter of sockets. Who is not heard any more may die of it.
+    pub fn send_last(&self, words: &str) {
+        let bytes = [b"F", words.as_bytes()].concat();
+        let bytes = &bytes[..bytes.len().min(MAX_MESSAGE)];
+        let _ = crate::sys::retry(|| nix::unistd::write(&self.0, bytes));
+    }
+
     /// The next message; `None` when the other end is closed.
     pub fn receive(&self) -> io::Result<Option<Message>> {
         let mut buffer = [0u8; MAX_MESSAGE];
@@ -180,6 +188,9 @@ mod tests {
     fn long_words_are_cut_not_lost() {
         let (a, b) = Channel::pair().unwrap();
         a.send(&Message::Failed("x".repeat(10_000))).unwrap();
-        assert!(matches!(b.receive().unwrap(), Some(Message::Failed(w)) if w.len() == MAX_MESSAGE - 1));
+        a.send_last(&"x".repeat(10_000));
+        for _ in 0..2 {
+            assert!(matches!(b.receive().unwrap(), Some(Message::Failed(w)) if w.len() == MAX_MESSAGE - 1));
+        }
     }
 }

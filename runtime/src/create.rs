@@ -232,11 +232,7 @@ fn plan_identity(spec: &Spec, id: &str, bundle: &Path, process: &Process, option
     let (filter, agent) = agent::plan(spec, || state::hook_state(spec, id, bundle, "creating", 0))?;
     let mut identity = Identity::plan(process, &spec.linux, filter, agent)?;
     identity.in_user_namespace = spec.namespace(NamespaceKind::User).is_some();
-    for fd in 3..3 + options.preserve_fds as i32 {
-        if !sys::is_open(fd) {
-            return Err(Error::invalid(format!("descriptor {fd} is to be preserved, but is not open")));
-        }
-    }
+    check_preserved(options.preserve_fds)?;
     for variable in &options.extra_env {
         identity.add_env(variable.clone());
     }
@@ -261,6 +257,14 @@ pub(crate) fn console_socket(terminal: bool, path: Option<&Path>, fd: Option<&Ow
 }
 
 /// The host's /proc. What is written by it (sysctls, labels) takes effect on a real one alone.
+/// What is to be the program's was given to this one.
+pub(crate) fn check_preserved(count: u32) -> Result<()> {
+    match (3..3 + count as i32).find(|fd| !sys::is_handed_over(*fd)) {
+        None => Ok(()),
+        Some(fd) => Err(Error::invalid(format!("descriptor {fd} is to be preserved, but was not handed over"))),
+    }
+}
+
 pub(crate) fn open_proc() -> Result<OwnedFd> {
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
     let proc = sys::retry(|| nix::fcntl::open("/proc", flags, nix::sys::stat::Mode::empty()))

@@ -78,12 +78,13 @@ pub(crate) fn exec(runtime: &Runtime, id: &str, mut options: ExecOptions) -> Res
         options.console_socket.as_deref(),
         options.console_fd.as_ref(),
     )?;
+    create::check_preserved(options.preserve_fds)?;
     let pidfd_socket = console::pidfd_socket(options.pidfd_socket.as_deref())?;
     let cgroup_dir = match cgroup.dir_fd_for_clone() {
         Ok(dir) => dir,
         Err(error) => Some(inits_cgroup(&record, &options.cgroup).ok_or_else(|| create::cgroup_error(error))?),
     };
-    let proc = if identity.labelled() { Some(create::open_proc()?) } else { None };
+    let proc = if identity.needs_proc() { Some(create::open_proc()?) } else { None };
     // Who has no rights of his own gets some by way of the user namespace alone: see `rootless`.
     let ordinary = record.namespaces & NamespaceKind::User.flag() != 0 && !rootless::may_join();
     let in_user_namespace = identity.in_user_namespace;
@@ -191,6 +192,10 @@ fn inherit(process: &mut Process, spec: &Spec) {
     process.scheduler = process.scheduler.take().or_else(|| init.scheduler.clone());
     process.io_priority = process.io_priority.take().or_else(|| init.io_priority.clone());
     process.exec_cpu_affinity = process.exec_cpu_affinity.take().or_else(|| init.exec_cpu_affinity.clone());
+    process.oom_score_adj = process.oom_score_adj.or(init.oom_score_adj);
+    process.selinux_label = process.selinux_label.take().or_else(|| init.selinux_label.clone());
+    // runc's leaves the container's confinement with such a process; no caller means that.
+    process.apparmor_profile = process.apparmor_profile.take().or_else(|| init.apparmor_profile.clone());
 }
 
 /// Where the init has gone with its processes, as systemd in a container does; for those who asked for no other place.
@@ -275,7 +280,7 @@ fn set_up(mut plan: Plan, _channel: &Channel) -> Result<Ready> {
     setsid().op(|| "start a session")?;
     crate::init::join_cgroup(std::mem::take(&mut plan.cgroup_files))?;
     plan.affinity.finish()?;
-    plan.identity.name_process()?;
+    plan.identity.name_process(plan.proc.as_ref())?;
     // With the host's rights, which a user namespace ends.
     std::mem::take(&mut plan.identity.schedule).apply(0)?;
     if let Some(proc) = plan.proc.take() {
@@ -326,8 +331,7 @@ fn finish(ready: Ready, channel: Channel) {
         Ok(()) => identity.exec(&program),
         Err(error) => error,
     };
-    // The parent may be gone; then nobody asks.
-    let _ = channel.send(&Message::Failed(error.to_string()));
+    channel.send_last(&error.to_string());
 }
 
 #[cfg(test)]

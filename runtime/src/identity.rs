@@ -176,8 +176,13 @@ impl Identity {
     }
 
     /// Tells the agent which process this is, while the host's /proc is there.
-    pub fn name_process(&mut self) -> Result<()> {
-        self.agent.as_mut().map_or(Ok(()), Agent::name_process)
+    pub fn name_process(&mut self, proc: Option<&OwnedFd>) -> Result<()> {
+        self.agent.as_mut().map_or(Ok(()), |agent| agent.name_process(proc))
+    }
+
+    /// Whether the host's /proc is needed where the container's may be in its place.
+    pub fn needs_proc(&self) -> bool {
+        self.labelled() || self.agent.is_some()
     }
 
     /// Opens what the labels will be written to, while the host's /proc is there.
@@ -315,6 +320,9 @@ impl Identity {
     }
 
     fn find_program(&mut self, file: Option<OwnedFd>) -> Result<Program> {
+        keep_last(&mut self.env);
+        // An empty one is none, as with runc.
+        self.env.retain(|variable| variable != "HOME=");
         if !self.env.iter().any(|e| e.starts_with("HOME=")) {
             self.env.push(format!("HOME={}", home_of(self.uid)));
         }
@@ -380,6 +388,15 @@ fn cannot_exec(what: &str, cause: Errno) -> Error {
     Error::Init(format!("exec {what}: {}", cause.desc().to_lowercase()))
 }
 
+/// Of variables with one name the last one counts, for programs as well, which look for the first: `exec --env` is to
+/// change what the image has set.
+fn keep_last(env: &mut Vec<String>) {
+    let name = |variable: &str| variable.split_once('=').map_or(variable, |(name, _)| name).to_owned();
+    let mut seen = std::collections::HashSet::with_capacity(env.len());
+    let mut last: Vec<bool> = env.iter().rev().map(|variable| seen.insert(name(variable))).collect();
+    env.retain(|_| last.pop().unwrap_or(true));
+}
+
 fn find_in_path(name: &str, env: &[String]) -> Result<PathBuf> {
     let usable = |path: &Path| -> nix::Result<()> {
         if nix::sys::stat::stat(path)?.st_mode & libc::S_IFMT == libc::S_IFDIR {
@@ -442,6 +459,13 @@ fn groups_are_denied() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_variables_with_one_name_the_last_counts() {
+        let mut env = ["A=1", "B=2", "A=", "A.B=3", "C", "B=4", "C"].map(str::to_owned).to_vec();
+        keep_last(&mut env);
+        assert_eq!(env, ["A=", "A.B=3", "B=4", "C"]);
+    }
 
     #[test]
     fn the_home_is_that_of_the_first_matching_line() {

@@ -88,7 +88,7 @@ fn set_up<'a>(mut plan: Plan<'a>, channel: &Channel) -> Result<Ready<'a>> {
     join_cgroup(std::mem::take(&mut plan.cgroup_files))?;
     // After it: the cpuset limits what this comes to.
     schedule::reset_affinity();
-    plan.identity.name_process()?;
+    plan.identity.name_process(None)?;
     // In a user namespace the folders above may be closed to who this process becomes; the host's root may pass still.
     let point = open_directory(&plan.rootfs);
     // Nothing can be made as root of the new user namespace before the parent wrote its maps.

@@ -78,6 +78,7 @@ pub use features::features;
 pub use seal::seal_self;
 pub use spec::Process;
 pub use state::{Detail, OCI_VERSION, State, Status, now};
+pub use sys::hear_children;
 
 /// Containers whose state lives beneath one directory.
 #[derive(Debug, Clone)]

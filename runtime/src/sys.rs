@@ -354,10 +354,12 @@ pub fn dup_to(fd: RawFd, to: RawFd, cloexec: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a descriptor number is open.
-pub fn is_open(fd: RawFd) -> bool {
+/// Whether a descriptor came with this program's execution. One of its own at that number (a log, say) is closed by the
+/// next, as all of them are.
+pub fn is_handed_over(fd: RawFd) -> bool {
     // SAFETY: F_GETFD only reads.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
 }
 
 /// A pidfd of a process; it never comes to mean another process. For uses of our own see `handle`, which does without.
@@ -487,6 +489,15 @@ pub fn loopback_up() -> io::Result<()> {
         check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) as c_long)?;
     }
     Ok(())
+}
+
+/// Children are waited for whatever the caller's own were: with the signal ignored, which outlives an execve, the kernel
+/// reaps them and tells nobody.
+pub fn hear_children() {
+    // SAFETY: a default action refers to no code of ours.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+    }
 }
 
 /// All signals to their default action, and none blocked: what a program expects at its start.

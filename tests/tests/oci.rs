@@ -531,6 +531,23 @@ fn preserved_descriptors_reach_the_program_and_no_others() {
 }
 
 #[test]
+fn a_descriptor_of_the_runtime_itself_is_not_preserved() {
+    if !ours() {
+        return; // Theirs are.
+    }
+    let bundle = Bundle::sh("ls /proc/self/fd");
+    bundle.write_config();
+    let folder = bundle.dir.path();
+    let log = folder.join("log").display().to_string();
+    let run = ["--log", &log, "run", "--preserve-fds", "1", "--bundle", folder.to_str().unwrap(), &bundle.id];
+    bundle.oci(&run).fails("descriptor 3 is to be preserved, but was not handed over");
+    bundle.assert_gone();
+    let bundle = Bundle::sleeping();
+    let exec = ["exec", "--preserve-fds", "1", &bundle.id, "/bin/true"];
+    bundle.oci(&exec).fails("descriptor 3 is to be preserved, but was not handed over");
+}
+
+#[test]
 fn no_descriptor_leaks_into_the_program() {
     let bundle = Bundle::sh("ls /proc/self/fd");
     assert_eq!(bundle.run().ok().out, "0\n1\n2\n3\n");

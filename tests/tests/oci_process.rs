@@ -6,7 +6,7 @@ mod oci_support;
 use std::fs;
 use std::process::Command;
 
-use oci_support::{Answer, Bundle, ours, wait_for};
+use oci_support::{Answer, Bundle, ours, peer, wait_for};
 use serde_json::{Value, json};
 
 /// Debian 12's runc and crun know few of these settings and pass over the rest.
@@ -313,4 +313,75 @@ fn intel_rdt_without_resctrl_is_refused_by_name() {
     bundle.create().fails("linux.intelRdt.closID");
     let plain = Bundle::sleeping();
     plain.oci(&["update", "--l3-cache-schema", "L3:0=f", &plain.id]).fails("without linux.intelRdt");
+}
+
+/// A command of somebody who does not want to hear of his children, as some daemons do: that outlives an execve.
+fn by_one_who_ignores_children(command: &Command) -> Answer {
+    let mut outer = Command::new("perl");
+    outer.args(["-e", "$SIG{CHLD} = 'IGNORE'; exec { $ARGV[0] } @ARGV or die;"]);
+    outer
+        .arg(command.get_program())
+        .args(command.get_args())
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap()
+        .into()
+}
+
+#[test]
+fn a_caller_who_ignores_the_end_of_children_is_told_that_of_the_container() {
+    let mut bundle = Bundle::sh("exit 7");
+    bundle.set("/hooks", json!({ "createRuntime": [{ "path": "/bin/true" }] }));
+    bundle.write_config();
+    let folder = bundle.dir.path().to_str().expect("UTF-8");
+    assert_eq!(by_one_who_ignores_children(&bundle.command(&["run", "--bundle", folder, &bundle.id])).code, 7);
+    let bundle = Bundle::sleeping();
+    let exec = bundle.command(&["exec", &bundle.id, "/bin/sh", "-c", "exit 5"]);
+    assert_eq!(by_one_who_ignores_children(&exec).code, 5);
+}
+
+#[test]
+fn a_process_has_the_containers_oom_score_unless_it_has_its_own() {
+    let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    bundle.set("/process/oomScoreAdj", json!(500));
+    started(&bundle);
+    let score = |extra: Value| {
+        let mut process = bundle.config["process"].clone();
+        process.as_object_mut().expect("an object").remove("oomScoreAdj");
+        process["args"] = json!(["/bin/cat", "/proc/self/oom_score_adj"]);
+        process.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+        let file = bundle.dir.path().join("process.json");
+        fs::write(&file, process.to_string()).expect("process.json");
+        bundle.exec_first(&["--process", file.to_str().expect("UTF-8")]).ok().out
+    };
+    if !peer("crun") {
+        assert_eq!(score(json!({})), "500\n");
+    }
+    if !peer("runc") {
+        assert_eq!(score(json!({ "oomScoreAdj": 600 })), "600\n");
+    }
+}
+
+#[test]
+fn the_last_of_several_variables_counts_for_programs_and_for_finding_them() {
+    let mut bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    bundle.set("/process/env", json!(["PATH=/nowhere", "FOO=image", "BAR=kept", "FOO=twice"]));
+    started(&bundle);
+    if ours() {
+        let words = ["--env", "FOO=new", "--env", "PATH=/bin", "--env", "HOME="];
+        let mut all = vec!["exec"];
+        all.extend(words);
+        all.extend([bundle.id.as_str(), "env"]);
+        assert_eq!(bundle.oci(&all).ok().out, "BAR=kept\nFOO=new\nPATH=/bin\nHOME=/\n");
+    }
+}
+
+#[test]
+fn a_flag_without_a_value_is_as_if_it_was_not_given() {
+    let bundle = Bundle::sleeping();
+    let empty = ["--pid-file", "", "--user", "", "--cwd", "", "--apparmor", "", "--process-label", "", "--process", ""];
+    let mut all = vec!["exec"];
+    all.extend(empty);
+    all.extend([bundle.id.as_str(), "/bin/echo", "done"]);
+    assert_eq!(bundle.oci(&all).ok().out, "done\n");
 }

@@ -1,14 +1,12 @@
 //! Seccomp profiles through the front door of any OCI runtime. `OCI_RUNTIME=runc` runs the same against libseccomp.
 
-use std::io::{IoSliceMut, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
 
 mod oci_support;
-use oci_support::{Bundle, ours, peer, wait_for};
+use oci_support::{Bundle, ours, peer, receive_listener, wait_for};
 
 fn filtered(script: &str, profile: Value) -> Bundle {
     let mut bundle = Bundle::sh(script);
@@ -122,32 +120,6 @@ fn a_profile_that_cannot_be_is_refused_with_its_place() {
     }
 }
 
-/// What an agent is sent: a descriptor and its description.
-fn receive(agent: &UnixListener) -> (OwnedFd, Value) {
-    agent.set_nonblocking(true).expect("no waiting");
-    let mut accepted = None;
-    wait_for("a connection", || {
-        accepted = agent.accept().ok();
-        accepted.is_some()
-    });
-    let (stream, _) = accepted.expect("a connection");
-    let mut bytes = vec![0; 64 << 10];
-    let mut control = nix::cmsg_space!([i32; 4]);
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC);
-    let message = message.expect("a message");
-    let fds: Vec<i32> = message
-        .cmsgs()
-        .expect("control messages")
-        .flat_map(|c| if let ControlMessageOwned::ScmRights(fds) = c { fds } else { Vec::new() })
-        .collect();
-    let [fd] = fds[..] else { panic!("{} descriptors", fds.len()) };
-    let length = message.bytes;
-    // One state for each connection, which ends with it. The peers keep it until an exec ends, which waits for us.
-    assert!(!ours() || (&stream).read_to_end(&mut Vec::new()).expect("the end") == 0);
-    (coracle_tests::sys::adopt(fd), serde_json::from_slice(&bytes[..length]).expect("JSON"))
-}
-
 #[test]
 fn an_agent_gets_the_listener_of_the_program_and_of_each_exec() {
     if peer("runc") {
@@ -163,7 +135,7 @@ fn an_agent_gets_the_listener_of_the_program_and_of_each_exec() {
     bundle.create().ok();
     bundle.oci(&["start", &bundle.id]).ok();
     let pid = bundle.state()["pid"].clone();
-    let (fd, message) = receive(&agent);
+    let (fd, message) = receive_listener(&agent);
     assert_eq!((&message["fds"], &message["metadata"]), (&json!(["seccompFd"]), &json!("of the test")), "{message}");
     assert_eq!((&message["pid"], &message["state"]["pid"]), (&pid, &pid), "{message}");
     assert_eq!((&message["state"]["id"], &message["state"]["status"]), (&json!(bundle.id), &json!("creating")));
@@ -177,12 +149,31 @@ fn an_agent_gets_the_listener_of_the_program_and_of_each_exec() {
     }
     std::thread::scope(|scope| {
         let exec = scope.spawn(|| bundle.exec(&["/bin/mkdir", "/tmp/y"]));
-        let (fd, message) = receive(&agent);
+        let (fd, message) = receive_listener(&agent);
         assert_eq!((&message["state"]["pid"], &message["state"]["status"]), (&pid, &json!("running")), "{message}");
         assert!(message["pid"] != pid && message["pid"].as_i64().is_some_and(|pid| pid > 1), "{message}");
         drop(fd);
         exec.join().unwrap().fails("not implemented");
     });
+}
+
+/// Whatever of the network the profile forbids, and however late it is found that there is no program.
+#[test]
+fn why_an_exec_has_failed_is_told_past_its_own_filter() {
+    let network = ["socket", "connect", "sendto", "sendmsg", "sendmmsg"];
+    let bundle = filtered("exec sleep 1000", allow_but(json!([{ "names": network, "action": "SCMP_ACT_ERRNO" }])));
+    let garbage = bundle.rootfs().join("bin/garbage");
+    std::fs::write(&garbage, "no program at all").unwrap();
+    std::fs::set_permissions(&garbage, std::fs::Permissions::from_mode(0o755)).unwrap();
+    bundle.create().ok();
+    bundle.oci(&["start", &bundle.id]).ok();
+    bundle.exec(&["/bin/garbage"]).fails("exec format error");
+    if ours() {
+        let pid_file = bundle.dir.path().join("pid");
+        let flags = ["exec", "--detach", "--pid-file", pid_file.to_str().unwrap(), &bundle.id, "/bin/garbage"];
+        assert_eq!(bundle.oci(&flags).code, 255);
+        assert!(!pid_file.exists());
+    }
 }
 
 #[test]

@@ -27,6 +27,8 @@ const PROMPT: &str = "PROMPT> ";
 /// A terminal, what runs on it, and what it has shown so far.
 struct Screen {
     master: File,
+    /// Its modes before anything ran on it.
+    at_first: Termios,
     child: Child,
     shown: String,
     /// How much of it was looked at.
@@ -48,6 +50,7 @@ impl Screen {
         let slave = nix::fcntl::open(path.as_str(), flags, Mode::empty()).expect("its other end");
         let master = File::from(OwnedFd::from(master));
         coracle_tests::sys::resize(&master, 30, 90).expect("resize");
+        let at_first = tcgetattr(&master).expect("its modes");
         let stream = || Stdio::from(slave.try_clone().expect("dup"));
         let child = Command::new("setsid")
             .args(["--ctty", "--wait", program])
@@ -58,7 +61,7 @@ impl Screen {
             .stderr(stream())
             .spawn()
             .expect("setsid of util-linux");
-        Screen { master, child, shown: String::new(), read: 0 }
+        Screen { master, at_first, child, shown: String::new(), read: 0 }
     }
 
     /// The runtime itself.
@@ -193,7 +196,7 @@ fn the_programs_first_look_at_its_size_is_right() {
 fn the_mode_is_raw_meanwhile_and_as_before_afterwards() {
     let bundle = with_terminal("echo up; read line; echo got $line");
     let mut screen = Screen::run(&bundle);
-    let before = screen.modes();
+    let before = screen.at_first.clone();
     screen.expect("up");
     wait_for("raw mode", || screen.is_raw());
     screen.write("word\r");
@@ -209,7 +212,7 @@ fn the_mode_comes_back_when_the_program_cannot_be_run() {
     let mut bundle = Bundle::new(&["/bin/no-such-program"]);
     bundle.set("/process/terminal", json!(true));
     let mut screen = Screen::run(&bundle);
-    let before = screen.modes();
+    let before = screen.at_first.clone();
     assert_ne!(screen.end().0, 0);
     assert_eq!(screen.modes().local_flags, before.local_flags);
     bundle.assert_gone();
@@ -332,10 +335,11 @@ fn a_background_job_with_a_terminal_stops_before_it_makes_anything() {
     assert!(!bundle.state_root().join(&bundle.id).exists(), "nothing is made");
     // Once more: bg does not bring it to the foreground.
     screen.write("bg\n");
-    screen.write("sleep 0.3; jobs; echo all jobs\n");
-    screen.expect("echo all jobs");
-    let jobs = screen.expect("all jobs");
-    assert!(jobs.contains("Stopped"), "{jobs}");
+    wait_for("the next stop", || {
+        screen.write("jobs; echo all jobs\n");
+        screen.expect("echo all jobs");
+        screen.expect("all jobs").contains("Stopped")
+    });
     screen.write("fg\n");
     screen.expect("up");
     wait_for("raw mode", || screen.is_raw());

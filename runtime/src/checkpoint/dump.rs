@@ -96,7 +96,7 @@ fn freeze_by_cgroup(criu: &mut Criu, record: &Record) {
 /// A network or a PID namespace that was joined is not the container's to save.
 fn external_namespaces(criu: &mut Criu, record: &Record, spec: &Spec) -> Result<()> {
     for (kind, name, key) in super::restore::EXTERNAL_NAMESPACES {
-        let joined = spec.namespace(*kind).is_some_and(|namespace| namespace.path.is_some());
+        let joined = spec.namespace(*kind).is_some_and(|namespace| namespace.joins().is_some());
         if joined {
             // By the process: the path may have come to mean another namespace.
             let path = format!("/proc/{}/ns/{name}", record.pid);
@@ -104,7 +104,7 @@ fn external_namespaces(criu: &mut Criu, record: &Record, spec: &Spec) -> Result<
             criu.pair("--external", format!("{name}[{inode}]:{key}"));
         }
     }
-    if spec.namespace(NamespaceKind::Cgroup).is_some_and(|namespace| namespace.path.is_some()) {
+    if spec.namespace(NamespaceKind::Cgroup).is_some_and(|namespace| namespace.joins().is_some()) {
         return Err(Error::Refused {
             field: "linux.namespaces".into(),
             reason: "criu cannot join a cgroup namespace at the restore".into(),

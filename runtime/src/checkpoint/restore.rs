@@ -199,7 +199,7 @@ fn give(criu: &mut Criu, spec: &Spec, streams: &[String], stdio: &Stdio) -> Resu
         }
     }
     for namespace in &spec.linux.namespaces {
-        let Some(path) = &namespace.path else { continue };
+        let Some(path) = namespace.joins() else { continue };
         match EXTERNAL_NAMESPACES.iter().find(|(kind, ..)| *kind == namespace.kind) {
             Some((_, _, key)) => add(criu, fs::File::open(path).path("open namespace", path)?.into(), key),
             None if matches!(namespace.kind, NamespaceKind::Ipc | NamespaceKind::Uts | NamespaceKind::User) => {

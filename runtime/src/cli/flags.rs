@@ -65,9 +65,10 @@ impl<T: Single> Value for T {
     }
 }
 
+/// Without a text it is as if it was not given, as with runc: scripts write `--apparmor "$PROFILE"`.
 impl<T: Single> Value for Option<T> {
     fn take(&mut self, text: &str) -> Option<()> {
-        *self = Some(T::from_text(text)?);
+        *self = if text.is_empty() { None } else { Some(T::from_text(text)?) };
         Some(())
     }
 }

@@ -196,6 +196,7 @@ fn done(result: coracle_runtime::Result<()>) -> Result<i32> {
 
 /// Does what the command line says; the exit code.
 pub fn main() -> i32 {
+    coracle_runtime::hear_children();
     let words = std::env::args_os()
         .skip(1)
         .map(|word| word.into_string().map_err(|word| Unparsed::Wrong(format!("argument {word:?} is not UTF-8"))));

@@ -120,6 +120,10 @@ pub fn supported_flags() -> Vec<&'static str> {
     FLAGS.iter().filter(|(_, bit)| sys::knows_flag(*bit)).map(|(name, _)| *name).collect()
 }
 
+/// What a file with a program begins with. The last byte is another one whenever a profile comes to mean another program, or
+/// the file changes: a container that was made before gets the new meaning for its next exec.
+const COMPILER: [u8; 8] = *b"seccomp\x02";
+
 /// A compiled profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
@@ -138,15 +142,15 @@ impl Program {
         self.flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0
     }
 
-    /// For a file of this machine: the flags, then the instructions as the kernel has them.
+    /// For a file of this machine: [`COMPILER`], the flags, then the instructions as the kernel has them.
     pub fn to_bytes(&self) -> Vec<u8> {
         let code = self.instructions.iter().flat_map(|i| i.to_bytes());
-        self.flags.to_ne_bytes().into_iter().chain(code).collect()
+        COMPILER.into_iter().chain(self.flags.to_ne_bytes()).chain(code).collect()
     }
 
-    /// What [`to_bytes`](Self::to_bytes) gave; `None` when it is cut off or empty.
+    /// What [`to_bytes`](Self::to_bytes) gave; `None` when it is cut off, empty, or another compiler's.
     pub fn from_bytes(bytes: &[u8]) -> Option<Program> {
-        let (flags, code) = bytes.split_first_chunk()?;
+        let (flags, code) = bytes.strip_prefix(&COMPILER)?.split_first_chunk()?;
         let (code, []) = code.as_chunks() else { return None };
         let instructions: Vec<_> = code.iter().map(|bytes| Instruction::from_bytes(*bytes)).collect();
         (!instructions.is_empty()).then(|| Program { instructions, flags: u64::from_ne_bytes(*flags) })

@@ -301,9 +301,11 @@ fn a_call_that_carries_a_named_one_is_not_newer_than_the_profile() {
 fn bytes_that_are_no_whole_program_are_none() {
     let bytes = compile(&profile(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#)).unwrap().to_bytes();
     assert!(Program::from_bytes(&bytes).is_some());
-    for length in [0, 7, 8, bytes.len() - 1] {
+    for length in [0, 7, 8, 16, bytes.len() - 1] {
         assert_eq!(Program::from_bytes(&bytes[..length]), None, "{length}");
     }
+    assert_eq!(Program::from_bytes(&bytes[8..]), None, "no compiler's");
+    assert_eq!(Program::from_bytes(&[b"seccomp\x01", &bytes[8..]].concat()), None, "another compiler's");
 }
 
 fn profile(json: &str) -> LinuxSeccomp {

@@ -86,6 +86,7 @@ fn copy(words: &[OsString]) -> ExitCode {
 }
 
 fn main() -> ExitCode {
+    coracle_runtime::hear_children();
     let words: Vec<_> = std::env::args_os().collect();
     if words.first().is_some_and(|name| name == inside::NAME) {
         return copy(&words[1..]);

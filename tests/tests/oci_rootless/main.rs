@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 
-use oci_support::{ours, peer, wait_for};
+use oci_support::{ours, peer, receive_listener, wait_for};
 use serde_json::json;
 use user::{COUNT, FIRST, UID, User};
 
@@ -95,6 +95,31 @@ fn the_containers_root_need_not_be_the_user_nor_see_the_users_folders() {
     let user = user.mount("/secret", "bind", source.to_str().unwrap(), &["rbind", "ro"]);
     let out = user.run().ok().out;
     assert_eq!(out.split_whitespace().collect::<Vec<_>>(), ["0", "seen", "0", &FIRST.to_string(), &COUNT.to_string()]);
+}
+
+/// By then the process is among the container's mounts, whose /proc may say anything.
+#[test]
+fn an_agent_is_told_the_hosts_pid_of_an_exec() {
+    if !ours() {
+        return;
+    }
+    let user = User::sh("exec sleep 1000");
+    let path = user.path("home/agent");
+    let agent = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+    let notify = json!([{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY" }]);
+    let profile = json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path, "syscalls": notify });
+    let user = user.set("/linux/seccomp", profile);
+    user.run_with(&["--detach"]).ok();
+    drop(receive_listener(&agent));
+    std::thread::scope(|scope| {
+        let exec = scope.spawn(|| user.oci(&["exec", "box", "/bin/mkdir", "/tmp/told"]));
+        let (fd, message) = receive_listener(&agent);
+        let command = fs::read_to_string(format!("/proc/{}/cmdline", message["pid"])).unwrap_or_default();
+        drop(fd);
+        exec.join().unwrap().fails("not implemented");
+        assert!(command.contains("mkdir"), "{message}: {command:?}");
+    });
 }
 
 #[test]

@@ -6,12 +6,16 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::io::{IoSliceMut, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -263,6 +267,32 @@ impl Drop for Bundle {
             let _ = fs::remove_dir(cgroup);
         }
     }
+}
+
+/// What a seccomp agent is sent: a descriptor and its description.
+pub fn receive_listener(agent: &UnixListener) -> (OwnedFd, Value) {
+    agent.set_nonblocking(true).expect("no waiting");
+    let mut accepted = None;
+    wait_for("a connection", || {
+        accepted = agent.accept().ok();
+        accepted.is_some()
+    });
+    let (stream, _) = accepted.expect("a connection");
+    let mut bytes = vec![0; 64 << 10];
+    let mut control = nix::cmsg_space!([i32; 4]);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC);
+    let message = message.expect("a message");
+    let fds: Vec<i32> = message
+        .cmsgs()
+        .expect("control messages")
+        .flat_map(|c| if let ControlMessageOwned::ScmRights(fds) = c { fds } else { Vec::new() })
+        .collect();
+    let [fd] = fds[..] else { panic!("{} descriptors", fds.len()) };
+    let length = message.bytes;
+    // One state for each connection, which ends with it. The peers keep it until an exec ends, which waits for us.
+    assert!(!ours() || (&stream).read_to_end(&mut Vec::new()).expect("the end") == 0);
+    (coracle_tests::sys::adopt(fd), serde_json::from_slice(&bytes[..length]).expect("JSON"))
 }
 
 /// Polls until it holds; a test that waits longer than this fails.
