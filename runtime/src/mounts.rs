@@ -268,6 +268,16 @@ fn clone_part(whole: &Path, sub: &Path, recursive: bool, base: u64) -> std::io::
     cut_off(sys::clone_tree(part.as_raw_fd(), c"", recursive)?, base)
 }
 
+/// A part of the host's tree that becomes the root: a peer of nobody, or what is mounted in it would be mounted in the host's
+/// folder as well, and pivot_root takes none that is shared. It becomes what it shall be in the end.
+fn clone_root(path: &Path, recursive: bool, base: u64) -> std::io::Result<(OwnedFd, Kind)> {
+    let (tree, kind) = clone_host_tree(path, recursive, base)?;
+    if base == libc::MS_SHARED {
+        set_propagation(&tree, libc::MS_PRIVATE, false)?;
+    }
+    Ok((tree, kind))
+}
+
 fn cut_off(tree: OwnedFd, base: u64) -> std::io::Result<(OwnedFd, Kind)> {
     if base != libc::MS_SHARED {
         set_propagation(&tree, base, true)?;
@@ -281,7 +291,7 @@ impl Planner<'_> {
     pub fn root(&mut self, mounts: &[RootfsMount]) -> Result<Root> {
         let (base, rootfs) = (base_propagation(self.spec), self.point);
         if mounts.is_empty() {
-            let (tree, kind) = clone_host_tree(rootfs, true, base).path("open root filesystem", rootfs)?;
+            let (tree, kind) = clone_root(rootfs, true, base).path("open root filesystem", rootfs)?;
             if kind == Kind::File {
                 return Err(Error::invalid(format!("root filesystem {} is not a directory", rootfs.display())));
             }
@@ -293,7 +303,7 @@ impl Planner<'_> {
             let mut options = options::parse(&mount.options, &mount.target)?;
             let target = Path::new("/").join(mount.target.trim_start_matches('/'));
             if options.bind || mount.fstype == "bind" {
-                let (tree, _) = clone_host_tree(Path::new(&mount.source), options.recursive, base).op(what)?;
+                let (tree, _) = clone_root(Path::new(&mount.source), options.recursive, base).op(what)?;
                 set_attributes(&tree, &options).op(what)?;
                 trees.push((target, tree));
                 continue;

@@ -136,6 +136,7 @@ const DONE_WITHOUT: &[(&str, &str, &str)] = &[
     ("ioctl", "/output", ""),
     // What cannot be read of the freezer's state is taken for thawed.
     ("read", "/freezer.state", ""),
+    ("read", "/cgroup.freeze", ""),
     // Who holds a namespace for the moment it takes to open it, and the word of musl's posix_spawn.
     ("read", "pipe:", ""),
     // An init that cannot hear any more, when its creator has ended already: the container is stopped.
