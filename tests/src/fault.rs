@@ -313,7 +313,8 @@ impl Tracer {
                     // No call has this number: none is made, and the answer is what stands in the register.
                     registers.orig_rax = u64::MAX;
                     registers.rax = -i64::from(errno as i32) as u64;
-                    ptrace::setregs(pid, registers).expect("change the call's answer");
+                    // Another command may have killed it by now.
+                    ptrace::setregs(pid, registers).ok()?;
                 }
                 Fault::Kill => drop(kill(pid, Signal::SIGKILL)),
             }

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::reference::Reference;
 use crate::source::{Descriptor, media_type};
 use crate::store::scratch::Scratch;
-use crate::store::{Image, Manifest, Store, stored_names};
+use crate::store::{Image, Manifest, Store, stored_name};
 use crate::unpack::record::Replay;
 
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -87,7 +87,7 @@ impl Store {
             for name in names {
                 let absent = || Error::new(ErrorKind::NotFound, format!("image {name}: not in the store"));
                 let image = self.image(name)?.ok_or_else(absent)?;
-                let asked = Reference::parse(name).map(|reference| stored_names(&reference)).unwrap_or_default();
+                let asked = Reference::parse(name).map(|reference| vec![stored_name(&reference)]).unwrap_or_default();
                 let asked: Vec<String> = asked.into_iter().filter(|name| image.names.contains(name)).collect();
                 match images.iter_mut().find(|(known, _)| known.id == image.id) {
                     Some((_, known)) => known.extend(asked),

@@ -17,7 +17,7 @@ use super::answer::{Subject, tls_error};
 use super::challenge::{self, Challenge};
 use super::retry::{Failure, Retry};
 use super::token::{self, Token};
-use super::transport::{Call, Fault, Transport};
+use super::transport::{Call, Elsewhere, Fault, Transport};
 use crate::auth::Credentials;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hosts::{Host, Scheme, is_loopback};
@@ -145,7 +145,8 @@ impl Endpoint {
         let url = format!("{}/{}/{}{}", self.base(get.what)?, self.repository, get.path, self.query);
         let shown = self.known_authorization(get.what)?;
         let response = self.send(&url, &get, shown.as_deref())?;
-        if response.status() != StatusCode::UNAUTHORIZED {
+        // A server that was redirected to may refuse, but not ask for this one's credentials.
+        if response.status() != StatusCode::UNAUTHORIZED || response.extensions().get::<Elsewhere>().is_some() {
             return self.checked(response, &get);
         }
         match self.authorize(response.headers(), shown.as_deref(), get.what)? {
@@ -253,7 +254,9 @@ impl Endpoint {
             // To plain http, a TLS server says that this was a bad request; a registry never does.
             Ok(response) if response.status() == StatusCode::BAD_REQUEST => Ok(false),
             Ok(response) => {
-                lock(&self.auth).challenge = challenges(response.headers()).into_iter().next();
+                if response.extensions().get::<Elsewhere>().is_none() {
+                    lock(&self.auth).challenge = challenges(response.headers()).into_iter().next();
+                }
                 Ok(true)
             }
             Err(Fault::Http(err)) if is_other_protocol(&err) => Ok(false),

@@ -144,7 +144,9 @@ impl Registry {
 }
 
 fn mirror_credentials(host: &Host, image: &Reference, keyring: &Keyring) -> Result<Credentials> {
-    let Ok(mirrored) = Reference::parse(&format!("{}/{}", host.authority, image.repository())) else {
+    let mirrored = Reference::parse(&format!("{}/{}", host.authority, image.repository()));
+    // A host of one word is no host to a reference, but a path at the default registry, whose secrets are not its own.
+    let Some(mirrored) = mirrored.ok().filter(|mirrored| mirrored.registry() == host.authority) else {
         return Ok(Credentials::Anonymous);
     };
     Ok(keyring.lookup(&mirrored)?.into_iter().next().unwrap_or_default())

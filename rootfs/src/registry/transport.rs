@@ -72,6 +72,10 @@ struct Route {
     proxied: bool,
 }
 
+/// An answer of another server, to which the first one redirected: what that asks for is not the first one's question.
+#[derive(Debug, Clone, Copy)]
+pub struct Elsewhere;
+
 impl Transport {
     /// No connection is made yet.
     pub fn new(host: Host, config: Arc<RegistryConfig>) -> Result<Transport> {
@@ -88,6 +92,10 @@ impl Transport {
     pub fn may_hold_secrets(&self, url: &str) -> bool {
         let Ok(url) = url.parse::<Uri>() else { return false };
         let authority = url.authority().map(|authority| authority.as_str()).unwrap_or_default();
+        // "127.0.0.1:1@evil.example" is evil.example.
+        if authority.contains('@') {
+            return false;
+        }
         let listed = self.config.insecure.iter().any(|insecure| insecure == authority);
         url.scheme_str() == Some("https")
             || (url.scheme_str() == Some("http") && (is_loopback(authority) || listed || self.is_own_plain(&url)))
@@ -109,8 +117,13 @@ impl Transport {
         let first = url.clone();
         for _ in 0..=REDIRECT_LIMIT {
             let same_server = origin(&url) == origin(&first);
-            let response = self.once(&call, &url, same_server)?;
-            let Some(location) = redirect(&response, &call) else { return Ok(response) };
+            let mut response = self.once(&call, &url, same_server)?;
+            let Some(location) = redirect(&response, &call) else {
+                if !same_server {
+                    response.extensions_mut().insert(Elsewhere);
+                }
+                return Ok(response);
+            };
             let next = resolve(&url, location)?;
             if url.scheme_str() == Some("https")
                 && next.scheme_str() != Some("https")
@@ -133,7 +146,9 @@ impl Transport {
         }
         // Elsewhere (a storage service, by a signed URL) the secrets of this registry are nobody's business.
         if same_server {
-            for (name, value) in &self.host.headers {
+            // The host's own headers may be secrets as well: a token's server gets none of them.
+            let own = url.authority().is_some_and(|authority| authority.as_str() == self.host.authority);
+            for (name, value) in self.host.headers.iter().filter(|_| own) {
                 request = request.header(name, value);
             }
             if let Some(authorization) = call.authorization {
@@ -233,7 +248,7 @@ fn resolve(base: &Uri, location: &str) -> Result<Uri> {
     };
     let url: Uri = absolute.parse().map_err(|_| bad_url(&absolute))?;
     match url.scheme_str() {
-        Some("http" | "https") if url.host().is_some() => Ok(url),
+        Some("http" | "https") if url.host().is_some() && !authority(&url).contains('@') => Ok(url),
         _ => Err(bad_url(&absolute).context(format_args!("{} redirects", authority(base)))),
     }
 }

@@ -131,10 +131,9 @@ impl Store {
         }
         let reference = Reference::parse(text);
         if let Ok(reference) = &reference {
-            for wanted in stored_names(reference) {
-                if let Some(name) = names.iter().find(|name| name.name == wanted) {
-                    return Ok(Some(name.image.clone()));
-                }
+            let wanted = stored_name(reference);
+            if let Some(name) = names.iter().find(|name| name.name == wanted) {
+                return Ok(Some(name.image.clone()));
             }
         }
         let digits = text.strip_prefix("sha256:").unwrap_or(text);
@@ -226,7 +225,11 @@ impl Store {
     pub fn tag(&self, name_or_id: &str, name: &Reference) -> Result<Image> {
         let _lock = self.shared()?;
         let image = self.image(name_or_id)?.ok_or_else(|| not_found(name_or_id))?;
-        self.write_image(image.record, &stored_names(name))
+        if name.digest().is_some() {
+            let message = format!("tag image {name_or_id}: {name} names an image by its content");
+            return Err(Error::new(ErrorKind::Invalid, message).hint("give it a name with a tag"));
+        }
+        self.write_image(image.record, &[stored_name(name)])
     }
 
     /// Marks an image to be kept although unused, or not any more.
@@ -239,11 +242,7 @@ impl Store {
     /// Takes one name from its image, which stays.
     pub fn untag(&self, name: &Reference) -> Result<bool> {
         let _lock = self.exclusive()?;
-        let mut removed = false;
-        for name in stored_names(name) {
-            removed |= files::remove(&self.name_path(&name))?;
-        }
-        Ok(removed)
+        files::remove(&self.name_path(&stored_name(name)))
     }
 
     /// Removes a name, and the image with its last name; by id, the image with all its names (if there are several,
@@ -252,7 +251,7 @@ impl Store {
         let _lock = self.exclusive()?;
         let image = self.image(name_or_id)?.ok_or_else(|| not_found(name_or_id))?;
         let reference = Reference::parse(name_or_id).ok();
-        let wanted = reference.map(|reference| stored_names(&reference)).unwrap_or_default();
+        let wanted = reference.map(|reference| vec![stored_name(&reference)]).unwrap_or_default();
         let all = || image.names.iter().chain(&image.repo_digests);
         let by_name = Digest::parse(name_or_id).is_err() && all().any(|name| wanted.contains(name));
         let mut removed = Removed::default();
@@ -281,13 +280,15 @@ impl Store {
     }
 }
 
-/// The names under which a reference is kept: with a tag, and with a digest.
-pub(crate) fn stored_names(reference: &Reference) -> Vec<String> {
+/// The name under which a reference is kept: a digest says all, and a tag beside it nothing. (Nobody has asked the registry
+/// what the tag is; and an image that only has the tag is not the one that was pinned.)
+pub(crate) fn stored_name(reference: &Reference) -> String {
     let name = reference.name();
-    let tag = reference.tag().map(|tag| format!("{name}:{tag}"));
-    let digest = reference.digest().map(|digest| format!("{name}@{digest}"));
-    // A digest says more than a tag, so it is looked for first.
-    digest.into_iter().chain(tag).collect()
+    match (reference.digest(), reference.tag()) {
+        (Some(digest), _) => format!("{name}@{digest}"),
+        (None, Some(tag)) => format!("{name}:{tag}"),
+        (None, None) => name,
+    }
 }
 
 pub(crate) fn parse_config(id: &Digest, bytes: &[u8]) -> Result<ImageConfiguration> {

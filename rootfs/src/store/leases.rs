@@ -10,6 +10,7 @@ use super::{Image, Store, files};
 use crate::digest::Digest;
 use crate::erofs;
 use crate::error::{Error, ErrorKind, Result};
+use crate::overlay;
 
 /// A lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,11 @@ impl Store {
             return Err(
                 Error::new(ErrorKind::NotFound, format!("lease {id}: layer {missing} is gone")).hint("pull again")
             );
+        }
+        let fixup = image.record.fixup.as_ref().map(|fixup| overlay::fixup_path(self, fixup));
+        if fixup.is_some_and(|fixup| !fixup.join("meta.json").exists()) {
+            let message = format!("lease {id}: the fix-up layer of image {} is gone", image.id);
+            return Err(Error::new(ErrorKind::NotFound, message).hint("pull again"));
         }
         let mut text = format!("{}\n", image.id);
         for layer in &image.layers {

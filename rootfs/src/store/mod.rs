@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-pub(crate) use images::stored_names;
+pub(crate) use images::stored_name;
 pub use images::{Image, Removed};
 pub use leases::Lease;
 pub(crate) use pull::Manifest;
@@ -82,8 +82,8 @@ impl Store {
                 Error::new(ErrorKind::Invalid, message).hint("no ':', ',', '\\' or line break, and valid UTF-8")
             );
         }
-        let make = |name: &str| make_directory(&root.join(name));
-        let made = make_directory(root).and_then(|()| DIRECTORIES.into_iter().chain(["tmp"]).try_for_each(make));
+        let make = |name: &str| make_directory(&root.join(name), 0o700);
+        let made = make_directory(root, 0o711).and_then(|()| DIRECTORIES.into_iter().chain(["tmp"]).try_for_each(make));
         made.map_err(|err| Error::io(what(), err))?;
         let root = root.canonicalize().map_err(|err| Error::io(what(), err))?;
         Ok(Store { root, names: Arc::default() })
@@ -107,11 +107,21 @@ impl Store {
     }
 }
 
-/// Others have no business in here: images may hold set-uid programs and secrets.
-fn make_directory(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    if path.is_dir() {
-        return Ok(());
+/// Others have no business in here: images hold set-uid programs, device nodes and secrets, under names that everybody
+/// knows. One that was left open is closed. (The root itself may be an administrator's, with other things in it.)
+fn make_directory(path: &Path, mode: u32) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => {
+            let open = found.permissions().mode() & 0o777 & !mode != 0;
+            if !open || mode != 0o700 {
+                return Ok(());
+            }
+            match fs::set_permissions(path, fs::Permissions::from_mode(mode)) {
+                Err(err) if err.kind() == std::io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+                set => set,
+            }
+        }
+        _ => fs::DirBuilder::new().recursive(true).mode(mode).create(path),
     }
-    fs::DirBuilder::new().recursive(true).mode(0o711).create(path)
 }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
-use super::images::{CONFIG_LIMIT, ImageRecord, parse_config, stored_names};
+use super::images::{CONFIG_LIMIT, ImageRecord, parse_config, stored_name};
 use super::lock::LayerLock;
 use super::scratch::Scratch;
 use super::{Image, Store, files};
@@ -122,9 +122,9 @@ impl Store {
         self.import_layers(source, &scratch, &image.layers, options, progress)?;
         let mut stored = Vec::new();
         for name in names {
-            stored.extend(stored_names(name));
+            stored.push(stored_name(name));
             if digest_names {
-                stored.extend(stored_names(&name.with_digest(image.top.clone())));
+                stored.push(stored_name(&name.with_digest(image.top.clone())));
             }
         }
         stored.sort();
@@ -139,12 +139,13 @@ impl Store {
         layers: Vec<Digest>,
         names: &[String],
     ) -> Result<Image> {
+        // A collection knows of the fix-up layer by the image's record only, so it has to wait for that.
+        let _shared = self.shared()?;
         let assembly = overlay::assemble(self, scratch, &layers)?;
         let mut size = 0;
         for layer in &layers {
             size += self.layer_meta(layer)?.map_or(0, |meta| meta.content_size);
         }
-        let _shared = self.shared()?;
         for (digest, bytes) in [(&image.config.digest, &image.config_bytes), (&image.manifest, &image.manifest_bytes)] {
             if self.read_blob(digest).is_err() {
                 files::write(&self.blob_path(digest), bytes)?;

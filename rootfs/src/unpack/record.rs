@@ -69,6 +69,11 @@ impl Writer {
         if bytes.is_empty() {
             return Ok(());
         }
+        // What could not be read again is not written.
+        if bytes.len() as u64 > MAX_RAW {
+            let message = format!("more than {MAX_RAW} bytes of headers between two files");
+            return Err(Error::new(ErrorKind::Limit, message));
+        }
         self.size += bytes.len() as u64;
         self.begin(RAW).number(bytes.len() as u64);
         self.flush()?;

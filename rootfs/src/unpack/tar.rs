@@ -18,6 +18,10 @@ pub const BLOCK: usize = 512;
 /// The largest extended header (PAX records, a long name, a sparse map) that is read, which is held in memory. The
 /// kernel's own limits (4 KiB for a path, 64 KiB for an extended attribute) leave ample room.
 pub const MAX_EXTENSION: u64 = 1 << 20;
+/// All of them before one entry, with their headers.
+const MAX_EXTENSIONS: u64 = 4 * MAX_EXTENSION;
+/// Extended attributes of one entry.
+const MAX_XATTRS: usize = 1024;
 /// The most pieces of a sparse file.
 pub const MAX_PIECES: usize = 1 << 16;
 /// The most bytes that may follow the end of the archive. Tools pad to 10 KiB; what else comes is kept as it is.
@@ -122,6 +126,7 @@ impl<R: BufRead> Parser<R> {
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         self.finish_payload()?;
         let mut extended = Extended::default();
+        let mut extensions = 0;
         loop {
             let Some(block) = self.read_header()? else {
                 return Ok(None);
@@ -130,6 +135,13 @@ impl<R: BufRead> Parser<R> {
             check_sum(header)?;
             let flag = header.as_old().linkflag[0];
             let size = number(&header.as_old().size).ok_or_else(|| malformed(header, "size"))?;
+            if [b'x', b'g', b'L', b'K'].contains(&flag) {
+                extensions += BLOCK as u64 + size;
+                if extensions > MAX_EXTENSIONS {
+                    let message = format!("extended headers of more than {MAX_EXTENSIONS} bytes before one entry");
+                    return Err(Error::new(ErrorKind::Limit, message));
+                }
+            }
             match flag {
                 b'x' => parse_pax(&self.read_extension(size)?, &mut extended)?,
                 b'g' => drop(self.read_extension(size)?),
@@ -584,6 +596,10 @@ fn pax_record(key: &[u8], value: &[u8], extended: &mut Extended) -> Result<()> {
         }
         _ => {
             if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                if extended.xattrs.len() >= MAX_XATTRS {
+                    let message = format!("an entry of more than {MAX_XATTRS} extended attributes");
+                    return Err(Error::new(ErrorKind::Limit, message));
+                }
                 extended.xattrs.retain(|(known, _)| known != name);
                 extended.xattrs.push((name.to_vec(), value.to_vec()));
             }

@@ -205,6 +205,18 @@ fn links_are_followed_within_the_layer_only() {
     assert_eq!(fs::metadata(layer.path("hard")).unwrap().ino(), fs::metadata(layer.path("usr/lib/a")).unwrap().ino());
 }
 
+/// A layer whose headers would all be held at once.
+fn many_globals() -> Vec<u8> {
+    let zeros = vec![0; 1 << 20];
+    (0..8).fold(Tar::new(), |tar, _| tar.entry("g", b'g', &zeros, |_| {})).file("x", b"").end()
+}
+
+fn many_attributes() -> Vec<u8> {
+    let names: Vec<String> = (0..2000).map(|number| format!("SCHILY.xattr.user.{number}")).collect();
+    let records: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"v"[..])).collect();
+    Tar::new().pax(&records).file("x", b"").end()
+}
+
 #[test]
 fn hostile_entries_are_refused_by_name() {
     let deep = "a/".repeat(49) + "a";
@@ -236,7 +248,10 @@ fn hostile_entries_are_refused_by_name() {
         (Tar::new().link(".", b'2', "/etc").end(), "the root is not a directory"),
         (Tar::new().entry("v", b'M', b"", |_| {}).end(), "unknown type 'M'"),
         (Tar::new().pax(&[("size", b"-1")]).file("x", b"").end(), r#"malformed PAX record "size""#),
-        (Tar::new().entry("big", b'x', b"", |h| h.set_size(1 << 40)).end(), "an extended header of"),
+        (Tar::new().entry("big", b'x', b"", |h| h.set_size(2 << 20)).end(), "an extended header of"),
+        (Tar::new().entry("big", b'x', b"", |h| h.set_size(1 << 40)).end(), "extended headers of more than"),
+        (many_globals(), "extended headers of more than"),
+        (many_attributes(), "more than 1024 extended attributes"),
         (Tar::new().entry("big", b'0', b"", |h| h.set_size(1 << 50)).end(), "are free"),
         (Tar::new().pax(&[("size", b"9223372036854775808")]).file("x", b"").end(), "are free"),
         (Tar::new().entry(".wh.x", b'0', &[7; 2 << 20], |_| {}).end(), "without use for it"),

@@ -411,8 +411,9 @@ impl<'a> Tree<'a> {
     ) -> Result<()> {
         self.check_space(entry)?;
         let owned = entry.uid != 0 || entry.gid != 0;
-        // A change of owner clears the set-id bits, so they then come after it.
-        let mode = Mode::from_bits_retain(if owned { entry.mode & 0o777 } else { entry.mode });
+        // A change of owner clears the set-id bits, and so does a write by root of a user namespace: they come after both.
+        let late = entry.mode & 0o7000 != 0 && (owned || entry.mode & 0o6000 != 0);
+        let mode = Mode::from_bits_retain(if owned || late { entry.mode & 0o777 } else { entry.mode });
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let fd = self.create(name, record, "create", |dir| openat(dir, name, flags, mode))?;
         let mut file = File::from(fd);
@@ -438,7 +439,7 @@ impl<'a> Tree<'a> {
                 file.set_len(entry.size).map_err(wrote)?;
             }
         }
-        if owned && entry.mode & 0o7000 != 0 {
+        if late {
             fchmod(&file, Mode::from_bits_retain(entry.mode)).map_err(system("set the mode"))?;
         }
         set_xattrs(file.as_fd(), entry)?;

@@ -270,8 +270,9 @@ impl Engine {
         if !matches!(status.state, ContainerState::Created | ContainerState::Running) {
             return Ok(());
         }
-        // One that was never started has nothing to tell it; it waits in the runtime and only a kill ends it.
-        if status.state == ContainerState::Running && !grace.is_zero() {
+        // One that was never started has nothing to tell it; it waits in the runtime and only a kill ends it. Of one that was
+        // to be started it may only not have been noted that it runs.
+        if (status.state == ContainerState::Running || record.started_at != 0) && !grace.is_zero() {
             self.signal_container(&sandbox, &id, record.stop_signal, false).await?;
             if tokio::time::timeout(grace, self.wait_container(&id)).await.is_ok_and(|r| r.is_ok()) {
                 return Ok(());
@@ -372,7 +373,9 @@ impl Engine {
                     return Err(wrong_state("remove", &record, record.state));
                 }
                 self.stop_container(&id, Duration::ZERO).await?;
-                self.write_container(&ContainerRecord { state: ContainerState::Removing, ..record })?;
+                // How it ended is still to be told while it goes.
+                let exit = self.observe(record.clone(), None)?.exit;
+                self.write_container(&ContainerRecord { state: ContainerState::Removing, exit, ..record })?;
             }
             Err(e) if e.is_not_found() => {}
             Err(e) => return Err(e),

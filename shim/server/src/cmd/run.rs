@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use coracle_engine::Engine;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{rm, stop};
@@ -28,6 +29,7 @@ use crate::pod::print::{Printer, Style};
 use crate::pod::tender::{End, Tender, Watch};
 use crate::service;
 use crate::workload::input::Input;
+use crate::workload::job::{Due, Following};
 use crate::workload::launch::{self, Started};
 use crate::workload::{job, preview, store};
 
@@ -153,9 +155,10 @@ impl Run {
         let mut printer = printer(engine, &started);
         let (mut tenders, mut stops) = (JoinSet::new(), JoinSet::new());
         let mut pods = Vec::new();
+        let (interrupt, _) = watch::channel(false);
         for Started { found, kept, tender } in started {
             pods.push((found, kept.clone()));
-            tenders.spawn_local(tend(app.clone(), engine.clone(), kept, tender));
+            tenders.spawn_local(tend(app.clone(), engine.clone(), kept, tender, interrupt.subscribe()));
         }
         let mut interrupted = None;
         let mut look = tokio::time::interval(super::logs::POLL);
@@ -170,7 +173,7 @@ impl Run {
                         Ok(next) if interrupted.is_none() => for Started { found, kept, tender } in next {
                             add_logs(&mut printer, engine, &kept, true);
                             pods.push((found, kept.clone()));
-                            tenders.spawn_local(tend(app.clone(), engine.clone(), kept, tender));
+                            tenders.spawn_local(tend(app.clone(), engine.clone(), kept, tender, interrupt.subscribe()));
                         },
                         Ok(next) => launch::undo(engine, None, next).await,
                     },
@@ -179,6 +182,7 @@ impl Run {
                 code = interrupts.next() => {
                     let grace = interrupted.is_some().then_some(Duration::ZERO);
                     interrupted = Some(code);
+                    interrupt.send_replace(true);
                     for (found, kept) in &pods {
                         match grace {
                             None => eprintln!("coracle: stopping {} (Ctrl-C again kills it)", kept.pod.name),
@@ -228,25 +232,46 @@ pub(super) fn workload_pods(engine: &Engine, workload: &Workload) -> Result<Vec<
 }
 
 /// Tends a pod until it has ended; the answer is what follows it, if it is a Job's.
-async fn tend(app: App, engine: Engine, kept: Kept, mut tender: Tender) -> Result<Vec<Started>> {
+async fn tend(
+    app: App,
+    engine: Engine,
+    kept: Kept,
+    mut tender: Tender,
+    mut interrupted: watch::Receiver<bool>,
+) -> Result<Vec<Started>> {
     let mut watch = Teller::new(&kept.pod.name);
     let end = tender.tend(true, &mut watch).await?;
     drop(tender);
     if end != End::Finished {
         return Ok(Vec::new());
     }
-    let Some(following) = job::count(&engine, &kept).await? else { return Ok(Vec::new()) };
-    if following.end.is_some() {
-        job::end_others(&engine, &kept).await?;
-        return Ok(Vec::new());
+    let Some(Following { job, over }) = job::count(&engine, &kept).await? else { return Ok(Vec::new()) };
+    let due = tokio::select! {
+        due = job::due(&engine, &job), if !over => due?,
+        _ = interrupted.wait_for(|interrupted| *interrupted), if !over => return Ok(Vec::new()),
+        else => Due::Over,
+    };
+    let pods = match due {
+        Due::Gone => return Ok(Vec::new()),
+        Due::Over => {
+            job::end_others(&engine, &kept).await?;
+            return Ok(Vec::new());
+        }
+        Due::Pods(pods) => pods,
+    };
+    let started = async {
+        let mut ready = Vec::new();
+        for pod in pods.clone() {
+            ready.push(launch::prepare(&app, &engine, pod, false).await?);
+        }
+        let never = async || std::future::pending::<anyhow::Error>().await;
+        launch::start_all(&app, &engine, ready, "run", never).await
+    };
+    let started = started.await;
+    if started.is_err() {
+        job::not_made(&engine, &pods)?;
     }
-    tokio::time::sleep(following.delay).await;
-    let mut ready = Vec::new();
-    for pod in following.pods {
-        ready.push(launch::prepare(&app, &engine, pod, false).await?);
-    }
-    let never = async || std::future::pending::<anyhow::Error>().await;
-    launch::start_all(&app, &engine, ready, "run", never).await
+    started
 }
 
 /// Deletes what this call made in the store.

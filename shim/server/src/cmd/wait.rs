@@ -111,13 +111,8 @@ impl Wait {
     pub async fn run(&self, app: &App) -> Result<ExitCode> {
         let engine = app.engine()?;
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
-        let mut left = match select::pods(&engine, &self.pods, self.selector.as_ref()) {
-            // Gone already.
-            Err(error) if self.what == What::Delete && exit::code(&error) == exit::NOT_FOUND => {
-                return Ok(ExitCode::SUCCESS);
-            }
-            left => left?,
-        };
+        let mut left =
+            if self.what == What::Delete { self.there(&engine)? } else { self.selected(&engine, &self.pods)? };
         let names = |left: &[Found]| left.iter().map(name).collect::<Vec<_>>().join(", ");
         loop {
             let mut waiting = Vec::new();
@@ -138,6 +133,23 @@ impl Wait {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    fn selected(&self, engine: &Engine, pods: &[String]) -> Result<Vec<Found>> {
+        select::pods(engine, pods, self.selector.as_ref())
+    }
+
+    /// Those that are not gone already, each looked for by itself.
+    fn there(&self, engine: &Engine) -> Result<Vec<Found>> {
+        let each: Vec<&[String]> = if self.pods.is_empty() { vec![&[]] } else { self.pods.chunks(1).collect() };
+        let mut there = Vec::new();
+        for pods in each {
+            match self.selected(engine, pods) {
+                Err(error) if exit::code(&error) == exit::NOT_FOUND => {}
+                found => there.extend(found?),
+            }
+        }
+        Ok(there)
     }
 
     async fn met(&self, engine: &Engine, found: &Found) -> Result<bool> {

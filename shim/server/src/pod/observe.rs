@@ -112,7 +112,8 @@ impl Observed {
         policy::decide(&View { init: &init, containers: &containers, stopping, doomed, deadline }, now)
     }
 
-    /// The exit code of the first container, in the order of the file, that failed; 0 if none did.
+    /// The exit code of the first container, in the order of the file, that failed; 1 where none did but the pod, past its
+    /// deadline or evicted; 0 if all is well.
     pub fn outcome(&self, kept: &Kept, tended: &Tended) -> i32 {
         let code = |container: &Container| match self.seen(kept, container, tended).past {
             Past::Ended { code, .. } => code,
@@ -120,7 +121,7 @@ impl Observed {
         };
         // A sidecar is killed when the others are done: how it ends says nothing of the pod.
         let count = kept.pod.all_containers().filter(|container| kind(&kept.pod, container) != Kind::Sidecar);
-        count.map(code).find(|code| *code != 0).unwrap_or(0)
+        count.map(code).find(|code| *code != 0).unwrap_or(i32::from(tended.over.is_some()))
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! What a Job has come to is kept beside it in the store ([`Progress`]), by the uids of its ended pods, so that telling of
 //! an end twice counts once. [`decide`] is the one function of it: from the Job and its progress to what to do. Whoever
-//! tends a pod of a Job calls [`tended`] when it has ended, which makes the next one; between a failure and the pod
-//! that replaces it lies the Job controller's delay: 10 s, doubled with each failure, at most 6 minutes.
+//! tends a pod of a Job calls [`tended`] when it has ended, which makes the next one; between a failure and the next
+//! pods lies the Job controller's delay: 10 s, doubled with each failure, at most 6 minutes. What is due is decided after
+//! it: meanwhile the Job may have ended, have been deleted, or be another of that name, which [`JobRef`] tells.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -22,6 +23,7 @@ use crate::kube::meta::Meta;
 use crate::kube::pod::Pod;
 use crate::kube::workload::{JOB_INDEX, Job, Kind, OWNER, Workload};
 use crate::objects::{self, Objects};
+use crate::pod::events::{On, Recorder};
 use crate::pod::keep::{Folder, Kept};
 use crate::pod::observe::Observed;
 use crate::time;
@@ -44,6 +46,9 @@ pub struct Progress {
     pub succeeded: BTreeSet<u32>,
     /// The numbers of those that have failed.
     pub failed: BTreeSet<u32>,
+    /// The delay after the last failure: no pod is made before.
+    #[serde(default)]
+    pub not_before: i64,
     /// How it ended, once it has.
     pub end: Option<JobEnd>,
 }
@@ -235,15 +240,41 @@ fn number(pod: &Pod) -> Option<u32> {
     pod.annotations.get(NUMBER)?.parse().ok()
 }
 
+/// A Job, and no later one of its name.
+#[derive(Debug, Clone)]
+pub struct JobRef {
+    namespace: String,
+    key: String,
+    /// When its first pod was made: the progress of another Job says another time.
+    started: i64,
+}
+
+impl JobRef {
+    /// It and nobody else; None if it is not there any more.
+    fn take(&self, engine: &Engine) -> Result<Option<Turn>> {
+        let turn = Turn::take(engine, &self.namespace, &self.key)?;
+        Ok(turn.filter(|turn| turn.progress.started == self.started))
+    }
+}
+
 /// What follows the end of a pod of a Job.
 #[derive(Debug)]
 pub struct Following {
-    /// How long to wait first.
-    pub delay: Duration,
-    /// The pods to make.
-    pub pods: Vec<Pod>,
-    /// How the Job ended, if it has, and when it is removed.
-    pub end: Option<(JobEnd, Option<u64>)>,
+    /// The Job.
+    pub job: JobRef,
+    /// It has ended.
+    pub over: bool,
+}
+
+/// What is to be done about a Job once its delay is over.
+#[derive(Debug)]
+pub enum Due {
+    /// These pods are to be made, and are noted as made. There may be none: others run, or make them.
+    Pods(Vec<Pod>),
+    /// It has ended.
+    Over,
+    /// It is there no more.
+    Gone,
 }
 
 /// Counts the end of a pod; None for one that is not of a Job, or was stopped by somebody.
@@ -256,20 +287,50 @@ pub async fn count(engine: &Engine, kept: &Kept) -> Result<Option<Following>> {
     let observed = Observed::look(engine, &found.sandbox).await?;
     let success = observed.outcome(kept, &found.folder.read_tended()?) == 0;
     let Some(mut turn) = Turn::take(engine, &kept.pod.namespace, &key)? else { return Ok(None) };
-    let side = if success { &mut turn.progress.succeeded } else { &mut turn.progress.failed };
-    side.insert(number);
-    let pods = turn.pods()?;
-    let ttl = match &turn.workload.kind {
-        Kind::Job(job) => job.ttl,
-        _ => None,
-    };
-    let end = turn.progress.end.clone().map(|end| (end, ttl));
-    let delay = if success { Duration::ZERO } else { delay(turn.progress.failed.len()) };
-    Ok(Some(Following { delay, pods, end }))
+    let progress = &mut turn.progress;
+    if !progress.made.contains_key(&number) {
+        // A pod of an earlier Job of this name.
+        return Ok(None);
+    }
+    if success {
+        progress.succeeded.insert(number);
+    } else if progress.failed.insert(number) {
+        let until = time::now().saturating_add(time::nanos(delay(progress.failed.len())));
+        progress.not_before = progress.not_before.max(until);
+    }
+    let job = JobRef { namespace: kept.pod.namespace.clone(), key, started: progress.started };
+    if let Kind::Job(kind) = &turn.workload.kind
+        && let Next::End(end) = decide(kind, turn.workload.replicas, &turn.progress, time::now())
+    {
+        turn.progress.end = Some(end);
+    }
+    turn.objects.put(&turn.progress)?;
+    Ok(Some(Following { job, over: turn.progress.end.is_some() }))
+}
+
+/// Waits for the delay after a failure, no longer than the Job may last, and says what is due then.
+pub async fn due(engine: &Engine, job: &JobRef) -> Result<Due> {
+    loop {
+        let left = {
+            let Some(mut turn) = job.take(engine)? else { return Ok(Due::Gone) };
+            let Kind::Job(kind) = &turn.workload.kind else { return Ok(Due::Gone) };
+            let now = time::now();
+            let deadline = kind.deadline.map(|seconds| time::nanos(Duration::from_secs(seconds)));
+            let deadline = deadline.map_or(i64::MAX, |nanos| turn.progress.started.saturating_add(nanos));
+            let until = turn.progress.not_before.min(deadline);
+            if turn.progress.end.is_some() || until <= now {
+                let pods = turn.pods()?;
+                return Ok(if turn.progress.end.is_some() { Due::Over } else { Due::Pods(pods) });
+            }
+            Duration::from_nanos(until.abs_diff(now))
+        };
+        tokio::time::sleep(left).await;
+    }
 }
 
 /// Does what follows the end of the pod of this uid, in the background: for whoever tended it, once that is over. A pod
-/// that runs, or is not of a Job, is left alone. May take as long as a Job's delay.
+/// that runs, or is not of a Job, is left alone. May take as long as a Job's delay, and longer while its next pod cannot
+/// be made.
 pub async fn tended(app: &App, uid: &str) -> Result<()> {
     let engine = &app.engine()?;
     let sandboxes = engine.list_sandboxes(&SandboxFilter::default())?;
@@ -278,31 +339,58 @@ pub async fn tended(app: &App, uid: &str) -> Result<()> {
     if owner(&kept.pod).is_none() || sandbox.state == SandboxState::Ready {
         return Ok(());
     }
-    let Some(following) = count(engine, kept).await? else { return Ok(()) };
-    if let Some((_, ttl)) = following.end {
-        return match ttl {
-            Some(seconds) => remove_later(engine, kept, Duration::from_secs(seconds)).await,
-            None => end_others(engine, kept).await,
-        };
+    let Some(Following { job, over }) = count(engine, kept).await? else { return Ok(()) };
+    let mut failures = 0;
+    loop {
+        match if over { Due::Over } else { due(engine, &job).await? } {
+            Due::Gone => return Ok(()),
+            Due::Over => return end(engine, kept, &job).await,
+            Due::Pods(pods) => {
+                let Err(error) = make(app, engine, pods).await else { return Ok(()) };
+                Recorder::of(engine.paths(), kept).warning(
+                    On::Pod,
+                    "FailedCreate",
+                    format!("Error creating: {error:#}"),
+                );
+                failures += 1;
+                tokio::time::sleep(delay(failures)).await;
+            }
+        }
     }
-    tokio::time::sleep(following.delay).await;
-    let made = make(app, engine, following.pods.clone()).await;
-    if made.is_err() {
-        not_made(engine, &following.pods)?;
-    }
-    made
 }
 
+/// Makes pods, each as far as it goes; one that could not be made is noted as such.
 async fn make(app: &App, engine: &Engine, pods: Vec<Pod>) -> Result<()> {
-    let mut kept = Vec::new();
+    let mut first_error = None;
     for pod in pods {
-        kept.push(launch::prepare(app, engine, pod, false).await?);
+        if let Err(error) = make_one(app, engine, pod.clone()).await {
+            not_made(engine, &[pod])?;
+            first_error = first_error.or(Some(error));
+        }
     }
+    first_error.map_or(Ok(()), Err)
+}
+
+async fn make_one(app: &App, engine: &Engine, pod: Pod) -> Result<()> {
+    let kept = launch::prepare(app, engine, pod, false).await?;
     let never = async || std::future::pending::<anyhow::Error>().await;
-    for started in launch::start_all(app, engine, kept, "run", never).await? {
+    for started in launch::start_all(app, engine, vec![kept], "run", never).await? {
         launch::leave(app, started).await?;
     }
     Ok(())
+}
+
+/// What the end of a Job brings: that of its other pods, and in its time its removal.
+async fn end(engine: &Engine, kept: &Kept, job: &JobRef) -> Result<()> {
+    end_others(engine, kept).await?;
+    let ttl = job.take(engine)?.and_then(|turn| match turn.workload.kind {
+        Kind::Job(kind) => kind.ttl,
+        _ => None,
+    });
+    match ttl {
+        Some(seconds) => remove_later(engine, kept, job, Duration::from_secs(seconds)).await,
+        None => Ok(()),
+    }
 }
 
 /// A Job that has ended stops its pods that still run.
@@ -321,12 +409,13 @@ pub async fn end_others(engine: &Engine, kept: &Kept) -> Result<()> {
 }
 
 /// Removes a Job and its pods when its time has come.
-async fn remove_later(engine: &Engine, kept: &Kept, delay: Duration) -> Result<()> {
-    end_others(engine, kept).await?;
+async fn remove_later(engine: &Engine, kept: &Kept, job: &JobRef, delay: Duration) -> Result<()> {
     tokio::time::sleep(delay).await;
-    let Some((key, owner)) = owner(&kept.pod) else { return Ok(()) };
-    let objects = Objects::open(engine.paths());
-    let Some(workload) = objects.get::<Workload>(&kept.pod.namespace, &key)? else { return Ok(()) };
+    let Some((_, owner)) = owner(&kept.pod) else { return Ok(()) };
+    // It may have been deleted since, and made once more.
+    let Some(Turn { objects, workload, .. }) = job.take(engine)?.filter(|turn| turn.progress.end.is_some()) else {
+        return Ok(());
+    };
     for found in launch::owned(engine, &workload)? {
         rm::remove(engine, &found).await.with_context(|| format!("remove a pod of {owner}"))?;
     }

@@ -280,16 +280,17 @@ impl Cni {
 
     /// Undoes an attachment and forgets it.
     fn undo(&self, record: &Record) -> Result<(), Error> {
-        match &record.how {
-            How::Native(held) => self.native.detach(record, held)?,
+        let _settled = match &record.how {
+            How::Native(held) => Some(self.native.detach(record, held)?),
             How::Exec(exec) => {
                 let prev = exec.result.as_ref().filter(|_| exec.version >= Version::V0_4);
                 for plugin in exec.conf.plugins.iter().rev() {
                     self.ask(record, exec, plugin, Verb::Del, prev)?;
                 }
                 record::unpin(&exec.netns)?;
+                None
             }
-        }
+        };
         self.records.remove(&record.sandbox)
     }
 

@@ -16,7 +16,8 @@ fn make_dir(path: &Path, mode: u32) -> Result<()> {
 /// Checks that a hostPath is what its type says, or makes it.
 pub fn prepare(path: &Path, kind: HostPathKind) -> Result<()> {
     match kind {
-        HostPathKind::DirectoryOrCreate if !path.exists() => make_dir(path, 0o755)?,
+        // Nothing is checked of a path without a type, and CRI runtimes make what is not there.
+        HostPathKind::DirectoryOrCreate | HostPathKind::Any if !path.exists() => make_dir(path, 0o755)?,
         HostPathKind::FileOrCreate if !path.exists() => {
             let made = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path);
             made.with_context(|| format!("make the file {}", path.display()))?;
@@ -53,7 +54,9 @@ mod tests {
         let told = |name, kind| format!("{:#}", prepare(&path(name), kind).unwrap_err());
         assert!(told("f", HostPathKind::Directory).ends_with("is not a directory"));
         assert!(told("d", HostPathKind::Socket).ends_with("is not a socket"));
-        assert!(told("none", HostPathKind::Any).contains("No such file"));
+        assert!(told("none", HostPathKind::Directory).contains("No such file"));
+        prepare(&path("any/folder"), HostPathKind::Any).unwrap();
+        assert!(path("any/folder").is_dir());
         prepare(Path::new("/dev/null"), HostPathKind::CharDevice).unwrap();
     }
 }

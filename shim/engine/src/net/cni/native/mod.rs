@@ -219,9 +219,11 @@ impl Native {
         Ok(())
     }
 
-    /// Undoes an attachment, however much of it was made. The pod's link is only set down: see `embedded`.
-    pub(super) fn detach(&self, record: &Record, held: &Held) -> Result<(), Error> {
+    /// Undoes an attachment, however much of it was made. The pod's link is only set down: see `embedded`. Until what it
+    /// returns is dropped, nobody puts its hostPorts back: the caller forgets the record before that.
+    pub(super) fn detach(&self, record: &Record, held: &Held) -> Result<impl Sized + '_, Error> {
         let kernel = &mut *self.kernels.kernel()?;
+        let settled = self.table.hold();
         table::remove(&mut kernel.filter, held, &record.ports)?;
         if record.ports.iter().any(|port| port.protocol == Protocol::Udp) {
             for ip in held.ips.iter().filter_map(|net| if let IpAddr::V4(ip) = net.ip { Some(ip) } else { None }) {
@@ -237,11 +239,11 @@ impl Native {
                 _ => {}
             }
         }
-        match held.store.is_dir() {
-            true => Store::open(&held.store)?
-                .release(&held.ips, Owner { container: &record.sandbox, ifname: &record.ifname }),
-            false => Ok(()),
+        if held.store.is_dir() {
+            let owner = Owner { container: &record.sandbox, ifname: &record.ifname };
+            Store::open(&held.store)?.release(&held.ips, owner)?;
         }
+        Ok(settled)
     }
 
     /// Removes the table; no attachment may be there.

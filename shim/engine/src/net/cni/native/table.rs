@@ -73,6 +73,11 @@ struct Known {
 }
 
 impl Table {
+    /// While this is held nothing is put back: for who takes elements out and then forgets for whom they were.
+    pub(super) fn hold(&self) -> impl Sized + '_ {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes what is missing of the table for an attachment. `others` are asked for when all elements have to be put back.
     pub(super) fn prepare(
         &self,
