@@ -501,7 +501,7 @@ impl Supervisor {
             for process in std::iter::once(&container.init).chain(&container.execs) {
                 processes.push((container.id.clone(), process.exec_id.clone()));
             }
-            if container.init.state == State::Paused {
+            if matches!(container.init.state, State::Pausing | State::Paused) {
                 frozen.push(container.id.clone());
             }
         }

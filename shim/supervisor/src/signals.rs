@@ -27,6 +27,8 @@ impl Supervisor {
             return Ok(None);
         }
         let tree = request.all && signal == SIGKILL;
+        // The death of an exec is no reason for a frozen container to run on: it has to wait for that.
+        let of_init = request.exec_id.is_empty();
         let by_runtime = self.container(&id)?.oci.signals(&request.exec_id, signal);
         let process = self.process(&id, &request.exec_id)?;
         if !process.state.alive() || process.pid == 0 {
@@ -36,23 +38,30 @@ impl Supervisor {
         if tree {
             // A request of ours: to containerd's shims `all` says nothing of an exec.
             self.act(Job::Answer { call }, &id, Act::KillTree { exec: request.exec_id, pid })?;
-            self.thaw_to_die(&id, signal);
+            if of_init {
+                self.thaw_to_die(&id, signal);
+            }
             return Ok(None);
         }
         if by_runtime {
             self.act(Job::Answer { call }, &id, Act::Kill { exec: request.exec_id, signal })?;
-            self.thaw_to_die(&id, signal);
+            if of_init {
+                self.thaw_to_die(&id, signal);
+            }
             return Ok(None);
         }
         // The pid is ours until we reap it, so no other process can be hit.
         sys::kill(pid, signal).map_err(|error| Code::Unknown.failure(format!("kill {id}: {error}")))?;
-        self.thaw_to_die(&id, signal);
+        if of_init {
+            self.thaw_to_die(&id, signal);
+        }
         done()
     }
 
-    /// A frozen process dies of SIGKILL only once it is thawed.
+    /// A frozen process dies of SIGKILL only once it is thawed; one that is being frozen is thawed when it is.
     pub(crate) fn thaw_to_die(&mut self, id: &str, signal: i32) {
         let Ok(container) = self.container(id) else { return };
+        container.init.doomed |= signal == SIGKILL && container.init.state == State::Pausing;
         if signal == SIGKILL && container.init.state == State::Paused {
             container.init.report(Event::Resume);
             if self.freeze(None, id, false).is_err()

@@ -71,6 +71,8 @@ pub struct Process {
     pub pump: Option<u32>,
     /// It has ended in there; told when all its output has passed, or then.
     pub held: Option<(Exit, Instant)>,
+    /// It was killed while it was being frozen.
+    pub doomed: bool,
     /// Something of its streams was lost on the way out of there: its end is no success.
     pub torn: bool,
     /// The size of its terminal, asked for before it ran.
@@ -435,7 +437,11 @@ impl Supervisor {
                 continue;
             }
             let is_worker = self.workers.iter().any(|(_, worker)| worker.pid == pid);
-            if !is_worker && self.workers.len() > 0 && self.unclaimed.len() < MAX_UNCLAIMED {
+            if !is_worker && self.workers.len() > 0 {
+                // What a worker reports was born just now: of too many the oldest are nobody's.
+                if self.unclaimed.len() == MAX_UNCLAIMED {
+                    self.unclaimed.remove(0);
+                }
                 self.unclaimed.push((pid, exit));
             }
         }

@@ -66,6 +66,7 @@ impl Process {
             unannounced: None,
             pump: None,
             held: None,
+            doomed: false,
             torn: false,
             size: None,
         }
@@ -396,14 +397,20 @@ impl Supervisor {
             return Ok(None);
         }
         let asked = self.delete_by_worker(&id);
-        asked.inspect_err(|_| self.reported(&id, Event::DeleteFailed))?;
+        asked.inspect_err(|_| {
+            self.reported(&id, Event::DeleteFailed);
+            // This is the answer.
+            if let Ok(container) = self.container(&id) {
+                container.deleting = None;
+            }
+        })?;
         Ok(None)
     }
 
     fn delete_by_worker(&mut self, id: &str) -> Result<(), Failure> {
-        let container = self.container(id)?;
-        let (call, logger) = (container.deleting.take(), container.init.logger.take());
-        self.act(Job::Delete { call, container: id.to_owned() }, id, Act::Delete { logger })
+        // Who asked stays in `deleting`, where the end of it finds him whatever becomes of the worker.
+        let logger = self.container(id)?.init.logger.take();
+        self.act(Job::Delete { call: None, container: id.to_owned() }, id, Act::Delete { logger })
     }
 
     fn delete_exec(&mut self, id: &str, exec: &str) -> Outcome {
@@ -549,12 +556,19 @@ impl Supervisor {
                 };
                 self.reported(&container, event);
                 match event {
-                    Event::Paused => self.publish("/tasks/paused", &events::TaskPaused { container_id: container }),
-                    Event::Resumed => self.publish("/tasks/resumed", &events::TaskResumed { container_id: container }),
+                    Event::Paused => {
+                        self.publish("/tasks/paused", &events::TaskPaused { container_id: container.clone() });
+                    }
+                    Event::Resumed => {
+                        self.publish("/tasks/resumed", &events::TaskResumed { container_id: container.clone() });
+                    }
                     _ => {}
                 }
                 if let Some(call) = call {
                     self.answer(call, result);
+                }
+                if event == Event::Paused && self.container(&container).is_ok_and(|container| container.init.doomed) {
+                    self.thaw_to_die(&container, SIGKILL);
                 }
             }
             Job::Delete { call, container } => self.delete_done(call, &container, result),
@@ -597,6 +611,7 @@ impl Supervisor {
         if let Err(failure) = self.connect_streams(id, "", ends) {
             // Without its streams it is of no use to anyone; it is killed, and deleted like any other.
             self.kill_created(id);
+            self.claim(id, created.pid);
             return self.answer(call, Err(failure));
         }
         self.watch_volumes(created.volumes);
@@ -646,6 +661,9 @@ impl Supervisor {
 
     fn start_done(&mut self, call: Call, id: &str, result: Result<Vec<u8>, Failure>) {
         match result {
+            Ok(_) if self.container(id).is_err() => {
+                self.answer(call, Err(Code::NotFound.failure(format!("container {id} was deleted meanwhile"))));
+            }
             Ok(_) => {
                 self.reported(id, Event::Started);
                 self.let_go_of_fifos(id, "");
@@ -674,9 +692,14 @@ impl Supervisor {
             process.logger = pidfd_of_logger(created.logger);
             process.report(Event::Started);
             let size = process.size.take();
-            self.connect_streams(id, exec, ends).inspect_err(|_| self.signal(id, exec, SIGKILL))?;
-            if let Some((width, height)) = size {
-                self.act(Job::Quiet, id, Act::Resize { exec: exec.to_owned(), width, height })?;
+            let made = self.connect_streams(id, exec, ends).and_then(|()| match size {
+                Some((width, height)) => self.act(Job::Quiet, id, Act::Resize { exec: exec.to_owned(), width, height }),
+                None => Ok(()),
+            });
+            if let Err(failure) = made {
+                self.signal(id, exec, SIGKILL);
+                self.claim(id, created.pid);
+                return Err(failure);
             }
             let (container_id, exec_id, pid) = (id.to_owned(), exec.to_owned(), created.pid as u32);
             self.publish("/tasks/exec-started", &events::TaskExecStarted { container_id, exec_id, pid });
@@ -705,6 +728,12 @@ impl Supervisor {
         let answer = task::DeleteResponse { pid: container.init.pid as u32, exit_status, exited_at };
         let result = match result {
             Ok(_) => {
+                if container.init.unannounced.is_some() {
+                    // Its start is not answered yet: what has been is told in its order.
+                    let pid = container.init.pid as u32;
+                    self.publish("/tasks/start", &events::TaskStart { container_id: id.to_owned(), pid });
+                    self.announce_held_exit(id);
+                }
                 self.forget_container(id);
                 let (container_id, pid, exited_at) = (id.to_owned(), answer.pid, answer.exited_at);
                 let event = events::TaskDelete { container_id, pid, exit_status, exited_at, ..Default::default() };

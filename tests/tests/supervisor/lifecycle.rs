@@ -163,10 +163,34 @@ fn a_paused_container_stands_still_and_can_be_killed() {
     assert_eq!(pod.log_lines("web").len(), ticks);
     pod.task::<Empty>(method::RESUME, &ResumeRequest { id: "web".into() }).unwrap();
     until("it ticks again", || pod.log_lines("web").len() > ticks);
+    // The death of an exec does not wake it.
+    pod.add_exec("web", "side", &["sleep", "1000"], false).unwrap();
+    pod.start("web", "side").unwrap();
+    pod.task::<Empty>(method::PAUSE, &PauseRequest { id: "web".into() }).unwrap();
+    pod.kill("web", "side", 9, false).unwrap();
+    assert_eq!(pod.state("web", "").unwrap().status(), TaskStatus::Paused);
+    pod.task::<Empty>(method::RESUME, &ResumeRequest { id: "web".into() }).unwrap();
+    assert_eq!(pod.wait("web", "side"), 137);
     pod.task::<Empty>(method::PAUSE, &PauseRequest { id: "web".into() }).unwrap();
     pod.kill("web", "", 9, false).unwrap();
     assert_eq!(pod.wait("web", ""), 137);
     pod.shutdown();
+}
+
+#[test]
+fn a_container_that_is_killed_while_it_is_being_paused_dies() {
+    for _ in 0..10 {
+        let mut pod = Pod::new();
+        pod.run("web", &["sleep", "1000"]);
+        // One right behind the other: the worker that freezes it has hardly begun.
+        let pause = pod.client.send(service::TASK_V3, method::PAUSE, &PauseRequest { id: "web".into() });
+        let request = KillRequest { id: "web".into(), signal: 9, ..Default::default() };
+        let kill = pod.client.send(service::TASK_V3, method::KILL, &request);
+        let _ = pod.client.receive::<Empty>(pause);
+        pod.client.receive::<Empty>(kill).unwrap();
+        assert_eq!(pod.wait("web", ""), 137);
+        pod.shutdown();
+    }
 }
 
 #[test]

@@ -8,10 +8,14 @@ use coracle_proto::ttrpc::{Code, FrameReader, StreamIds, encode_request, service
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The version of a shim's API from which its task service is named v3. The messages are the same.
 const TASK_V3: u32 = 3;
+/// How long a request may take to be written whose answer nobody waits for.
+const TELLING: Duration = Duration::from_secs(20);
+/// Answers that nobody asked for before whoever sends them is not listened to any more.
+const MAX_STRAYS: usize = 256;
 /// Bytes asked of the socket at once.
 const READ_SIZE: usize = 16 << 10;
 
@@ -29,6 +33,14 @@ pub struct Client {
     /// Calls whose answer is wanted and has not come, and answers that nobody took yet.
     asked: Vec<u32>,
     answers: Vec<(u32, Answer)>,
+    /// Answers that were nobody's.
+    strays: usize,
+}
+
+/// What is left of the time, if it is bounded.
+fn left(until: Option<Instant>) -> io::Result<Option<Duration>> {
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    if left == Some(Duration::ZERO) { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
 type Answer = Result<Vec<u8>, coracle_proto::Status>;
@@ -63,6 +75,7 @@ impl Client {
             frames: FrameReader::new(),
             asked: Vec::new(),
             answers: Vec::new(),
+            strays: 0,
         }
     }
 
@@ -108,18 +121,20 @@ impl Client {
             let words = if late { "no answer in time".to_owned() } else { error.to_string() };
             code.failure(format!("{method}: {peer}: {words}"))
         };
-        self.flush(method)?;
-        self.socket.set_read_timeout(timeout).map_err(broken)?;
-        let answer = self.receive(id).map_err(broken)?.map_err(Failure::from)?;
+        let until = timeout.map(|timeout| Instant::now() + timeout);
+        self.flush(until).map_err(broken)?;
+        let answer = self.receive(id, until).map_err(broken)?.map_err(Failure::from)?;
         A::decode(answer.as_slice())
             .map_err(|error| Code::DataLoss.failure(format!("{method}: {peer}: the answer does not decode: {error}")))
     }
 
     /// One call of the task service whose answer nobody waits for: it is done, although this connection ends.
     pub fn tell(&mut self, method: &str, request: &impl Message) -> Result<(), Failure> {
+        let peer = self.peer;
         let id = self.queue(self.service, method, request, None)?;
         self.asked.retain(|asked| *asked != id);
-        self.flush(method)
+        let told = self.flush(Some(Instant::now() + TELLING));
+        told.map_err(|error| Code::Unavailable.failure(format!("{method}: {peer}: {error}")))
     }
 
     fn queue(
@@ -140,21 +155,33 @@ impl Client {
         Ok(id)
     }
 
-    /// Writes what was begun.
-    fn flush(&mut self, method: &str) -> Result<(), Failure> {
+    /// Writes what was begun. The time is for all of it: who takes it byte by byte is not given more for each.
+    fn flush(&mut self, until: Option<Instant>) -> io::Result<()> {
         let bytes = std::mem::take(&mut self.out);
-        let peer = self.peer;
-        let broken = |error: io::Error| Code::Unavailable.failure(format!("{method}: {peer}: {error}"));
-        self.socket.write_all(&bytes).map_err(broken)
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            self.socket.set_write_timeout(left(until)?)?;
+            match self.socket.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => rest = &rest[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
-    fn receive(&mut self, id: u32) -> io::Result<Answer> {
+    fn receive(&mut self, id: u32, until: Option<Instant>) -> io::Result<Answer> {
         let mut buffer = vec![0; READ_SIZE];
         loop {
             if let Some(at) = self.answers.iter().position(|(of, _)| *of == id) {
                 return Ok(self.answers.swap_remove(at).1);
             }
-            let count = self.socket.read(&mut buffer)?;
+            self.socket.set_read_timeout(left(until)?)?;
+            let count = match self.socket.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                count => count?,
+            };
             if count == 0 {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection"));
             }
@@ -162,6 +189,10 @@ impl Client {
             while let Some(frame) = self.frames.take(&mut bytes).map_err(io::Error::other)? {
                 let of = frame.stream_id;
                 // One that nobody asked for, or did not want, is nobody's.
+                self.strays += usize::from(!self.asked.contains(&of));
+                if self.strays > MAX_STRAYS {
+                    return Err(io::Error::other("it answers what nobody asked"));
+                }
                 if let Some(at) = self.asked.iter().position(|asked| *asked == of) {
                     self.asked.swap_remove(at);
                     self.answers.push((of, frame.into_response().map_err(io::Error::other)?));

@@ -54,7 +54,10 @@ pub fn client(folder: &Path) -> Result<Client, Failure> {
 }
 
 fn connect(folder: &Path) -> Result<Client, Failure> {
-    let socket = super::connect(folder, TASK_SOCKET);
+    let socket = super::connect(folder, TASK_SOCKET).and_then(|socket| {
+        socket.set_nonblocking(false)?;
+        Ok(socket)
+    });
     let socket =
         socket.map_err(|error| Code::Unavailable.failure(format!("connect to the virtual machine: {error}")))?;
     Ok(Client::over(socket, "the virtual machine"))

@@ -63,6 +63,7 @@ pub use client::client;
 use coracle_proto::coracle::{NamespaceMode, SandboxOptions, VmOptions};
 use coracle_proto::ttrpc::Code;
 use nix::libc::SIGKILL;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, socket};
 use serde::{Deserialize, Serialize};
 use share::Share;
 use std::fs::{self, File};
@@ -295,9 +296,14 @@ fn listen(folder: &Path, name: &str) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Connects to a socket in a folder.
+/// Connects to a socket in a folder, however long its path is, at once or not at all: nobody waits for a queue that the
+/// guest keeps full.
 fn connect(folder: &Path, name: &str) -> io::Result<UnixStream> {
-    UnixStream::connect(by_descriptor(&File::open(folder)?, name))
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    let folder = File::open(folder)?;
+    socket::connect(made.as_raw_fd(), &UnixAddr::new(&by_descriptor(&folder, name))?)?;
+    Ok(made.into())
 }
 
 fn by_descriptor(folder: &File, name: &str) -> PathBuf {

@@ -24,14 +24,13 @@ use crate::reactor::{Interest, Reactor, Ready, Table, Token};
 use crate::stdio::{self, AWAITED, IoOwner, Names, OurEnds, ProcessEnds};
 use coracle_proto::attach::{FrameReader, Kind, MAX_HELLO, header};
 use coracle_proto::ttrpc::Code;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The socket's name in the folder of the virtual machine.
 pub const SOCKET: &str = "attach.sock";
@@ -83,14 +82,9 @@ pub fn open(names: &Names, owner: IoOwner, folder: &Path) -> Result<(ProcessEnds
     Ok((theirs, ours))
 }
 
-/// Connects without waiting: a unix socket is connected at once or not at all.
+/// Connects without waiting.
 pub fn connect_now(folder: &Path) -> io::Result<UnixStream> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    // However long the folder's path is.
-    let folder = File::open(folder)?;
-    connect(socket.as_raw_fd(), &UnixAddr::new(&super::by_descriptor(&folder, SOCKET))?)?;
-    Ok(socket.into())
+    super::connect(folder, SOCKET)
 }
 
 /// Bytes of a process' input, output and error output that have passed.
@@ -128,9 +122,11 @@ pub fn say_hello(stream: &UnixStream, id: &str, exec: &str, again: bool) -> Resu
 /// The second.
 pub fn hear_answer(stream: &UnixStream, id: &str, exec: &str) -> Result<Passed, Failure> {
     let failed = not_attached(id, exec);
-    stream.set_read_timeout(Some(PATIENCE)).map_err(&failed)?;
+    let until = Instant::now() + PATIENCE;
     let (mut line, mut byte) = (Vec::new(), [0u8; 1]);
     while byte[0] != b'\n' {
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        stream.set_read_timeout(Some(left)).map_err(&failed)?;
         (&*stream).read_exact(&mut byte).map_err(&failed)?;
         line.push(byte[0]);
         if line.len() > MAX_HELLO {

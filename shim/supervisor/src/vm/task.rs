@@ -143,6 +143,7 @@ impl Guest {
             Act::Undo { .. } => {
                 // Whether it knows of the container or not, nothing of it may run on.
                 let _ = self.delete(id, "");
+                let _ = fs::remove_file(self.image());
                 self.let_go(id).map(|()| Vec::new())
             }
             Act::Exec { exec, spec, names, ends, goes_on } => {
@@ -286,9 +287,16 @@ impl Guest {
         }
     }
 
+    /// Where such a filesystem is: on a disk where containerd has given the bundle one (the bundle is in memory, which
+    /// everybody shares), else in the bundle.
+    fn image(&self) -> PathBuf {
+        let work = self.bundle.join("work");
+        if work.is_dir() { work.join(IMAGE) } else { self.bundle.join(IMAGE) }
+    }
+
     /// Makes a filesystem of whatever the root is here.
     fn make_image(&self, rootfs: Vec<Mount>) -> Result<PathBuf, Failure> {
-        let image = self.bundle.join(IMAGE);
+        let image = self.image();
         let failed = |why: String| Code::Unknown.failure(format!("make {}: {why}", image.display()));
         coracle_runtime::leave_mount_namespace(&self.bundle)?;
         let mounts: Vec<_> = rootfs.into_iter().map(ops::rootfs_mount).collect();
@@ -301,6 +309,7 @@ impl Guest {
         if !output.status.success() {
             let words = String::from_utf8_lossy(&output.stderr);
             let words: String = words.trim().replace('\n', "; ").chars().take(MAX_WORDS).collect();
+            let _ = fs::remove_file(&image);
             return Err(failed(format!("{MKFS}: {}: {words}", output.status)));
         }
         Ok(image)
@@ -422,7 +431,7 @@ impl Guest {
         let gone = self.client().is_err_and(|failure| failure.code == Code::Unavailable);
         let done = if gone { Ok(()) } else { done };
         if done.is_ok() {
-            let _ = fs::remove_file(self.bundle.join(IMAGE));
+            let _ = fs::remove_file(self.image());
             let _ = fs::remove_file(self.bundle.join(RECORD));
         }
         done
