@@ -344,6 +344,47 @@ fn pulls_at_the_same_time_share_the_work() {
     assert!(log_lines <= 4 + 3, "{log_lines} blobs were fetched");
 }
 
+#[test]
+fn a_digest_is_not_answered_with_a_tag_and_moves_none() {
+    let place = Place::new();
+    let registry = TestRegistry::start();
+    for (name, content) in [("old", b"1"), ("new", b"2")] {
+        place.layout.image(name).file("which", 0o644, content).build();
+    }
+    let name = registry.name("app:1");
+    registry.push(&place.layout, "old", "app:1", &[]);
+    let store = place.store();
+    let old = pull(&store, &name).unwrap();
+    let digest = old.repo_digests[0].split_once('@').unwrap().1.to_owned();
+    registry.push(&place.layout, "new", "app:1", &[]);
+    let new = pull(&store, &name).unwrap();
+    assert_ne!(old.id, new.id);
+    let pinned = format!("{name}@{digest}");
+    assert_eq!(pull(&store, &pinned).unwrap().id, old.id);
+    assert_eq!(store.image(&pinned).unwrap().unwrap().id, old.id);
+    assert_eq!(store.image(&name).unwrap().unwrap().id, new.id, "nobody asked the registry for the tag");
+    let unknown = format!("{name}@sha256:{}", "0".repeat(64));
+    assert!(store.image(&unknown).unwrap().is_none());
+    let reference = Reference::parse(&unknown).unwrap();
+    assert_eq!(store.tag(&name, &reference).unwrap_err().kind(), ErrorKind::Invalid);
+    assert!(!store.untag(&reference).unwrap());
+    assert_eq!(store.image(&name).unwrap().unwrap().id, new.id);
+}
+
+#[test]
+fn what_images_hold_is_closed_to_others_and_one_that_was_open_is_closed() {
+    let place = Place::new();
+    drop(place.store());
+    let folders = ["layers", "layers/sha256", "blobs", "erofs", "tmp"].map(|name| place.path("root").join(name));
+    for folder in &folders {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    drop(place.store());
+    for folder in &folders {
+        assert_eq!(fs::metadata(folder).unwrap().mode() & 0o777, 0o700, "{}", folder.display());
+    }
+}
+
 /// A small file system of its own, with room for so many bytes.
 fn mount_disk(place: &Place, bytes: u64) {
     let file = fs::File::create(place.path("disk")).unwrap();

@@ -363,6 +363,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_mirror_of_one_word_is_no_repository_of_the_default_registry() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("docker.io")).unwrap();
+        let text = "[host.\"http://mirrorbox\"]\n[host.\"http://mirror.example\"]\n";
+        std::fs::write(dir.path().join("docker.io/hosts.toml"), text).unwrap();
+        let config = crate::hosts::HostsConfig { roots: vec![dir.path().to_owned()], insecure: Vec::new() };
+        let auths =
+            r#"{"auths":{"https://index.docker.io/v1/":{"auth":"aHViOmh1Yg=="},"mirror.example":{"auth":"bTpt"}}}"#;
+        let keyring = Keyring::parse(auths, std::path::Path::new("config.json")).unwrap();
+        let image = Reference::parse("busybox").unwrap();
+        let shown: Vec<_> = config
+            .hosts("docker.io")
+            .unwrap()
+            .into_iter()
+            .filter(|host| host.mirror)
+            .map(|host| (host.authority.clone(), mirror_credentials(&host, &image, &keyring).unwrap()))
+            .collect();
+        let [(first, one_word), (second, own)] = &shown[..] else { panic!("{shown:?}") };
+        assert_eq!((first.as_str(), second.as_str()), ("mirrorbox", "mirror.example"));
+        assert!(matches!(one_word, Credentials::Anonymous), "{one_word:?}");
+        assert!(matches!(own, Credentials::Basic { username, .. } if username == "m"), "{own:?}");
+    }
+
+    #[test]
     fn tags_alike_are_named_first() {
         let tags = ["latest", "1.1", "1.20", "1.21", "2", "3", "4", "5"].map(String::from).to_vec();
         assert_eq!(name_some(tags, "1.2"), "the tags 1.20, 1.21, 1.1, 2, 3, 4 and 2 more");

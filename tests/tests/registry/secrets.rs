@@ -132,6 +132,19 @@ fn a_redirect_to_another_server_takes_no_secrets_along() {
 }
 
 #[test]
+fn who_is_redirected_to_cannot_ask_for_credentials() {
+    let tokens = Server::start(|_| Response::new(200, r#"{"token":"t"}"#));
+    let bearer = format!("Bearer realm=\"http://{}/token\",service=\"s\"", tokens.host());
+    let storage = Server::start(move |_| Response::new(401, "").header("www-authenticate", &bearer));
+    let location = format!("http://{}/signed", storage.host());
+    let registry = Server::start(move |_| Response::new(307, "").header("location", &location));
+    let source = source(config(), &format!("{}/app", registry.host()), Credentials::basic("u", "p"));
+    fetch_blob(&*source, &Descriptor::new("", Digest::of(b"x"), 1), &Silent).unwrap_err();
+    assert!(!storage.requests().is_empty() && tokens.requests().is_empty(), "{:?}", tokens.requests());
+    assert!(storage.requests().iter().all(|request| request.header("authorization").is_empty()));
+}
+
+#[test]
 fn redirects_without_end_are_an_error() {
     let server = Server::start(|_| Response::new(302, "").header("location", "/again"));
     let failed = failure(config(), &format!("{}/app", server.host()));
