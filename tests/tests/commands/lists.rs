@@ -65,6 +65,9 @@ fn waiting_ends_when_it_is_so_or_the_time_is_over() {
     let late = machine.coracle(&["wait", "--for=condition=Ready", "--timeout=300ms", "job"]);
     assert_eq!(late.status.code(), Some(1));
     assert!(late.err.contains("the time is over"), "{late:?}");
+    // That one is gone says nothing of the other.
+    let one = machine.coracle(&["wait", "--for=delete", "--timeout=300ms", "gone", "job"]);
+    assert_eq!(one.status.code(), Some(1), "{one:?}");
     let mut command = machine.command(&["wait", "--for=delete", "job"]);
     command.stdout(Stdio::piped());
     let child = machine.run(|| command.spawn()).expect("start coracle");

@@ -1,7 +1,8 @@
 //! Deployments and their kin as pods; Jobs to their end.
 
 use super::{code, container, file};
-use coracle_tests::machine::Machine;
+use coracle_tests::machine::{Machine, until};
+use std::time::Duration;
 
 fn workload(kind: &str, name: &str, fields: &str, pod_fields: &str, script: &str) -> String {
     let version = if kind == "Job" { "batch/v1" } else { "apps/v1" };
@@ -72,5 +73,39 @@ fn a_job_that_fails_more_than_it_may_has_failed() {
     let text = workload("Job", "bad", "backoffLimit: 0, ", "restartPolicy: Never, ", "exit 3");
     let said = machine.coracle(&["run", &file(&machine, "job.yaml", &text)]);
     assert_eq!(code(&said), 3);
+    assert_eq!(machine.pods().len(), 1, "no second pod was made");
+}
+
+/// Its pods have no second life: what was to follow them is decided when it is due.
+#[test]
+fn a_job_that_was_deleted_makes_no_more_pods_and_ends_no_other_of_its_name() {
+    let machine = Machine::new();
+    let failing = workload("Job", "bad", "backoffLimit: 4, ", "restartPolicy: Never, ", "exit 1");
+    let short = workload("Job", "twice", "ttlSecondsAfterFinished: 4, ", "restartPolicy: Never, ", "true");
+    let path = file(&machine, "jobs.yaml", &format!("{failing}{short}"));
+    machine.ok(&["run", "-d", &path]);
+    let phase = |pod: &str| machine.view(pod)["phase"].as_str().map(str::to_owned);
+    until("both have ended", || {
+        phase("bad-0").as_deref() == Some("Failed") && phase("twice-0").as_deref() == Some("Succeeded")
+    });
+    machine.ok(&["down", &path]);
+    let long = workload("Job", "twice", "ttlSecondsAfterFinished: 4, ", "restartPolicy: Never, ", "sleep 600");
+    let path = file(&machine, "again.yaml", &long);
+    machine.ok(&["run", "-d", &path]);
+    // Beyond the delay after a failure, and the time for which a finished Job is kept.
+    std::thread::sleep(Duration::from_secs(12));
+    assert_eq!(machine.pods().len(), 1);
+    assert_eq!(phase("twice-0").as_deref(), Some("Running"));
+    machine.ok(&["down", &path]);
+}
+
+#[test]
+fn a_pod_past_its_deadline_has_failed_however_its_containers_end() {
+    let machine = Machine::new();
+    let script = "trap \"exit 0\" TERM; sleep 100 & wait";
+    let fields = "restartPolicy: Never, activeDeadlineSeconds: 1, ";
+    let text = workload("Job", "late", "backoffLimit: 0, ", fields, script);
+    let said = machine.coracle(&["run", &file(&machine, "job.yaml", &text)]);
+    assert_eq!(code(&said), 1, "{said:?}");
     assert_eq!(machine.pods().len(), 1, "no second pod was made");
 }
