@@ -222,7 +222,7 @@ impl Cni {
             let (network, ifname) = (&record.network, &record.ifname);
             return Err(Error::Invalid(format!("CNI network {network}: its plugins gave {ifname} no address")));
         }
-        for dir in exec.conf.plugins.iter().filter_map(|plugin| native::store_dir(plugin, &record.network)) {
+        for dir in native::store_dirs(&exec.conf.plugins, &record.network) {
             Store::open(&dir)?.sign(&place.ips.iter().map(|net| net.ip).collect::<Vec<_>>());
         }
         exec.result = result;
@@ -334,10 +334,8 @@ impl Cni {
     /// engine, and one that attached pods to it since the host started.
     pub(super) fn collect(&self) -> Result<(), Error> {
         let Some(conf) = self.found().conf else { return Ok(()) };
-        for dir in conf.plugins.iter().filter_map(|plugin| native::store_dir(plugin, &conf.name)) {
-            if dir.is_dir() {
-                Store::open(&dir)?.sweep()?;
-            }
+        for dir in native::store_dirs(&conf.plugins, &conf.name) {
+            Store::open(&dir)?.sweep()?;
         }
         let ours = self.system || self.records.is_used(&conf.name);
         if conf.disable_gc || !ours || self.plan(&conf).is_some() {

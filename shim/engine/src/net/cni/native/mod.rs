@@ -33,7 +33,7 @@ use crate::net::nl::Socket;
 use crate::net::{Attach, Attachment, Error, IpNet, POD_INTERFACE, conntrack, nft};
 use crate::types::{PortMapping, Protocol};
 use plan::number;
-pub(super) use plan::{Plan, store_dir};
+pub(super) use plan::{Plan, store_dirs};
 use store::Owner;
 pub(super) use store::Store;
 use table::Table;

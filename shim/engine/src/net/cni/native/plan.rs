@@ -21,10 +21,26 @@ const DATA_DIR: &str = "/var/lib/cni/networks";
 const BRIDGE: &str = "cni0";
 
 /// Where a plugin's addresses are kept, if `host-local` is who keeps them.
-pub(in crate::net::cni) fn store_dir(plugin: &Plugin, network: &str) -> Option<PathBuf> {
+fn store_dir(plugin: &Plugin, network: &str) -> Option<PathBuf> {
     let ipam = plugin.body.get("ipam")?;
     let dir = ipam.get("dataDir").and_then(Value::as_str).filter(|dir| !dir.is_empty()).unwrap_or(DATA_DIR);
     (ipam.get("type")?.as_str()? == "host-local").then(|| Path::new(dir).join(network))
+}
+
+/// Where a network's addresses are kept by `host-local`, as far as its configuration tells. A plugin without an `ipam` (flannel,
+/// and others that have the work done by a plugin of their choice) keeps them in the usual place if anywhere: that is only
+/// looked at when it is there.
+pub(in crate::net::cni) fn store_dirs(plugins: &[Plugin], network: &str) -> Vec<PathBuf> {
+    dirs_with(plugins, network, Path::new(DATA_DIR))
+}
+
+fn dirs_with(plugins: &[Plugin], network: &str, usual: &Path) -> Vec<PathBuf> {
+    let mut dirs: Vec<PathBuf> = plugins.iter().filter_map(|plugin| store_dir(plugin, network)).collect();
+    if plugins.iter().all(|plugin| plugin.body.get("ipam").is_none()) {
+        dirs.push(usual.join(network));
+    }
+    dirs.retain(|dir| dir.is_dir());
+    dirs
 }
 
 /// What to do in the plugins' place.
@@ -369,6 +385,22 @@ pub(in crate::net::cni) mod tests {
     }
 
     const PORTMAP: &str = r#", {"type": "portmap", "capabilities": {"portMappings": true}}"#;
+
+    #[test]
+    fn addresses_are_found_where_a_delegating_plugin_has_them_kept() {
+        let place = tempfile::tempdir().unwrap();
+        let dirs = |plugins: &str| {
+            let conf = conf(&format!(r#"{{"cniVersion": "0.3.1", "name": "net", "plugins": [{plugins}]}}"#));
+            dirs_with(&conf.plugins, "net", place.path())
+        };
+        let flannel = r#"{"type": "flannel", "delegate": {"isDefaultGateway": true}}, {"type": "portmap"}"#;
+        assert_eq!(dirs(flannel), Vec::<PathBuf>::new(), "they are not there");
+        std::fs::create_dir(place.path().join("net")).unwrap();
+        assert_eq!(dirs(flannel), [place.path().join("net")]);
+        let own = format!(r#"{{"type": "macvlan", "ipam": {{"type": "host-local", "dataDir": {:?}}}}}"#, place.path());
+        assert_eq!(dirs(&own), [place.path().join("net")]);
+        assert_eq!(dirs(r#"{"type": "macvlan", "ipam": {"type": "dhcp"}}"#), Vec::<PathBuf>::new());
+    }
 
     #[test]
     fn the_common_configuration_is_done_natively() {
