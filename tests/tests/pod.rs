@@ -391,8 +391,8 @@ fn a_pod_that_cannot_start_leaves_nothing_behind() {
     let line = machine.fails(&["run", "-d", &machine.pod("broken", &spec)]);
     assert!(line.starts_with("coracle: run broken: ") && line.contains("/no/such/program"), "{line}");
     let spec = format!(
-        "  volumes: [{{name: v, hostPath: {{path: /no/such/path, type: Directory}}}}]\n  containers:\n  - name: main\n    image: {IMAGE}\n    \
-         imagePullPolicy: Never\n    volumeMounts: [{{name: v, mountPath: /v}}]\n"
+        "  volumes: [{{name: v, hostPath: {{path: /no/such/path, type: Directory}}}}]\n  containers:\n  - name: main\n    \
+         image: {IMAGE}\n    imagePullPolicy: Never\n    volumeMounts: [{{name: v, mountPath: /v}}]\n"
     );
     let line = machine.fails(&["run", "-d", &machine.pod("broken", &spec)]);
     assert!(line.contains("hostPath /no/such/path: No such file or directory"), "{line}");
