@@ -574,7 +574,7 @@ fn fields_that_are_not_done_are_refused_by_name() {
     if apparmor {
         let mut bundle = Bundle::new(&["/bin/true"]);
         bundle.set("/process/apparmorProfile", json!("coracle-no-such-profile"));
-        bundle.run().fails("\"coracle-no-such-profile\" (is it loaded?)");
+        bundle.run().fails("coracle-no-such-profile").fails("is it loaded?");
     }
     for (pointer, value) in [
         ("/process/apparmorProfile", json!("p")),
